@@ -1,0 +1,50 @@
+"""``python -m lit_consistency COMMAND``: sends every command to its room, and imports no more than that room needs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+USAGE = """\
+usage: lit-consistency COMMAND [options]        (or python -m lit_consistency COMMAND [options])
+
+Pretrain and finetune LitGPT models with any optimizer, and see in the same run what was learned and what was forgotten.
+
+commands:
+  fit        train, from scratch or from a checkpoint:  fit --config configs/quickstart.yaml
+  validate   loss of the held-out part of the data:     validate --config configs/quickstart.yaml
+  test       the same, named test/loss
+  predict    per row: log-likelihood and the model's first choice, into <run>/predictions.jsonl
+  export     write a model for another library:         export --checkpoint_dir DIR --to hf --out_dir OUT
+
+`COMMAND --help` lists the options of a command. Configurations are composed left to right:
+  fit --config configs/quickstart.yaml --config configs/optimizers/muon.yaml --trainer.max_steps 50
+"""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run one command; exit status 2 for a mistake in the call."""
+    args = list(sys.argv[1:] if args is None else args)
+    command = args[0] if args else "--help"
+    if command in ("-h", "--help"):
+        print(USAGE, end="")
+    elif command == "--version":
+        from lit_consistency import __version__
+
+        print(__version__)
+    elif command in ("fit", "validate", "test", "predict"):
+        from lit_consistency.cli import main as train
+
+        train(args)
+    elif command == "export":
+        from lit_consistency.model.export import main as export
+
+        export(args[1:])
+    else:
+        allowed = "fit, validate, test, predict, export"
+        print(f"error: command {command!r}: expected one of {allowed}; see --help", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""What a checkpoint must hold beyond Lightning's, so that a resumed run continues bit for bit.
+
+Random states of Python, NumPy and torch; and, where somebody saves in the middle of an accumulation, the gradients gathered so
+far. Only tensors and plain values: a checkpoint is read with ``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class ExactResume(Callback):
+    """Save and restore random states, gathered gradients, and the position when the number of ranks changes."""
+
+    def __init__(self) -> None:
+        self._restored: dict[str, Any] = {}
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add the states to the checkpoint."""
+        ready = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        halfway = ready % trainer.accumulate_grad_batches != 0
+        if halfway and trainer.world_size > 1:
+            raise RuntimeError(
+                "a checkpoint in the middle of an accumulation holds the gradients of one rank only: "
+                "save when (batch_idx + 1) is a multiple of accumulate_grad_batches"
+            )
+        gradients = {n: p.grad for n, p in pl_module.named_parameters() if halfway and p.grad is not None}
+        checkpoint["exact_resume"] = {
+            "random": random_states(),
+            "gradients": gradients,
+            "step_loss": pl_module._step_loss if halfway else None,
+            "accumulate": trainer.accumulate_grad_batches,
+        }
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take the states out of the checkpoint; count its micro-batches in those of this run."""
+        self._restored = checkpoint.get("exact_resume", {})
+        before, now = self._restored.get("accumulate", 1), trainer.accumulate_grad_batches
+        if before != now:
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+            for counts in (progress["current"], progress["total"]):
+                for key, value in counts.items():
+                    counts[key] = value * now // before
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the states back, last of all, when everything that could draw a random number has been set up."""
+        if not self._restored:
+            return
+        set_random_states(self._restored["random"])
+        parameters = dict(pl_module.named_parameters())
+        for name, gradient in self._restored["gradients"].items():
+            parameters[name].grad = gradient.to(parameters[name].device)
+        if self._restored["step_loss"] is not None:
+            pl_module._step_loss = self._restored["step_loss"].to(pl_module.device)
+        self._restored = {}
+
+
+def random_states() -> dict[str, Any]:
+    """States of the global generators, as tensors and plain values."""
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    states: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": [str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Put back what ``random_states`` returned."""
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])

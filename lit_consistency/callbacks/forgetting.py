@@ -1,0 +1,168 @@
+"""What the run learns and what it forgets, against the base measured by the same code at step 0.
+
+Every k steps: the watched sets, the distance of the weights from the start, the share of coordinates ever moved, and the KL
+divergence from the base on the new task. A run with this callback equals a run without it bit for bit.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Optional
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import Tensor
+from torch.func import functional_call
+
+from lit_consistency.callbacks.table import Measurement, results_table
+from lit_consistency.callbacks.weight_change import WeightChange
+from lit_consistency.data.watch import RetainData
+from lit_consistency.evaluation import PreparedSet, forward_kl, log_probabilities, untouched
+from lit_consistency.optimizers import roles
+
+
+class Forgetting(Callback):
+    """Watch learning and forgetting during ``fit``.
+
+    Args:
+        learn: sets of the new task; better is learned. When not given, the held-out rows of the training data.
+        retain: sets of what the base can do; worse is forgotten.
+        every_n_steps: optimizer steps between measurements; 0 measures at the start and at the end only.
+        batch_tokens: padded tokens in one forward of an evaluation.
+        kl_positions: supervised positions of the learning sets at which KL(base || model) is taken; 0 switches it off. Memory:
+            4 bytes per position and token of the vocabulary.
+    """
+
+    def __init__(
+        self,
+        learn: Optional[RetainData] = None,
+        retain: Optional[RetainData] = None,
+        every_n_steps: int = 0,
+        batch_tokens: int = 8192,
+        kl_positions: int = 256,
+    ) -> None:
+        for key, value, least in (
+            ("every_n_steps", every_n_steps, 0),
+            ("batch_tokens", batch_tokens, 1),
+            ("kl_positions", kl_positions, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{key} = {value}: expected at least {least}")
+        self.learn = learn
+        self.retain = retain
+        self.every_n_steps = every_n_steps
+        self.batch_tokens = batch_tokens
+        self.kl_positions = kl_positions
+        self.base: dict[str, float] = {}
+        self.latest: dict[str, float] = {}
+        self.measured_at = -1
+        self.evaluation_seconds = 0.0
+        self._sets: dict[str, PreparedSet] = {}
+        self._change = WeightChange({})
+        self._moved: dict[str, Tensor] = {}
+        self._base_log_probs: Tensor | None = None
+
+    # ---------------------------------------------------------------------------------------------------------------- hooks
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Ask the module to keep the weights of the start."""
+        if stage == "fit":
+            pl_module.keep_start = True  # type: ignore[assignment]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tokenize the sets; measure the base, unless this is the continuation of a run that has done so."""
+        self._prepare(trainer, pl_module)
+        if not self.base:
+            self._measure(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Measure every k optimizer steps."""
+        step = trainer.global_step
+        if self.every_n_steps and step % self.every_n_steps == 0 and step != self.measured_at:
+            self._measure(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure once more and print the table; a run that was interrupted by a signal only saves."""
+        if getattr(trainer, "interrupted_by", None) is not None:
+            return
+        if trainer.global_step != self.measured_at:
+            self._measure(trainer, pl_module)
+        rank_zero_only(results_table)(self.measurements(), self.latest)
+
+    # ------------------------------------------------------------------------------------------------------------ measuring
+
+    def _prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        learn = self.learn.sets if self.learn else {"validation": data.validation_set()}
+        retain = self.retain.sets if self.retain else {}
+        self._sets = {
+            f"{kind}/{name}": PreparedSet(watched, data.tokenizer, data.block_size)
+            for kind, sets in (("learn", learn), ("retain", retain))
+            for name, watched in sets.items()
+            if watched is not None
+        }
+        self._change = WeightChange(roles(pl_module.gpt))
+        changes = pl_module.method.changes(pl_module.gpt, pl_module.start)
+        self._change.load_state_dict(self._moved, {name: change.shape for name, (change, _) in changes.items()})
+
+        def from_start(tokens: Tensor) -> Tensor:
+            return functional_call(pl_module.gpt, on_device, (tokens,))
+
+        on_device = {name: tensor.to(pl_module.device) for name, tensor in pl_module.start.items()}
+        with untouched(pl_module):
+            self._base_log_probs = self._log_probs(from_start, pl_module.device)
+
+    def _log_probs(self, forward: Any, device: torch.device) -> Tensor | None:
+        items = [item for key, s in self._sets.items() if key.startswith("learn/") for item in s.items]
+        if not self.kl_positions or not items:
+            return None
+        return log_probabilities(
+            forward, items, n_positions=self.kl_positions, batch_tokens=self.batch_tokens, device=device
+        )
+
+    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        began = time.perf_counter()
+        numbers: dict[str, float] = {}
+        with untouched(pl_module):
+            for key, prepared in self._sets.items():
+                found = prepared.measure(pl_module, batch_tokens=self.batch_tokens, device=pl_module.device)
+                numbers[key] = found[prepared.metric]
+                numbers |= {f"{key}.{name}": value for name, value in found.items() if name != prepared.metric}
+            log_probs = self._log_probs(pl_module, pl_module.device)
+            if log_probs is not None and self._base_log_probs is not None:
+                numbers["kl_to_base"] = forward_kl(self._base_log_probs, log_probs)
+            numbers |= self._change.measure(pl_module.method.changes(pl_module.gpt, pl_module.start))
+        self.base = self.base or dict(numbers)
+        numbers |= {f"forget/{m.name}": m.worse for m in self._compare(numbers) if m.kind == "retain"}
+        self.latest, self.measured_at = numbers, trainer.global_step
+        pl_module.log_now(numbers)
+        self.evaluation_seconds += time.perf_counter() - began
+
+    def _compare(self, numbers: dict[str, float]) -> list[Measurement]:
+        return [
+            Measurement(*key.split("/", 1), prepared.metric, self.base[key], numbers[key])
+            for key, prepared in self._sets.items()
+        ]
+
+    def measurements(self) -> list[Measurement]:
+        """Base and latest value of every watched set."""
+        return self._compare(self.latest)
+
+    # ---------------------------------------------------------------------------------------------------------------- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base's numbers and what has moved: a resumed run compares with the same base."""
+        return {
+            "base": self.base,
+            "latest": self.latest,
+            "measured_at": self.measured_at,
+            "moved": self._change.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue with the base of the earlier part of the run."""
+        self.base, self.latest = state_dict["base"], state_dict["latest"]
+        self.measured_at, self._moved = state_dict["measured_at"], state_dict["moved"]

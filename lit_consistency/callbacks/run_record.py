@@ -1,0 +1,220 @@
+"""The run's folder: what was run, on what, and what came out.
+
+``config.yaml`` (complete), ``run.json`` (base and its hash, the optimizer that pretrained it, data, versions, parameter table,
+seeds, final metrics), ``metrics.jsonl``, TensorBoard events, ``checkpoints/`` and ``model/``, the final model in LitGPT's format
+with its provenance, so that any result is the next run's base.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any, Optional
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
+
+from lit_consistency.callbacks.checkpoint_io import write_atomically
+from lit_consistency.callbacks.forgetting import Forgetting
+from lit_consistency.callbacks.metrics_file import MetricsFile
+from lit_consistency.callbacks.throughput import Throughput
+from lit_consistency.model import Provenance, read_provenance, current_versions, save_model, weights_hash
+from lit_consistency.optimizers import format_table
+
+RUN_NAME = "LIT_CONSISTENCY_RUN_NAME"  # environment: ranks started by Lightning agree on the name of rank 0
+
+
+class RunRecord(Callback):
+    """Name and record the run, and save the final model.
+
+    Args:
+        name: of the run's folder; a time stamp when not given.
+        root: folder of all runs.
+        final_dir: where the final model goes; ``<run>/model`` when not given.
+        overwrite: replace ``final_dir`` if it exists. The old folder stays until the new one is complete.
+        save_model: save the final model at all.
+    """
+
+    def __init__(
+        self,
+        name: Optional[str] = None,
+        root: Path = Path("checkpoints/runs"),
+        final_dir: Optional[Path] = None,
+        overwrite: bool = False,
+        save_model: bool = True,
+    ) -> None:
+        if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+            raise ValueError(f"name = {name!r}: expected letters, digits, '.', '_' and '-', at most 100, no path")
+        if final_dir is not None and Path(final_dir).exists() and not overwrite:
+            raise ValueError(f"final_dir = {final_dir}: exists; name another, or set overwrite to replace it at the end")
+        self.name = name or os.environ.get(RUN_NAME) or time.strftime("%Y%m%d-%H%M%S")
+        os.environ[RUN_NAME] = self.name
+        self.root = Path(root)
+        self.final_dir = Path(final_dir) if final_dir is not None else None
+        self.overwrite = overwrite
+        self.save_model = save_model
+        self.config_yaml = ""
+        self.resumed_from: str | None = None
+        self.record: dict[str, Any] = {}
+
+    @property
+    def directory(self) -> Path:
+        """The run's folder."""
+        return self.root / self.name
+
+    def check_free(self) -> None:
+        """ValueError when the folder holds another run, which a new one must not overwrite."""
+        if self.directory.exists() and any(self.directory.iterdir()):
+            raise ValueError(
+                f"run.name = {self.name!r}: {self.directory} is not empty; choose another name, or continue that run with "
+                "--ckpt_path auto"
+            )
+
+    # ---------------------------------------------------------------------------------------------------------------- hooks
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Everything is set up and nothing has been trained: write what is being run."""
+        self.record = self._describe(trainer, pl_module)
+        self._warn_of_mismatch()
+        self._write_start()
+        rank_zero_info(f"run folder: {self.directory}\n{format_table(pl_module.parameter_table)}")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The step is restored by now: drop the numbers of later steps."""
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsFile):
+                logger.keep_until(trainer.global_step)
+        forgetting = _find(trainer, Forgetting)
+        self._log_hyperparameters(trainer, forgetting.latest if forgetting else {})
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the final model, then the final numbers."""
+        interrupted = getattr(trainer, "interrupted_by", None)
+        if interrupted is None and self.save_model:
+            self._save_model(trainer, pl_module)
+        self._finish(trainer, "interrupted" if interrupted else "finished", pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """The record says how the run ended."""
+        if self.record:
+            self.record["error"] = f"{type(exception).__name__}: {exception}"
+            self._finish(trainer, "failed", pl_module)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint holds the configuration that made it, so that a resume can be compared with it."""
+        checkpoint["config"] = self.config_yaml
+
+    # -------------------------------------------------------------------------------------------------------------- content
+
+    def _describe(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+        base = module.checkpoint_dir
+        provenance = read_provenance(base) if base is not None else None
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        return {
+            "name": self.name,
+            "status": "running",
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "command": " ".join(["python -m lit_consistency", *sys.argv[1:]]),
+            "resumed_from": self.resumed_from,
+            "base": str(base) if base is not None else None,
+            "base_hash": weights_hash(base) if base is not None else None,
+            "pretraining_optimizer": provenance.pretraining_optimizer if provenance else None,
+            "optimizer": type(trainer.optimizers[0]).__name__,
+            "method": module.method.name,
+            "stage": type(data).__name__.removesuffix("Data").lower(),
+            "model": module.config.name,
+            "data": data.fingerprint(),
+            "data_stats": data.stats(),
+            "parameters": module.parameter_table,
+            "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
+            "world_size": trainer.world_size,
+            "precision": str(trainer.precision),
+            "total_steps": module.total_steps(),
+            "versions": current_versions(),
+        }
+
+    def _warn_of_mismatch(self) -> None:
+        before, now = self.record["pretraining_optimizer"], self.record["optimizer"]
+        self.record["optimizer_mismatch"] = before is not None and before != now
+        if self.record["optimizer_mismatch"]:
+            rank_zero_warn(
+                f"{self.record['base']} was pretrained with {before} and is now trained with {now}: finetuning with the "
+                "optimizer of pretraining forgets less (arXiv 2605.06654)"
+            )
+
+    @rank_zero_only
+    def _write_start(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.directory / "config.yaml", self.config_yaml)
+        self._write()
+
+    @rank_zero_only
+    def _write(self) -> None:
+        write_atomically(self.directory / "run.json", json.dumps(self.record, indent=2, default=str) + "\n")
+
+    def _finish(self, trainer: Trainer, status: str, module: LightningModule) -> None:
+        forgetting, throughput = _find(trainer, Forgetting), _find(trainer, Throughput)
+        self.record |= {
+            "status": status,
+            "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "steps": trainer.global_step,
+            "base_metrics": forgetting.base if forgetting else {},
+            "final_metrics": forgetting.latest if forgetting else {},
+            "speed": throughput.latest if throughput else {},
+        }
+        self._write()
+        if status == "finished" and forgetting:
+            module.log_now({f"final/{name}": value for name, value in forgetting.latest.items()})
+
+    def _log_hyperparameters(self, trainer: Trainer, measured: dict[str, float]) -> None:
+        """The HParams page shows only metrics that the first call names, so the final ones are declared now."""
+        names = set(measured) | {f"forget/{n.split('/', 1)[1]}" for n in measured if n.startswith("retain/") and "." not in n}
+        chosen = {key: self.record[key] for key in ("model", "method", "optimizer", "pretraining_optimizer", "seed")}
+        group = trainer.optimizers[0].param_groups[0]
+        chosen |= {k: v for k, v in group.items() if isinstance(v, bool | int | float | str)}
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(chosen, {f"final/{name}": float("nan") for name in sorted(names)})
+
+    def _save_model(self, trainer: Trainer, module: LightningModule) -> None:
+        state = module.method.merged_state(module.gpt)
+        if trainer.is_global_zero:
+            out_dir = self.final_dir or self.directory / "model"
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            save_model(
+                out_dir,
+                {name: tensor.detach().cpu() for name, tensor in state.items()},
+                module.config,
+                data.tokenizer_folder,
+                self._provenance(trainer, module),
+                prompt_style=getattr(data, "prompt_style", None),
+                overwrite=self.overwrite or self.final_dir is None,
+            )
+            rank_zero_info(f"final model: {out_dir}")
+        trainer.strategy.barrier("final model")
+
+    def _provenance(self, trainer: Trainer, module: LightningModule) -> Provenance:
+        stage: dict[str, Any] = {
+            "model": module.config.name,
+            "optimizer": self.record["optimizer"],
+            "method": module.method.name,
+            "stage": self.record["stage"],
+            "base": self.record["base"],
+            "base_hash": self.record["base_hash"],
+            "run": self.name,
+            "tokens": self.record["data_stats"].get("tokens_per_step", 0) * trainer.global_step,
+            "steps": trainer.global_step,
+            "seed": self.record["seed"],
+            "command": self.record["command"],
+        }
+        before = read_provenance(module.checkpoint_dir) if module.checkpoint_dir is not None else None
+        return before.next_stage(**stage) if before else Provenance(**stage)
+
+
+def _find(trainer: Trainer, kind: type) -> Any:
+    return next((c for c in trainer.callbacks if isinstance(c, kind)), None)  # type: ignore[attr-defined]

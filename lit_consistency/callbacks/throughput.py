@@ -1,0 +1,139 @@
+"""How fast the run goes and where the time goes.
+
+Tokens per second (all, and supervised), the time of a step split into data, forward and backward, optimizer, and evaluation, the
+share of the machine's peak where that is known, and peak memory. On CUDA the device is waited for only around the steps that are
+logged, so that measuring costs nothing in between.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections import defaultdict
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.throughput import get_available_flops
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from lit_consistency.callbacks.forgetting import Forgetting
+
+
+class Throughput(Callback):
+    """Log ``speed/*`` every ``trainer.log_every_n_steps`` optimizer steps.
+
+    Args:
+        warmup_steps: steps that are not counted, because compilation and allocation make them slow.
+    """
+
+    def __init__(self, warmup_steps: int = 2) -> None:
+        if warmup_steps < 0:
+            raise ValueError(f"warmup_steps = {warmup_steps}: expected 0 or more")
+        self.warmup_steps = warmup_steps
+        self.latest: dict[str, float] = {}
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._tokens = torch.zeros(2, dtype=torch.int64)
+        self._mark = 0.0
+        self._evaluated = 0.0
+        self._steps = 0
+        self._seen = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock after the first evaluation."""
+        self._reset(trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """What passed since the last batch was data, or the evaluation and saving of other callbacks."""
+        passed = self._lap(trainer)
+        evaluated = _evaluation_seconds(trainer)
+        self._seconds["evaluation"] += evaluated - self._evaluated
+        self._seconds["data"] += max(passed - (evaluated - self._evaluated), 0.0)
+        self._evaluated = evaluated
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Gradients are there."""
+        self._seconds["forward_backward"] += self._lap(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Tensor], batch_idx: int
+    ) -> None:
+        """Count tokens; at the end of a step that is logged, write the numbers."""
+        self._tokens[0] += (batch["documents"] >= 0).sum().cpu()
+        self._tokens[1] += (batch["targets"] != -100).sum().cpu()
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        self._seconds["optimizer" if stepped else "forward_backward"] += self._lap(trainer)
+        if not stepped:
+            return
+        self._steps += 1
+        self._seen += 1
+        if self._seen == self.warmup_steps:
+            self._reset(trainer)
+        elif trainer.global_step % trainer.log_every_n_steps == 0 and self._seen > self.warmup_steps:
+            self._log(trainer, pl_module)
+            self._reset(trainer)
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        all_tokens, supervised = (int(n) * trainer.world_size for n in self._tokens)
+        busy = sum(seconds for part, seconds in self._seconds.items() if part != "evaluation")
+        numbers = {
+            "speed/tokens_per_second": all_tokens / busy,
+            "speed/supervised_tokens_per_second": supervised / busy,
+            **{f"speed/{part}_ms": 1000 * seconds / self._steps for part, seconds in self._seconds.items()},
+            "speed/peak_memory_gib": peak_memory_gib(pl_module.device),
+        }
+        peak = available_flops(pl_module.device, trainer)
+        if peak:
+            used = all_tokens * flops_per_token(pl_module.gpt, trainer.datamodule.block_size)  # type: ignore
+            numbers["speed/model_flops_use"] = used / busy / (peak * trainer.world_size)
+        self.latest = numbers
+        pl_module.log_now(numbers)
+
+    def _reset(self, trainer: Trainer) -> None:
+        self._seconds.clear()
+        self._tokens.zero_()
+        self._steps = 0
+        self._evaluated = _evaluation_seconds(trainer)
+        self._lap(trainer)
+
+    def _lap(self, trainer: Trainer) -> float:
+        if torch.cuda.is_available() and (trainer.global_step + 1) % trainer.log_every_n_steps <= 1:
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        passed, self._mark = now - self._mark, now
+        return passed
+
+
+def flops_per_token(model: Any, length: int) -> int:
+    """Floating-point operations of forward and backward per token, model FLOPs without recomputation.
+
+    6 per parameter of a matrix product (the embedding is a look-up), and 12 * n_layer * n_head * head_size * length for the
+    attention scores. Source: Chowdhery et al. 2022, PaLM, arXiv 2204.02311, appendix B.
+    """
+    config = model.config
+    parameters = sum(p.numel() for name, p in model.named_parameters() if p.dim() >= 2 and "wte" not in name)
+    return int(6 * parameters + 12 * config.n_layer * config.n_head * config.head_size * length)
+
+
+def available_flops(device: torch.device, trainer: Trainer) -> int | None:
+    """Peak operations per second of the device at the precision of the run; None where it is not known (CPUs)."""
+    if device.type != "cuda":
+        return None
+    precision = str(trainer.precision)
+    dtype = torch.bfloat16 if "bf16" in precision else torch.float16 if "16" in precision else torch.float32
+    return get_available_flops(device, dtype)
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Greatest memory so far: of the allocator on CUDA, of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    # Linux counts in KiB, macOS in bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+def _evaluation_seconds(trainer: Trainer) -> float:
+    return sum(c.evaluation_seconds for c in trainer.callbacks if isinstance(c, Forgetting))  # type: ignore[attr-defined]

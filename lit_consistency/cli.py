@@ -1,0 +1,158 @@
+"""The command line of training: LightningCLI with the callbacks of every run, useful errors, and a guarded resume.
+
+Overlays are composed left to right, ``LIT_CONSISTENCY_*`` environment variables come before configuration files. A mistake in
+the call ends with exit status 2 and one line that names the key, before anything is written.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lit_consistency.callbacks import (
+    AtomicCheckpointIO,
+    ExactResume,
+    Forgetting,
+    MetricsFile,
+    PredictionWriter,
+    Preemption,
+    RunRecord,
+    StepCheckpoint,
+    Throughput,
+)
+from lit_consistency.module import LitLanguageModel
+from lit_consistency.resume import check_changes, find_checkpoint
+
+TRAINER_DEFAULTS = {
+    "use_distributed_sampler": False,  # the order of samples is ours
+    "num_sanity_val_steps": 0,  # the forgetting callback measures everything at step 0
+    "enable_model_summary": False,  # the table of parameter groups says more
+    "log_every_n_steps": 10,
+}
+
+
+class ConsistencyCLI(LightningCLI):
+    """LightningCLI whose runs have a folder, watch forgetting, and resume exactly."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Callbacks of every run, each with its own key."""
+        parser.add_lightning_class_args(RunRecord, "run")
+        parser.add_lightning_class_args(Forgetting, "forgetting")
+        parser.add_lightning_class_args(Throughput, "throughput")
+        parser.add_lightning_class_args(StepCheckpoint, "checkpoint")
+        parser.add_argument(
+            "--allow_changes",
+            type=bool,
+            default=False,
+            help="Resume although the configuration differs from the one in the checkpoint (the differing keys are listed).",
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would let the checkpoint's hyperparameters win over the command line; here a difference is refused."""
+        section = self.config[self.config.subcommand]
+        if not section.get("ckpt_path"):
+            return
+        path = find_checkpoint(section)
+        section["ckpt_path"] = str(path) if path else None
+        if path is not None and self.config.subcommand == "fit":
+            check_changes(path, self.dump(), allow=section["allow_changes"])
+
+    def dump(self) -> str:
+        """The complete configuration as YAML."""
+        parser = self._parser(self.config.subcommand)
+        return parser.dump(self.config[self.config.subcommand], skip_link_targets=False, skip_none=False)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Loggers and checkpoints go into the run's folder."""
+        record = self._get(self.config_init, "run")
+        section = self.config[self.subcommand]
+        record.config_yaml = self.dump()
+        record.resumed_from = section.get("ckpt_path")
+        trainer = dict(self._get(self.config_init, "trainer"))
+        if trainer.get("accumulate_grad_batches") not in (None, 1):
+            raise ValueError(
+                f"trainer.accumulate_grad_batches = {trainer['accumulate_grad_batches']}: expected it unset; set "
+                "data.init_args.global_batch_size and micro_batch_size, from which it follows"
+            )
+        if trainer.get("logger") in (None, True):
+            kwargs["logger"] = _loggers(record) if self.subcommand == "fit" else False
+        kwargs.setdefault("default_root_dir", str(record.directory))
+        kwargs["plugins"] = [*_as_list(trainer.get("plugins")), AtomicCheckpointIO()]
+        kwargs["callbacks"] = [
+            *_as_list(trainer.get("callbacks")),
+            ExactResume(),
+            Preemption(),
+            PredictionWriter(record.directory / "predictions.jsonl"),
+        ]
+        return super().instantiate_trainer(**kwargs)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """LightningCLI calls this when it is constructed; running waits for ``execute``, so that errors are told apart."""
+
+    def execute(self) -> None:
+        """Run the chosen subcommand."""
+        super()._run_subcommand(str(self.subcommand))
+
+    def before_fit(self) -> None:
+        """A run has an end, and a new run never writes into the folder of another."""
+        trainer = self._get(self.config, "trainer")
+        if trainer["max_steps"] == -1 and trainer["max_epochs"] is None:
+            raise ValueError("trainer.max_steps = -1 and trainer.max_epochs = None: expected one of them")
+        record = self._get(self.config_init, "run")
+        if record.resumed_from is None and os.environ.get("LOCAL_RANK", "0") == "0":
+            record.check_free()
+
+
+def _loggers(record: RunRecord) -> list[Any]:
+    return [
+        TensorBoardLogger(str(record.root), name=record.name, version="", default_hp_metric=False),
+        MetricsFile(record.directory / "metrics.jsonl"),
+    ]
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
+
+
+def main(args: Sequence[str]) -> None:
+    """Parse, check, run; exit status 2 for the user's mistakes, 128 plus the signal's number after a signal."""
+    cli: ConsistencyCLI | None = None
+    try:
+        cli = build(list(args))
+        cli.execute()
+    except (ValueError, FileNotFoundError) as error:
+        if os.environ.get("LIT_CONSISTENCY_TRACEBACK") or (cli and cli.trainer.global_step > 0):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    number = getattr(cli.trainer, "interrupted_by", None)
+    if number is not None:
+        sys.exit(128 + signal.Signals(number).value)
+
+
+def build(args: ArgsType) -> ConsistencyCLI:
+    """Parse and instantiate without running."""
+    return ConsistencyCLI(
+        LitLanguageModel,
+        LightningDataModule,
+        subclass_mode_data=True,
+        save_config_callback=None,  # RunRecord writes it
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        seed_everything_default=0,
+        trainer_defaults=TRAINER_DEFAULTS,
+        parser_kwargs={"default_env": True, "env_prefix": "LIT_CONSISTENCY"},
+        args=args,
+    )

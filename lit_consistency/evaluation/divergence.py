@@ -1,0 +1,65 @@
+"""Distance of the model's predictions from the base's, in nats: KL(base || model) on the new task.
+
+Shenfeld, Pari & Agrawal, "RL's Razor" (arXiv 2509.04259), find that the forward KL on the new task predicts forgetting better
+than any distance between weights. The full distributions are compared at the supervised positions, not only the target's
+probability.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from lit_consistency.data.watch import Item
+from lit_consistency.evaluation.score import pad, plan_batches, shift
+
+
+def log_probabilities(
+    forward: Callable[[Tensor], Tensor],
+    items: Sequence[Item],
+    *,
+    n_positions: int,
+    batch_tokens: int,
+    device: torch.device,
+) -> Tensor:
+    """Log-probabilities (P, V) float32 on the CPU at the first ``n_positions`` supervised positions of the right answers.
+
+    Args:
+        forward: maps tokens (B, T) to logits (B, T, V).
+        items: the task; items are taken in order until there are enough positions.
+        n_positions: how many distributions to keep; memory is ``4 * n_positions * V`` bytes.
+        batch_tokens: budget of padded tokens in one forward.
+        device: where the model is.
+    """
+    rows = list(_until(items, n_positions))
+    parts: list[Tensor] = [torch.empty(0)] * len(rows)
+    for batch in plan_batches([len(tokens) for tokens, _ in rows], batch_tokens):
+        tokens, targets = pad([rows[i] for i in batch], device)
+        log_probs = torch.log_softmax(forward(tokens).float(), dim=-1)
+        for row, log_prob, target in zip(batch, log_probs, targets, strict=True):
+            parts[row] = log_prob[target != -100].cpu()
+    return torch.cat(parts)[:n_positions]
+
+
+def forward_kl(base: Tensor, model: Tensor) -> float:
+    """Mean of KL(base || model) over positions, in nats.
+
+    Args:
+        base: (P, V) log-probabilities; minus infinity where a token is impossible.
+        model: (P, V') log-probabilities with V' >= V; what the model gives to tokens beyond V is lost to it.
+    """
+    terms = torch.where(base > -torch.inf, base.exp() * (base - model[:, : base.size(1)]), 0.0)
+    return float(terms.sum(-1, dtype=torch.float64).mean())
+
+
+def _until(items: Sequence[Item], n_positions: int) -> Iterator[tuple[Tensor, Tensor]]:
+    found = 0
+    for item in items:
+        if found >= n_positions:
+            return
+        answer = item.candidates[item.gold]
+        tokens, targets = shift(answer.tokens, answer.supervised)
+        found += int((targets != -100).sum())
+        yield tokens, targets

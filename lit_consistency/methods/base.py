@@ -1,0 +1,87 @@
+"""What is trained: the door between a run and the ways of training all of a model or only part of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from litgpt.config import Config
+from torch import Tensor, nn
+
+from lit_consistency.model import GPT, DocumentMask
+
+
+class Method(ABC):
+    """A way of training a model.
+
+    A run calls ``build``, then ``load`` or ``init_weights``, then ``prepare``, and ``merged_state`` to save.
+
+    A new method is a class in one file of this folder and an overlay in ``configs/methods/``.
+    """
+
+    config_class: type[Config] = Config
+    """The configuration ``build`` wants, for ``model_config``."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Short name for tables and provenance."""
+
+    def build(self, config: Config) -> DocumentMask:
+        """The model, its weights not yet meaningful."""
+        return GPT(config)
+
+    def load(self, model: nn.Module, weights: dict[str, Tensor]) -> None:
+        """Copy the weights of a base model into ``model``, cast to its dtype.
+
+        Raises:
+            ValueError: names or shapes differ; the message gives them.
+        """
+        load_checked(model, weights)
+
+    @abstractmethod
+    def prepare(self, model: nn.Module) -> None:
+        """Set ``requires_grad`` of every parameter."""
+
+    def merged_state(self, model: nn.Module, weights: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The trained model's weights under the base model's names; ``model`` is not changed.
+
+        Args:
+            model: a model that ``build`` made.
+            weights: its state dict where that has to be gathered first, as under FSDP; None takes
+                ``model.state_dict()``.
+
+        Returns:
+            Name to tensor; a tensor that needs no merging is the given one, not a copy.
+        """
+        return dict(model.state_dict() if weights is None else weights)
+
+
+def load_checked(model: nn.Module, weights: dict[str, Tensor], may_miss: str | None = None) -> None:
+    """Load ``weights`` into ``model``, and say in one readable error what does not fit.
+
+    Args:
+        model: a LitGPT model.
+        weights: name to tensor, in base names; LitGPT's modules rename for LoRA and for legacy files.
+        may_miss: a part of names that ``weights`` may lack.
+
+    Raises:
+        ValueError: a shape differs, or a name is missing or unexpected; ``model`` may then be half loaded.
+    """
+    own = {name.replace(".linear.", "."): tensor for name, tensor in model.state_dict().items()}
+    shapes = [
+        f"{name}: expected {tuple(own[name].shape)}, found {tuple(tensor.shape)}"
+        for name, tensor in weights.items()
+        if name in own and own[name].shape != tensor.shape
+    ]
+    if shapes:
+        raise ValueError(f"weights do not fit the model: {_listed(shapes)}")
+    result = model.load_state_dict(weights, strict=False)
+    missing = [name for name in result.missing_keys if may_miss is None or may_miss not in name]
+    problems = [f"missing {name}" for name in missing] + [f"unexpected {name}" for name in result.unexpected_keys]
+    if problems:
+        raise ValueError(f"weights do not fit the model: {_listed(problems)}")
+
+
+def _listed(problems: list[str], most: int = 5) -> str:
+    more = f"; and {len(problems) - most} more" if len(problems) > most else ""
+    return "; ".join(problems[:most]) + more

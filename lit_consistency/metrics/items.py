@@ -1,0 +1,74 @@
+"""From the scores of single items to the numbers of a task.
+
+An item is a question with one or more candidate answers; a text is an item with a single candidate. What is summed per
+candidate is its negative log-likelihood, its tokens, and how many of them were the model's first choice; everything reported
+is derived here from those sums.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lit_consistency.metrics.token_loss import bits_per_byte, nats_per_token
+
+HIGHER_IS_BETTER = {"accuracy", "accuracy_per_byte", "exact"}
+
+
+@dataclass(frozen=True)
+class ItemScores:
+    """Sums per candidate, for C candidates of N items laid out one after the other.
+
+    Args:
+        nll: (C,) float64, summed negative log-likelihood of the candidate's supervised tokens, in nats.
+        n_tokens: (C,) int64, how many tokens were supervised.
+        n_hits: (C,) int64, how many of them had the greatest logit.
+        n_bytes: (C,) int64, UTF-8 bytes of the supervised text.
+        n_candidates: (N,) int64, candidates of each item; they sum to C.
+        gold: (N,) int64, index of the right candidate within its item.
+    """
+
+    nll: Tensor
+    n_tokens: Tensor
+    n_hits: Tensor
+    n_bytes: Tensor
+    n_candidates: Tensor
+    gold: Tensor
+
+    @property
+    def gold_rows(self) -> Tensor:
+        """(N,) int64, position of each item's right candidate among the C candidates."""
+        return self.n_candidates.cumsum(0) - self.n_candidates + self.gold
+
+
+def summarize(scores: ItemScores) -> dict[str, float]:
+    """The numbers of a task.
+
+    Returns:
+        ``loss`` (nats per token of the right answer) and ``bits_per_byte`` always; ``exact``, the share of items whose right
+        answer is the model's greedy choice token by token; and, where an item has several candidates, ``accuracy`` (least
+        summed negative log-likelihood wins) and ``accuracy_per_byte`` (normalized by length in bytes).
+    """
+    right = scores.gold_rows
+    nll_sum = float(scores.nll[right].sum())
+    numbers = {
+        "loss": nats_per_token(nll_sum, float(scores.n_tokens[right].sum())),
+        "bits_per_byte": bits_per_byte(nll_sum, float(scores.n_bytes[right].sum())),
+        "exact": _share(scores.n_hits[right] == scores.n_tokens[right]),
+    }
+    if int(scores.n_candidates.max()) > 1:
+        numbers["accuracy"] = _share(_winners(scores, scores.nll) == scores.gold)
+        per_byte = scores.nll / scores.n_bytes.clamp(min=1)
+        numbers["accuracy_per_byte"] = _share(_winners(scores, per_byte) == scores.gold)
+    return numbers
+
+
+def _winners(scores: ItemScores, cost: Tensor) -> Tensor:
+    """(N,) int64: index of the cheapest candidate of every item; the first of equals."""
+    return torch.stack([torch.argmin(part) for part in cost.split(scores.n_candidates.tolist())])
+
+
+def _share(right: Tensor) -> float:
+    return float(right.sum()) / len(right)

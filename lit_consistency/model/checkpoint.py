@@ -1,0 +1,165 @@
+"""Models on disk, in LitGPT's folder format: weights, ``model_config.yaml``, tokenizer, and the provenance beside them.
+
+A file that came from elsewhere is data, never code: weights are read with ``weights_only=True`` (LitGPT's
+``LLM.load`` is not used, it reads without). Folders are written whole or not at all, see folder.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import shutil
+import zipfile
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from litgpt.config import Config
+from litgpt.prompts import PromptStyle, save_prompt_style
+from litgpt.utils import save_config
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lit_consistency.model.folder import new_folder
+from lit_consistency.model.provenance import Provenance
+
+WEIGHTS = ("lit_model.pth", "lit_model.safetensors")
+VOCABULARIES = ("tokenizer.json", "tokenizer.model")
+TOKENIZER_FILES = (
+    *VOCABULARIES,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
+
+def check_checkpoint_dir(checkpoint_dir: Path, needs_tokenizer: bool = True) -> None:
+    """See that a folder holds a model: weights, ``model_config.yaml`` and, where needed, a tokenizer.
+
+    Raises:
+        FileNotFoundError: naming everything that is missing.
+    """
+    folder = Path(checkpoint_dir)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"checkpoint_dir = {folder}: there is no such folder; expected one in LitGPT's format")
+    needed: list[tuple[str, ...]] = [WEIGHTS, ("model_config.yaml",)]
+    if needs_tokenizer:
+        needed.append(VOCABULARIES)
+    missing = [" or ".join(names) for names in needed if not any((folder / name).is_file() for name in names)]
+    if missing:
+        hint = "; merge LoRA weights first: `litgpt merge_lora`" if (folder / "lit_model.pth.lora").is_file() else ""
+        raise FileNotFoundError(f"checkpoint_dir = {folder}: missing {', '.join(missing)}{hint}")
+
+
+def load_weights(checkpoint_dir: Path) -> dict[str, Tensor]:
+    """Read the weights of a model folder into memory-mapped CPU tensors; nothing in the file is executed.
+
+    Returns:
+        Parameter name to tensor, in the names and dtypes of the file.
+
+    Raises:
+        FileNotFoundError: there is no weights file.
+        ValueError: the file is damaged, asks to run code, or holds something other than named tensors.
+    """
+    path = _weights_path(checkpoint_dir)
+    try:
+        weights = load_file(path) if path.suffix == ".safetensors" else _load_pickled(path)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path}: refused, expected tensors only (weights_only); the file is damaged or asks to run code"
+        ) from error
+    except (RuntimeError, EOFError, SafetensorError, KeyError, IndexError, ValueError) as error:
+        raise ValueError(f"{path}: damaged or truncated, expected a file of weights ({error})") from error
+    if isinstance(weights, dict) and isinstance(weights.get("model"), dict):
+        weights = weights["model"]
+    if not isinstance(weights, dict) or not weights or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise ValueError(f"{path}: expected a mapping of names to tensors, or one under the key `model`")
+    return dict(weights)
+
+
+def weights_hash(checkpoint_dir: Path) -> str:
+    """sha256 of the weights file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(_weights_path(checkpoint_dir), "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def copy_tokenizer(source: Path, destination: Path) -> None:
+    """Copy what LitGPT and transformers read of a tokenizer.
+
+    Raises:
+        FileNotFoundError: ``source`` holds no vocabulary.
+    """
+    if not any((Path(source) / name).is_file() for name in VOCABULARIES):
+        raise FileNotFoundError(f"tokenizer_dir = {source}: missing {' or '.join(VOCABULARIES)}")
+    for name in TOKENIZER_FILES:
+        if (Path(source) / name).is_file():
+            shutil.copyfile(Path(source) / name, Path(destination) / name)
+
+
+def save_model(
+    out_dir: Path,
+    state_dict: dict[str, Tensor],
+    config: Config,
+    tokenizer_dir: Path | None,
+    provenance: Provenance,
+    prompt_style: str | PromptStyle | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a model that ``litgpt generate`` and the next run can load.
+
+    Args:
+        out_dir: the new folder.
+        state_dict: weights under LitGPT's base names, as ``Method.merged_state`` gives them.
+        config: the model's configuration; what a LoRA configuration adds is left out.
+        tokenizer_dir: folder whose tokenizer is copied; None for a model without one.
+        provenance: where the model comes from.
+        prompt_style: LitGPT's prompt style or its name; None takes over the one in ``tokenizer_dir``, if any.
+        overwrite: replace a model that stands at ``out_dir``.
+
+    Raises:
+        ValueError: ``out_dir`` may not be replaced.
+        FileNotFoundError: ``tokenizer_dir`` holds no tokenizer.
+    """
+    with new_folder(out_dir, overwrite) as folder:
+        torch.save({name: _compact(tensor) for name, tensor in state_dict.items()}, folder / "lit_model.pth")
+        save_config(_base_config(config), folder)
+        if tokenizer_dir is not None:
+            copy_tokenizer(tokenizer_dir, folder)
+            if prompt_style is None and (Path(tokenizer_dir) / "prompt_style.yaml").is_file():
+                shutil.copyfile(Path(tokenizer_dir) / "prompt_style.yaml", folder / "prompt_style.yaml")
+        if prompt_style is not None:
+            save_prompt_style(prompt_style, folder)
+        provenance.write(folder)
+
+
+def _weights_path(checkpoint_dir: Path) -> Path:
+    for name in WEIGHTS:
+        if (path := Path(checkpoint_dir) / name).is_file():
+            return path
+    raise FileNotFoundError(f"checkpoint_dir = {checkpoint_dir}: missing {' or '.join(WEIGHTS)}")
+
+
+def _load_pickled(path: Path) -> Any:
+    # files from before torch 1.6 are no zip archives and cannot be mapped
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+
+
+def _compact(tensor: Tensor) -> Tensor:
+    """The tensor on the CPU; a copy where it is a view, as torch.save would write all of what it views."""
+    tensor = tensor.detach().cpu()
+    whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    return tensor if whole else tensor.clone()
+
+
+def _base_config(config: Config) -> Config:
+    """The configuration without what subclasses add: ``litgpt generate`` refuses keys it does not know."""
+    return Config(**{entry.name: getattr(config, entry.name) for entry in fields(Config)})

@@ -1,0 +1,120 @@
+"""LitGPT's model, with attention that does not cross documents.
+
+Stock LitGPT takes no attention mask and no position ids outside of its key-value cache, but its blocks take both. The
+mixin passes them, so that several documents share a row and each is computed as if it were alone. Without
+``documents`` the stock forward runs, unchanged. Given up: an explicit mask rules out the flash kernel, and families
+whose attention replaces or adds to the mask (sliding windows, soft-capping) or turns positions per layer are refused
+by ``check_documents``.
+
+Shapes: B rows, T tokens, V padded vocabulary, R rotated dimensions of a head.
+Source: the loop over the blocks follows ``GPT.forward`` of litgpt 0.5.13, litgpt/model.py.
+"""
+
+from __future__ import annotations
+
+import torch
+from litgpt.config import Config
+from litgpt.model import GPT as StockGPT
+from litgpt.model import do_softcapping
+from torch import Tensor
+
+
+class DocumentMask(StockGPT):
+    """Mixin for LitGPT's ``GPT`` classes that adds ``positions`` and ``documents`` to ``forward``."""
+
+    def forward(
+        self,
+        tokens: Tensor,
+        input_pos: Tensor | None = None,
+        input_pos_maxp1: int | None = None,
+        lm_head_chunk_size: int = 0,
+        *,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+    ) -> Tensor | list[Tensor]:
+        """Logits of every token.
+
+        Args:
+            tokens: (B, T) int64.
+            input_pos: LitGPT's positions in the key-value cache, for generation; not together with ``documents``.
+            input_pos_maxp1: the greatest of them plus one, see LitGPT.
+            lm_head_chunk_size: if positive, a list of logits of so many tokens each, which saves memory.
+            positions: (B, T) int64, rotary positions, restarting at 0 with every document. Read only with
+                ``documents``: a row that holds a single document counts from 0 anyway.
+            documents: (B, T) integers naming the document of each token, -1 for padding. None runs the stock forward.
+
+        Returns:
+            (B, T, V) logits, or the list of their chunks.
+
+        Raises:
+            ValueError: ``documents`` without ``positions``, with a key-value cache, or in a row longer than the model
+                allows.
+        """
+        if documents is None:
+            return super().forward(tokens, input_pos, input_pos_maxp1, lm_head_chunk_size)
+        if positions is None:
+            raise ValueError(
+                "positions = None: expected (B, T) positions that restart at every document, as documents are given"
+            )
+        if input_pos is not None:
+            raise ValueError(
+                "input_pos with documents: expected one of the two, a key-value cache holds a single document"
+            )
+        if self.max_seq_length < tokens.size(1):
+            raise ValueError(f"row of {tokens.size(1)} tokens: expected at most block_size = {self.max_seq_length}")
+
+        cos_BTR, sin_BTR = self.cos[positions], self.sin[positions]
+        mask = document_mask(documents)
+        x = self.transformer.wte(tokens)
+        if self.config.scale_embeddings:
+            x = x * torch.tensor(self.config.n_embd**0.5, dtype=x.dtype)
+        for block in self.transformer.h:
+            x = block(x, cos_BTR, sin_BTR, mask)
+        x = self.transformer.ln_f(x)
+        if lm_head_chunk_size > 0:
+            return [self._logits(part) for part in x.split(lm_head_chunk_size, dim=1)]
+        return self._logits(x)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        logits = self.lm_head(x)
+        cap = self.config.final_logit_softcapping
+        return logits if cap is None else do_softcapping(logits, cap)
+
+
+class GPT(DocumentMask):
+    """LitGPT's model with document masks; parameters and names are LitGPT's."""
+
+
+def document_mask(documents: Tensor) -> Tensor:
+    """Who may look at whom: earlier tokens of the same document.
+
+    Padding (-1) counts as one more document, so every row of the mask holds its diagonal and softmax gives no NaN.
+
+    Args:
+        documents: (B, T) integers naming the document of each token.
+
+    Returns:
+        (B, 1, T, T) bool, true where the token of the third axis attends to the token of the fourth.
+    """
+    same_BTT = documents[:, :, None] == documents[:, None, :]
+    return same_BTT.tril()[:, None]
+
+
+def check_documents(config: Config) -> None:
+    """Refuse the families in which packed documents would not equal separate ones.
+
+    Raises:
+        ValueError: attention with soft-capping, with a sliding window or with rotary frequencies per layer.
+    """
+    reason = None
+    if config.attention_logit_softcapping is not None:
+        reason = f"attention_logit_softcapping = {config.attention_logit_softcapping} adds to the mask"
+    elif config.sliding_window_size is not None and any(config.sliding_window_indices or []):
+        reason = (
+            f"sliding_window_size = {config.sliding_window_size} replaces the mask (for rows no longer than the window,"
+            " the override `sliding_window_size: null` changes nothing and allows packing)"
+        )
+    elif config.rope_indices is not None:
+        reason = "rope_indices chooses rotary frequencies per layer"
+    if reason is not None:
+        raise ValueError(f"packing = true with {config.name}: {reason}; expected `packing: false`")

@@ -1,0 +1,108 @@
+"""Where a model comes from: one YAML file beside its weights.
+
+It answers which optimizer pretrained the model a user is about to finetune, and which runs led to it. Plain types
+only, so that any tool reads it; a key written by a newer version is skipped rather than refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_consistency import __version__
+
+FILE = "provenance.yaml"
+
+
+def current_versions() -> dict[str, str]:
+    """Versions of what computes the weights; a package that is not installed is left out."""
+    versions = {"lit_consistency": __version__}
+    for package in ("torch", "lightning", "litgpt"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+@dataclass
+class Provenance:
+    """The last training stage of a model, and the stages before it.
+
+    Args:
+        model: LitGPT's name of the architecture.
+        optimizer: class name of the optimizer of this stage.
+        method: name of the method of this stage (``full``, ``lora``).
+        stage: what this stage was, as ``pretrain`` or ``sft``.
+        base: folder or name of the model this stage started from; None when it started from scratch.
+        base_hash: sha256 of the base's weights file.
+        run: name of the run.
+        tokens: tokens seen in this stage, padding excluded.
+        steps: optimizer steps of this stage.
+        seed: the run's seed.
+        versions: package name to version.
+        history: the earlier stages, oldest first, each with the keys of this class but ``history``.
+        command: the command line of the run.
+    """
+
+    model: str
+    optimizer: str
+    method: str
+    stage: str
+    base: str | None = None
+    base_hash: str | None = None
+    run: str | None = None
+    tokens: int = 0
+    steps: int = 0
+    seed: int | None = None
+    versions: dict[str, str] = field(default_factory=current_versions)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    command: str | None = None
+
+    @property
+    def stages(self) -> list[dict[str, Any]]:
+        """All stages, oldest first; the last one is this one."""
+        this = asdict(self)
+        del this["history"]
+        return [*self.history, this]
+
+    @property
+    def pretraining_optimizer(self) -> str | None:
+        """Optimizer of the first stage; None when that stage started from a base whose own past is unknown."""
+        first = self.stages[0]
+        return first["optimizer"] if first.get("base") is None else None
+
+    def next_stage(self, **stage: Any) -> Provenance:
+        """The provenance of a model trained on from this one: ``stage`` is its fields, this stage goes into history."""
+        return Provenance(**stage, history=self.stages)
+
+    def write(self, folder: Path) -> None:
+        """Write ``provenance.yaml`` into ``folder``; a value that is not a plain type is an error of yaml."""
+        text = yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)
+        (Path(folder) / FILE).write_text(text, encoding="utf-8")
+
+
+def read_provenance(folder: Path) -> Provenance | None:
+    """Read ``provenance.yaml`` of ``folder``; None when there is none.
+
+    Raises:
+        ValueError: the file is no YAML mapping, or misses a key without default.
+    """
+    path = Path(folder) / FILE
+    if not path.is_file():
+        return None
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: expected YAML, got: {error}") from error
+    missing = [key for key in ("model", "optimizer", "method", "stage") if key not in (found or {})]
+    if not isinstance(found, dict) or missing:
+        raise ValueError(
+            f"{path}: expected a mapping with the keys model, optimizer, method, stage; missing: {missing}"
+        )
+    known = {entry.name for entry in fields(Provenance)}
+    return Provenance(**{key: value for key, value in found.items() if key in known})

@@ -1,0 +1,263 @@
+"""The LightningModule: one training step, one validation step, the model and its optimizer.
+
+It gives up nothing of Lightning: automatic optimization, accumulation, clipping and schedules work as documented there. What it
+adds is a loss that does not depend on how a batch is split, a stop before the optimizer moves when a number is not finite, and
+clipping that leaves orthogonalized updates alone.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from lit_consistency.methods import Full, Method
+from lit_consistency.metrics import TokenLoss
+from lit_consistency.model import (
+    check_checkpoint_dir,
+    check_documents,
+    init_weights,
+    load_weights,
+    model_config,
+    token_nll,
+)
+from lit_consistency.optimizers import Constant, Schedule, group_table, parameter_groups
+
+OptimizerFactory = Callable[[list[dict]], torch.optim.Optimizer]
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or a gradient was not finite; the optimizer has not moved."""
+
+
+class LitLanguageModel(LightningModule):
+    """A LitGPT model with what is trained (method) and how (optimizer, schedule).
+
+    Args:
+        optimizer: class and hyperparameters, e.g. one of configs/optimizers/*.yaml. There is no default, so that no run
+            inherits one silently. Any ``torch.optim.Optimizer`` works.
+        checkpoint_dir: LitGPT checkpoint folder to start from (``lit_model.pth`` or ``lit_model.safetensors``).
+        name: LitGPT configuration to initialize from scratch, e.g. ``pythia-14m``; ``litgpt download list`` prints the names.
+        overrides: fields of the LitGPT configuration to change, e.g. ``n_layer``, ``n_head``, ``n_embd``, ``block_size``.
+        method: what is trained; all weights when not given.
+        schedule: factor on every group's learning rate; constant when not given.
+    """
+
+    def __init__(
+        self,
+        optimizer: OptimizerFactory,
+        checkpoint_dir: Optional[Path] = None,
+        name: Optional[str] = None,
+        overrides: Optional[dict[str, Any]] = None,
+        method: Optional[Method] = None,
+        schedule: Optional[Schedule] = None,
+    ) -> None:
+        super().__init__()
+        rehearse(optimizer)
+        self.optimizer = optimizer
+        self.checkpoint_dir = Path(checkpoint_dir) if checkpoint_dir is not None else None
+        self.model_name = name
+        self.overrides = overrides or {}
+        self.method = method or Full()
+        self.schedule = schedule or Constant()
+        if self.checkpoint_dir is not None:
+            check_checkpoint_dir(self.checkpoint_dir)
+        # fails here, before any work is done, when the name, the folder or an override is wrong
+        self.config = self._config(vocab_size=None)
+        self.gpt: nn.Module | None = None
+        self.parameter_table: list[dict[str, Any]] = []
+        self.keep_start = False
+        self.start: dict[str, Tensor] = {}
+        self.evaluated = nn.ModuleDict({stage: TokenLoss() for stage in ("val", "test")})
+        self._step_loss: Tensor | None = None
+        self._grad_norm: Tensor | None = None
+        self._loss_is_finite = True
+
+    def _config(self, vocab_size: int | None) -> Any:
+        return model_config(
+            name=self.model_name,
+            checkpoint_dir=self.checkpoint_dir,
+            overrides=self.overrides,
+            vocab_size=vocab_size,
+        )
+
+    # ---------------------------------------------------------------------------------------------------------------- model
+
+    def configure_model(self) -> None:
+        """Build the model and load or initialize its weights; initialization is a function of the seed alone."""
+        if self.gpt is not None:
+            return
+        data = self.trainer.datamodule
+        tokenizer = getattr(data, "tokenizer", None)
+        self.config = self._config(tokenizer.vocab_size if tokenizer and self.checkpoint_dir is None else None)
+        self._check_data(data)
+        with isolate_rng():
+            torch.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", 0)))
+            model = self.method.build(self.config)
+            if self.checkpoint_dir is None:
+                init_weights(model, self.config)
+            else:
+                self.method.load(model, load_weights(self.checkpoint_dir))
+        self.method.prepare(model)
+        self.gpt = model
+        if self.keep_start:
+            self.start = {n: p.detach().cpu().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+    def _check_data(self, data: Any) -> None:
+        block_size = getattr(data, "block_size", None)
+        if block_size is not None and block_size > self.config.block_size:
+            raise ValueError(
+                f"data.block_size = {block_size}: expected at most {self.config.block_size}, the model's block_size"
+            )
+        tokenizer = getattr(data, "tokenizer", None)
+        if tokenizer is not None and tokenizer.vocab_size > self.config.padded_vocab_size:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens, the model {self.config.padded_vocab_size}: "
+                "expected the tokenizer of the checkpoint, or overrides.vocab_size"
+            )
+        if getattr(data, "packing", False):
+            check_documents(self.config)
+
+    def forward(self, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
+        """Logits (B, T, V) for tokens (B, T); documents and positions (B, T) only where rows hold several documents."""
+        assert self.gpt is not None
+        if documents is not None and not bool((documents > 0).any()):
+            # one document a row, padding on the right: plain causal attention is the same and faster
+            positions = documents = None
+        return self.gpt(tokens, positions=positions, documents=documents)
+
+    # ------------------------------------------------------------------------------------------------------------- training
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """This micro-batch's share of the step's loss: summed token losses over the whole step's supervised tokens.
+
+        Lightning divides by ``accumulate_grad_batches`` and DDP by the number of ranks; both are undone here.
+        """
+        logits = self(batch["tokens"], batch["positions"], batch["documents"])
+        share = token_nll(logits, batch["targets"]).sum() / batch["supervised"].clamp(min=1)
+        self._step_loss = share.detach() if self._step_loss is None else self._step_loss + share.detach()
+        return share * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Refuse to move on a number that is not finite, on every rank alike (field: a NaN loss trains on and exits 0)."""
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            return  # float16: the scaler skips such steps itself
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self._grad_norm = nn.utils.get_total_norm(gradients) if gradients else torch.zeros((), device=self.device)
+        loss = self.trainer.strategy.reduce(self._step_loss, reduce_op="sum")
+        assert isinstance(loss, Tensor)
+        self._step_loss = loss
+        if not (math.isfinite(loss.item()) and math.isfinite(self._grad_norm.item())):
+            raise NonFiniteError(
+                f"step {self.trainer.global_step}: loss {loss.item()}, gradient norm {self._grad_norm.item()}: not finite; "
+                "stopped before the optimizer moved. Lower the learning rate, or look at the rows of this step."
+            )
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip what AdamW or SGD moves; an orthogonalized update has no scale, so clipping could only distort its momentum."""
+        groups = [g for g in optimizer.param_groups if not g.get("orthogonalized", False)]
+        if not gradient_clip_val or not groups:
+            return
+        parameters = [p for group in groups for p in group["params"]]
+        if gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+        else:
+            nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log once per optimizer step."""
+        trainer = self.trainer
+        if self._step_loss is None or (batch_idx + 1) % trainer.accumulate_grad_batches != 0:
+            return
+        loss, self._step_loss = self._step_loss, None
+        self.log("loss", loss, prog_bar=True, logger=False)
+        if trainer.global_step % trainer.log_every_n_steps == 0:
+            numbers = {"train/loss": loss.item(), **self._rates()}
+            if self._grad_norm is not None:
+                numbers["train/grad_norm"] = self._grad_norm.item()
+            self.log_now(numbers)
+
+    def _rates(self) -> dict[str, float]:
+        """Learning rate of each group, named by role."""
+        groups = self.trainer.optimizers[0].param_groups
+        return {f"lr/{group.get('role', i)}": float(group["lr"]) for i, group in enumerate(groups)}
+
+    def log_now(self, numbers: dict[str, float]) -> None:
+        """Write numbers to every logger at the current optimizer step."""
+        for logger in self.trainer.loggers:
+            logger.log_metrics(numbers, step=self.trainer.global_step)
+
+    # ------------------------------------------------------------------------------------------- validation, test, prediction
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Loss of the held-out part of the training data: ``val/loss`` in nats per token."""
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """As validation, named ``test/loss``."""
+        self._evaluate("test", batch)
+
+    def _evaluate(self, stage: str, batch: dict[str, Tensor]) -> None:
+        logits = self(batch["tokens"], batch["positions"], batch["documents"])
+        metric = self.evaluated[stage]
+        assert isinstance(metric, TokenLoss)
+        metric.update(token_nll(logits, batch["targets"]), (batch["targets"] != -100).sum())
+        self.log(f"{stage}/loss", metric, prog_bar=True)
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> list[dict[str, Any]]:
+        """Per row: summed nll (nats), supervised tokens, and the model's first choice at each of them."""
+        logits = self(batch["tokens"], batch["positions"], batch["documents"])
+        nll = token_nll(logits, batch["targets"]).sum(-1)
+        taken = batch["targets"] != -100
+        greedy = logits.argmax(-1)
+        return [
+            {"nll": float(nll[i]), "n_tokens": int(taken[i].sum()), "targets": batch["targets"][i][taken[i]].tolist(),
+             "greedy": greedy[i][taken[i]].tolist()}
+            for i in range(len(nll)) if bool(taken[i].any())
+        ]  # fmt: skip
+
+    # ------------------------------------------------------------------------------------------------------------ optimizer
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """One optimizer over the parameter groups, one schedule as a factor on each group's learning rate."""
+        assert self.gpt is not None
+        groups = parameter_groups(self.gpt)
+        self.parameter_table = group_table(groups)
+        optimizer = self.optimizer(groups)
+        total = self.total_steps()
+        self.schedule.check(total)
+        scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run. ``trainer.estimated_stepping_batches`` is not read: it drops loader state."""
+        trainer = self.trainer
+        limits = [trainer.max_steps] if trainer.max_steps > 0 else []
+        if trainer.max_epochs and trainer.max_epochs > 0:
+            limits.append(trainer.max_epochs * trainer.datamodule.steps_per_epoch)  # type: ignore[attr-defined]
+        if not limits:
+            raise ValueError("trainer.max_steps = -1 and trainer.max_epochs = -1: expected one of them for the schedule")
+        return min(limits)
+
+
+def rehearse(factory: OptimizerFactory) -> None:
+    """Build the optimizer once on a few numbers, so that a hyperparameter out of range is refused before any work is done."""
+    roles = {"hidden": (2, 2), "embedding": (2, 2), "head": (2, 2), "norm": (2,), "bias": (2,)}
+    groups = [
+        {"params": [(role, nn.Parameter(torch.zeros(shape)))], "role": role, "split": None}
+        for role, shape in roles.items()
+    ]
+    factory(groups)

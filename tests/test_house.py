@@ -1,0 +1,98 @@
+"""The rules of the house: doors open one way, no circles, no long files, no rooms without tests."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "lit_consistency"
+FILES = sorted(PACKAGE.rglob("*.py"))
+# a file may import from its own level and from lower ones
+LEVELS = {
+    "model": 0,
+    "methods": 1,
+    "optimizers": 1,
+    "data": 1,
+    "evaluation": 1,
+    "metrics": 1,
+    "module": 2,
+    "callbacks": 2,
+    "resume": 3,
+    "cli": 3,
+    "__main__": 4,
+    "__init__": 0,
+}
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that the file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def own(path: Path) -> set[Path]:
+    """Files of the package that the file imports."""
+    found = set()
+    for name in imports(path):
+        if name.startswith("lit_consistency"):
+            target = ROOT.joinpath(*name.split("."))
+            found |= {p for p in (target.with_suffix(".py"), target / "__init__.py") if p.is_file()}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_no_import_goes_up(path: Path) -> None:
+    for target in own(path):
+        assert LEVELS[room(target)] <= LEVELS[room(path)], f"{path} imports {target}"
+
+
+def test_no_circle_between_files() -> None:
+    edges = {path: own(path) - {path} for path in FILES}
+    while leaves := [path for path, targets in edges.items() if not targets]:
+        edges = {path: targets - set(leaves) for path, targets in edges.items() if path not in leaves}
+    # a package's __init__ imports its own files, which import siblings directly: what is left is a circle
+    assert not edges, sorted(str(p.relative_to(ROOT)) for p in edges)
+
+
+def test_optimizers_import_only_torch() -> None:
+    allowed = {"torch", "lit_consistency", "math", "abc", "collections", "dataclasses", "typing", "re", "__future__"}
+    for path in (PACKAGE / "optimizers").rglob("*.py"):
+        assert {name.split(".")[0] for name in imports(path)} <= allowed | {"functools", "itertools", "types"}, path
+        assert all(room(target) == "optimizers" for target in own(path)), path
+
+
+@pytest.mark.parametrize("folder", ["lit_consistency", "tests"])
+def test_no_file_is_longer_than_300_lines(folder: str) -> None:
+    long = {str(p.relative_to(ROOT)) for p in (ROOT / folder).rglob("*.py") if len(p.read_text().splitlines()) > 300}
+    assert not long
+
+
+def test_top_level_is_as_the_house_was_planned() -> None:
+    allowed = {"pyproject.toml", "README.md", "LICENSE", "lit_consistency", "configs", "tests", "checkpoints"}
+    found = {p.name for p in ROOT.iterdir() if not p.name.startswith(".") and not p.name.endswith(".egg-info")}
+    assert found <= allowed | {"build", "dist"}, found - allowed
+
+
+def test_every_room_has_tests() -> None:
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert all(list((ROOT / "tests" / name).glob("test_*.py")) for name in rooms)
+
+
+def test_no_path_of_a_machine_in_the_project() -> None:
+    for path in [*FILES, *(ROOT / "configs").rglob("*.yaml"), ROOT / "README.md"]:
+        text = path.read_text(encoding="utf-8")
+        assert "/home/" not in text, path
+        assert "/root/" not in text, path
