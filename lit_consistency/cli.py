@@ -1,20 +1,22 @@
 """The command line of training: LightningCLI with the callbacks of every run, useful errors, and a guarded resume.
 
-Overlays are composed left to right, ``LIT_CONSISTENCY_*`` environment variables come before configuration files. A mistake in
+Overlays are composed left to right, ``LIT_CONSISTENCY_*`` environment variables come before configuration files. A
+mistake in
 the call ends with exit status 2 and one line that names the key, before anything is written.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -29,6 +31,7 @@ from lit_consistency.callbacks import (
     StepCheckpoint,
     Throughput,
 )
+from lit_consistency.data import TokenData
 from lit_consistency.module import LitLanguageModel
 from lit_consistency.resume import check_changes, find_checkpoint
 
@@ -45,19 +48,19 @@ class ConsistencyCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Callbacks of every run, each with its own key."""
-        parser.add_lightning_class_args(RunRecord, "run")
         parser.add_lightning_class_args(Forgetting, "forgetting")
         parser.add_lightning_class_args(Throughput, "throughput")
+        parser.add_lightning_class_args(RunRecord, "run")  # after those whose numbers it records
         parser.add_lightning_class_args(StepCheckpoint, "checkpoint")
         parser.add_argument(
             "--allow_changes",
             type=bool,
             default=False,
-            help="Resume although the configuration differs from the one in the checkpoint (the differing keys are listed).",
+            help="Resume although the configuration differs from that of the checkpoint; the keys are listed.",
         )
 
     def _parse_ckpt_path(self) -> None:
-        """Lightning would let the checkpoint's hyperparameters win over the command line; here a difference is refused."""
+        """Refuse a difference; Lightning would let the checkpoint win over the command line."""
         section = self.config[self.config.subcommand]
         if not section.get("ckpt_path"):
             return
@@ -96,7 +99,7 @@ class ConsistencyCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """LightningCLI calls this when it is constructed; running waits for ``execute``, so that errors are told apart."""
+        """LightningCLI calls this in its constructor; running waits for ``execute``, so that errors are told apart."""
 
     def execute(self) -> None:
         """Run the chosen subcommand."""
@@ -114,9 +117,17 @@ class ConsistencyCLI(LightningCLI):
 
 def _loggers(record: RunRecord) -> list[Any]:
     return [
-        TensorBoardLogger(str(record.root), name=record.name, version="", default_hp_metric=False),
+        RunBoard(str(record.root), name=record.name, version="", default_hp_metric=False),
         MetricsFile(record.directory / "metrics.jsonl"),
     ]
+
+
+class RunBoard(TensorBoardLogger):
+    """TensorBoard events in the run's folder, without the hparams.yaml that config.yaml makes superfluous."""
+
+    def save(self) -> None:
+        """Write what is buffered."""
+        self.experiment.flush()
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -127,7 +138,8 @@ def main(args: Sequence[str]) -> None:
     """Parse, check, run; exit status 2 for the user's mistakes, 128 plus the signal's number after a signal."""
     cli: ConsistencyCLI | None = None
     try:
-        cli = build(list(args))
+        _quiet()
+        cli = build(None if list(args) == sys.argv[1:] else list(args))
         cli.execute()
     except (ValueError, FileNotFoundError) as error:
         if os.environ.get("LIT_CONSISTENCY_TRACEBACK") or (cli and cli.trainer.global_step > 0):
@@ -142,11 +154,17 @@ def main(args: Sequence[str]) -> None:
         sys.exit(128 + signal.Signals(number).value)
 
 
+def _quiet() -> None:
+    """Keep advertisements and warnings about Lightning's own insides out of the terminal."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
+    warnings.filterwarnings("ignore", message=".*(LeafSpec|does not have many workers).*")
+
+
 def build(args: ArgsType) -> ConsistencyCLI:
     """Parse and instantiate without running."""
     return ConsistencyCLI(
         LitLanguageModel,
-        LightningDataModule,
+        TokenData,
         subclass_mode_data=True,
         save_config_callback=None,  # RunRecord writes it
         auto_configure_optimizers=False,

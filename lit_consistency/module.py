@@ -1,7 +1,9 @@
 """The LightningModule: one training step, one validation step, the model and its optimizer.
 
-It gives up nothing of Lightning: automatic optimization, accumulation, clipping and schedules work as documented there. What it
-adds is a loss that does not depend on how a batch is split, a stop before the optimizer moves when a number is not finite, and
+It gives up nothing of Lightning: automatic optimization, accumulation, clipping and schedules work as documented
+there. What it
+adds is a loss that does not depend on how a batch is split, a stop before the optimizer moves when a number is not
+finite, and
 clipping that leaves orthogonalized updates alone.
 """
 
@@ -11,7 +13,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -45,8 +47,10 @@ class LitLanguageModel(LightningModule):
         optimizer: class and hyperparameters, e.g. one of configs/optimizers/*.yaml. There is no default, so that no run
             inherits one silently. Any ``torch.optim.Optimizer`` works.
         checkpoint_dir: LitGPT checkpoint folder to start from (``lit_model.pth`` or ``lit_model.safetensors``).
-        name: LitGPT configuration to initialize from scratch, e.g. ``pythia-14m``; ``litgpt download list`` prints the names.
-        overrides: fields of the LitGPT configuration to change, e.g. ``n_layer``, ``n_head``, ``n_embd``, ``block_size``.
+        name: LitGPT configuration to initialize from scratch, e.g. ``pythia-14m``; ``litgpt download list`` prints
+            the names.
+        overrides: fields of the LitGPT configuration to change, e.g. ``n_layer``, ``n_head``, ``n_embd``,
+            ``block_size``.
         method: what is trained; all weights when not given.
         schedule: factor on every group's learning rate; constant when not given.
     """
@@ -54,11 +58,11 @@ class LitLanguageModel(LightningModule):
     def __init__(
         self,
         optimizer: OptimizerFactory,
-        checkpoint_dir: Optional[Path] = None,
-        name: Optional[str] = None,
-        overrides: Optional[dict[str, Any]] = None,
-        method: Optional[Method] = None,
-        schedule: Optional[Schedule] = None,
+        checkpoint_dir: Path | None = None,
+        name: str | None = None,
+        overrides: dict[str, Any] | None = None,
+        method: Method | None = None,
+        schedule: Schedule | None = None,
     ) -> None:
         super().__init__()
         rehearse(optimizer)
@@ -89,7 +93,8 @@ class LitLanguageModel(LightningModule):
             vocab_size=vocab_size,
         )
 
-    # ---------------------------------------------------------------------------------------------------------------- model
+    # ----------------------------------------------------------------------------------------------------------------
+    # model
 
     def configure_model(self) -> None:
         """Build the model and load or initialize its weights; initialization is a function of the seed alone."""
@@ -134,7 +139,8 @@ class LitLanguageModel(LightningModule):
             positions = documents = None
         return self.gpt(tokens, positions=positions, documents=documents)
 
-    # ------------------------------------------------------------------------------------------------------------- training
+    # -------------------------------------------------------------------------------------------------------------
+    # training
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """This micro-batch's share of the step's loss: summed token losses over the whole step's supervised tokens.
@@ -147,7 +153,7 @@ class LitLanguageModel(LightningModule):
         return share * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Refuse to move on a number that is not finite, on every rank alike (field: a NaN loss trains on and exits 0)."""
+        """Refuse to move on a number that is not finite, on every rank alike."""
         if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
             return  # float16: the scaler skips such steps itself
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -157,8 +163,8 @@ class LitLanguageModel(LightningModule):
         self._step_loss = loss
         if not (math.isfinite(loss.item()) and math.isfinite(self._grad_norm.item())):
             raise NonFiniteError(
-                f"step {self.trainer.global_step}: loss {loss.item()}, gradient norm {self._grad_norm.item()}: not finite; "
-                "stopped before the optimizer moved. Lower the learning rate, or look at the rows of this step."
+                f"step {self.trainer.global_step}: loss {loss.item()}, gradient norm {self._grad_norm.item()}: not "
+                "finite; stopped before the optimizer moved. Lower the learning rate, or look at the rows of this step."
             )
 
     def configure_gradient_clipping(
@@ -167,7 +173,7 @@ class LitLanguageModel(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip what AdamW or SGD moves; an orthogonalized update has no scale, so clipping could only distort its momentum."""
+        """Clip what AdamW or SGD moves; an orthogonalized update has no scale to clip."""
         groups = [g for g in optimizer.param_groups if not g.get("orthogonalized", False)]
         if not gradient_clip_val or not groups:
             return
@@ -200,7 +206,8 @@ class LitLanguageModel(LightningModule):
         for logger in self.trainer.loggers:
             logger.log_metrics(numbers, step=self.trainer.global_step)
 
-    # ------------------------------------------------------------------------------------------- validation, test, prediction
+    # ------------------------------------------------------------------------------------------- validation, test,
+    # prediction
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Loss of the held-out part of the training data: ``val/loss`` in nats per token."""
@@ -229,7 +236,8 @@ class LitLanguageModel(LightningModule):
             for i in range(len(nll)) if bool(taken[i].any())
         ]  # fmt: skip
 
-    # ------------------------------------------------------------------------------------------------------------ optimizer
+    # ------------------------------------------------------------------------------------------------------------
+    # optimizer
 
     def configure_optimizers(self) -> dict[str, Any]:
         """One optimizer over the parameter groups, one schedule as a factor on each group's learning rate."""
@@ -243,18 +251,18 @@ class LitLanguageModel(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def total_steps(self) -> int:
-        """Optimizer steps of the whole run. ``trainer.estimated_stepping_batches`` is not read: it drops loader state."""
+        """Optimizer steps of the run; reading ``trainer.estimated_stepping_batches`` would drop loader state."""
         trainer = self.trainer
         limits = [trainer.max_steps] if trainer.max_steps > 0 else []
         if trainer.max_epochs and trainer.max_epochs > 0:
             limits.append(trainer.max_epochs * trainer.datamodule.steps_per_epoch)  # type: ignore[attr-defined]
         if not limits:
-            raise ValueError("trainer.max_steps = -1 and trainer.max_epochs = -1: expected one of them for the schedule")
+            raise ValueError("trainer.max_steps = -1, trainer.max_epochs = -1: expected one of them for the schedule")
         return min(limits)
 
 
 def rehearse(factory: OptimizerFactory) -> None:
-    """Build the optimizer once on a few numbers, so that a hyperparameter out of range is refused before any work is done."""
+    """Build the optimizer once on a few numbers, so that a wrong hyperparameter is refused before any work."""
     roles = {"hidden": (2, 2), "embedding": (2, 2), "head": (2, 2), "norm": (2,), "bias": (2,)}
     groups = [
         {"params": [(role, nn.Parameter(torch.zeros(shape)))], "role": role, "split": None}

@@ -94,5 +94,6 @@ def _is_free(key: str) -> bool:
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one mapping with dotted keys."""
     if isinstance(value, Mapping) and value:
-        return {k: v for key, part in value.items() for k, v in _flat(part, f"{prefix}.{key}" if prefix else key).items()}
+        parts = (_flat(part, f"{prefix}.{key}" if prefix else key) for key, part in value.items())
+        return {key: leaf for part in parts for key, leaf in part.items()}
     return {prefix: value}

@@ -34,7 +34,7 @@ class StepCheckpoint(Checkpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checkpoints go into the run's folder."""
-        self.folder = Path(trainer.default_root_dir) / "checkpoints"
+        self.folder = Path(trainer.strategy.broadcast(trainer.default_root_dir)) / "checkpoints"
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -56,7 +56,7 @@ class StepCheckpoint(Checkpoint):
         if trainer.global_step == self._saved_at:
             return
         path = self.folder / f"step-{trainer.global_step:08d}.ckpt"
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
         if path.is_dir():
             self._describe(path)
         trainer.strategy.barrier("checkpoint")

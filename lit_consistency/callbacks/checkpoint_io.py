@@ -1,7 +1,9 @@
 """Checkpoints that survive a kill, a full disk and a flipped bit.
 
-Lightning writes to a temporary place and moves: a kill or a full disk in the move destroys the previous good file, and a flipped
-bit loads without a word. Here: a temporary file in the same folder, fsync, ``os.replace``, and last a manifest with the size and
+Lightning writes to a temporary place and moves: a kill or a full disk in the move destroys the previous good file,
+and a flipped
+bit loads without a word. Here: a temporary file in the same folder, fsync, ``os.replace``, and last a manifest with
+the size and
 SHA-256 of what was written. A checkpoint without a matching manifest does not count.
 """
 
@@ -13,7 +15,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from lightning.fabric.plugins import CheckpointIO
@@ -27,9 +29,9 @@ class CheckpointError(ValueError):
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Write one file all at once or not at all; read it only when its hash is right, and only tensors and plain values."""
+    """Write a file whole or not at all; read it only when its hash is right, and only tensors and plain values."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Optional[Any] = None) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write, flush to the disk, move into place, then write the manifest.
 
         Raises:
@@ -53,9 +55,7 @@ class AtomicCheckpointIO(CheckpointIO):
                 temporary.unlink(missing_ok=True)
             raise CheckpointError(f"could not save the checkpoint {path}: {error}") from error
 
-    def load_checkpoint(
-        self, path: Any, map_location: Any = "cpu", weights_only: Optional[bool] = None
-    ) -> dict[str, Any]:
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
         """Verify, then read without running any code from the file.
 
         Raises:

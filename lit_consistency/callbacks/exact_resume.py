@@ -1,6 +1,7 @@
 """What a checkpoint must hold beyond Lightning's, so that a resumed run continues bit for bit.
 
-Random states of Python, NumPy and torch; and, where somebody saves in the middle of an accumulation, the gradients gathered so
+Random states of Python, NumPy and torch; and, where somebody saves in the middle of an accumulation, the gradients
+gathered so
 far. Only tensors and plain values: a checkpoint is read with ``weights_only=True``.
 """
 
@@ -15,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class ExactResume(Callback):
-    """Save and restore random states, gathered gradients, and the position when the number of ranks changes."""
+    """Save and restore random states and gathered gradients; the position in the data is the loader's own."""
 
     def __init__(self) -> None:
         self._restored: dict[str, Any] = {}
@@ -34,18 +35,11 @@ class ExactResume(Callback):
             "random": random_states(),
             "gradients": gradients,
             "step_loss": pl_module._step_loss if halfway else None,
-            "accumulate": trainer.accumulate_grad_batches,
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take the states out of the checkpoint; count its micro-batches in those of this run."""
+        """Take the states out of the checkpoint."""
         self._restored = checkpoint.get("exact_resume", {})
-        before, now = self._restored.get("accumulate", 1), trainer.accumulate_grad_batches
-        if before != now:
-            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-            for counts in (progress["current"], progress["total"]):
-                for key, value in counts.items():
-                    counts[key] = value * now // before
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the states back, last of all, when everything that could draw a random number has been set up."""

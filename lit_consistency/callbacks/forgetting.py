@@ -1,13 +1,14 @@
 """What the run learns and what it forgets, against the base measured by the same code at step 0.
 
-Every k steps: the watched sets, the distance of the weights from the start, the share of coordinates ever moved, and the KL
+Every k steps: the watched sets, the distance of the weights from the start, the share of coordinates ever moved, and
+the KL
 divergence from the base on the new task. A run with this callback equals a run without it bit for bit.
 """
 
 from __future__ import annotations
 
 import time
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -30,14 +31,15 @@ class Forgetting(Callback):
         retain: sets of what the base can do; worse is forgotten.
         every_n_steps: optimizer steps between measurements; 0 measures at the start and at the end only.
         batch_tokens: padded tokens in one forward of an evaluation.
-        kl_positions: supervised positions of the learning sets at which KL(base || model) is taken; 0 switches it off. Memory:
+        kl_positions: supervised positions of the learning sets at which KL(base || model) is taken; 0 switches it
+            off. Memory:
             4 bytes per position and token of the vocabulary.
     """
 
     def __init__(
         self,
-        learn: Optional[RetainData] = None,
-        retain: Optional[RetainData] = None,
+        learn: RetainData | None = None,
+        retain: RetainData | None = None,
         every_n_steps: int = 0,
         batch_tokens: int = 8192,
         kl_positions: int = 256,
@@ -63,7 +65,8 @@ class Forgetting(Callback):
         self._moved: dict[str, Tensor] = {}
         self._base_log_probs: Tensor | None = None
 
-    # ---------------------------------------------------------------------------------------------------------------- hooks
+    # ----------------------------------------------------------------------------------------------------------------
+    # hooks
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Ask the module to keep the weights of the start."""
@@ -92,17 +95,18 @@ class Forgetting(Callback):
             self._measure(trainer, pl_module)
         rank_zero_only(results_table)(self.measurements(), self.latest)
 
-    # ------------------------------------------------------------------------------------------------------------ measuring
+    # ------------------------------------------------------------------------------------------------------------
+    # measuring
 
     def _prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        learn = self.learn.sets if self.learn else {"validation": data.validation_set()}
+        held_out = {"validation": data.validation_set()} if data.validation is not None else {}
+        learn = self.learn.sets if self.learn else held_out
         retain = self.retain.sets if self.retain else {}
         self._sets = {
             f"{kind}/{name}": PreparedSet(watched, data.tokenizer, data.block_size)
             for kind, sets in (("learn", learn), ("retain", retain))
             for name, watched in sets.items()
-            if watched is not None
         }
         self._change = WeightChange(roles(pl_module.gpt))
         changes = pl_module.method.changes(pl_module.gpt, pl_module.start)
@@ -151,7 +155,8 @@ class Forgetting(Callback):
         """Base and latest value of every watched set."""
         return self._compare(self.latest)
 
-    # ---------------------------------------------------------------------------------------------------------------- state
+    # ----------------------------------------------------------------------------------------------------------------
+    # state
 
     def state_dict(self) -> dict[str, Any]:
         """The base's numbers and what has moved: a resumed run compares with the same base."""

@@ -1,7 +1,9 @@
 """The run's folder: what was run, on what, and what came out.
 
-``config.yaml`` (complete), ``run.json`` (base and its hash, the optimizer that pretrained it, data, versions, parameter table,
-seeds, final metrics), ``metrics.jsonl``, TensorBoard events, ``checkpoints/`` and ``model/``, the final model in LitGPT's format
+``config.yaml`` (complete), ``run.json`` (base and its hash, the optimizer that pretrained it, data, versions,
+parameter table,
+seeds, final metrics), ``metrics.jsonl``, TensorBoard events, ``checkpoints/`` and ``model/``, the final model in
+LitGPT's format
 with its provenance, so that any result is the next run's base.
 """
 
@@ -13,7 +15,7 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -23,10 +25,8 @@ from lit_consistency.callbacks.checkpoint_io import write_atomically
 from lit_consistency.callbacks.forgetting import Forgetting
 from lit_consistency.callbacks.metrics_file import MetricsFile
 from lit_consistency.callbacks.throughput import Throughput
-from lit_consistency.model import Provenance, read_provenance, current_versions, save_model, weights_hash
+from lit_consistency.model import Provenance, current_versions, read_provenance, save_model, weights_hash
 from lit_consistency.optimizers import format_table
-
-RUN_NAME = "LIT_CONSISTENCY_RUN_NAME"  # environment: ranks started by Lightning agree on the name of rank 0
 
 
 class RunRecord(Callback):
@@ -42,18 +42,17 @@ class RunRecord(Callback):
 
     def __init__(
         self,
-        name: Optional[str] = None,
+        name: str | None = None,
         root: Path = Path("checkpoints/runs"),
-        final_dir: Optional[Path] = None,
+        final_dir: Path | None = None,
         overwrite: bool = False,
         save_model: bool = True,
     ) -> None:
         if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
             raise ValueError(f"name = {name!r}: expected letters, digits, '.', '_' and '-', at most 100, no path")
         if final_dir is not None and Path(final_dir).exists() and not overwrite:
-            raise ValueError(f"final_dir = {final_dir}: exists; name another, or set overwrite to replace it at the end")
-        self.name = name or os.environ.get(RUN_NAME) or time.strftime("%Y%m%d-%H%M%S")
-        os.environ[RUN_NAME] = self.name
+            raise ValueError(f"final_dir = {final_dir}: exists; name another, or set overwrite to replace it")
+        self.name = name or time.strftime("%Y%m%d-%H%M%S")
         self.root = Path(root)
         self.final_dir = Path(final_dir) if final_dir is not None else None
         self.overwrite = overwrite
@@ -71,11 +70,16 @@ class RunRecord(Callback):
         """ValueError when the folder holds another run, which a new one must not overwrite."""
         if self.directory.exists() and any(self.directory.iterdir()):
             raise ValueError(
-                f"run.name = {self.name!r}: {self.directory} is not empty; choose another name, or continue that run with "
-                "--ckpt_path auto"
+                f"run.name = {self.name!r}: {self.directory} is not empty; choose another name, or continue that "
+                "run with --ckpt_path auto"
             )
 
-    # ---------------------------------------------------------------------------------------------------------------- hooks
+    # ----------------------------------------------------------------------------------------------------------------
+    # hooks
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Processes that started a second apart agree on the name of rank 0."""
+        self.name = trainer.strategy.broadcast(self.name)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Everything is set up and nothing has been trained: write what is being run."""
@@ -109,7 +113,8 @@ class RunRecord(Callback):
         """A checkpoint holds the configuration that made it, so that a resume can be compared with it."""
         checkpoint["config"] = self.config_yaml
 
-    # -------------------------------------------------------------------------------------------------------------- content
+    # --------------------------------------------------------------------------------------------------------------
+    # content
 
     def _describe(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         base = module.checkpoint_dir
@@ -143,8 +148,8 @@ class RunRecord(Callback):
         self.record["optimizer_mismatch"] = before is not None and before != now
         if self.record["optimizer_mismatch"]:
             rank_zero_warn(
-                f"{self.record['base']} was pretrained with {before} and is now trained with {now}: finetuning with the "
-                "optimizer of pretraining forgets less (arXiv 2605.06654)"
+                f"{self.record['base']} was pretrained with {before} and is now trained with {now}: finetuning with "
+                "the optimizer of pretraining forgets less (arXiv 2605.06654)"
             )
 
     @rank_zero_only
@@ -173,7 +178,8 @@ class RunRecord(Callback):
 
     def _log_hyperparameters(self, trainer: Trainer, measured: dict[str, float]) -> None:
         """The HParams page shows only metrics that the first call names, so the final ones are declared now."""
-        names = set(measured) | {f"forget/{n.split('/', 1)[1]}" for n in measured if n.startswith("retain/") and "." not in n}
+        retained = [name for name in measured if name.startswith("retain/") and "." not in name]
+        names = {*measured, *(name.replace("retain/", "forget/") for name in retained)}
         chosen = {key: self.record[key] for key in ("model", "method", "optimizer", "pretraining_optimizer", "seed")}
         group = trainer.optimizers[0].param_groups[0]
         chosen |= {k: v for k, v in group.items() if isinstance(v, bool | int | float | str)}
@@ -199,6 +205,7 @@ class RunRecord(Callback):
         trainer.strategy.barrier("final model")
 
     def _provenance(self, trainer: Trainer, module: LightningModule) -> Provenance:
+        throughput = _find(trainer, Throughput)
         stage: dict[str, Any] = {
             "model": module.config.name,
             "optimizer": self.record["optimizer"],
@@ -207,7 +214,7 @@ class RunRecord(Callback):
             "base": self.record["base"],
             "base_hash": self.record["base_hash"],
             "run": self.name,
-            "tokens": self.record["data_stats"].get("tokens_per_step", 0) * trainer.global_step,
+            "tokens": throughput.total_tokens(trainer.world_size) if throughput else 0,
             "steps": trainer.global_step,
             "seed": self.record["seed"],
             "command": self.record["command"],

@@ -53,4 +53,4 @@ def _value(value: float) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.4f}"
+    return f"{value + 0.0:+.4f}"  # no negative zero

@@ -1,7 +1,9 @@
 """How fast the run goes and where the time goes.
 
-Tokens per second (all, and supervised), the time of a step split into data, forward and backward, optimizer, and evaluation, the
-share of the machine's peak where that is known, and peak memory. On CUDA the device is waited for only around the steps that are
+Tokens per second (all, and supervised), the time of a step split into data, forward and backward, optimizer, and
+evaluation, the
+share of the machine's peak where that is known, and peak memory. On CUDA the device is waited for only around the
+steps that are
 logged, so that measuring costs nothing in between.
 """
 
@@ -34,7 +36,8 @@ class Throughput(Callback):
         self.warmup_steps = warmup_steps
         self.latest: dict[str, float] = {}
         self._seconds: dict[str, float] = defaultdict(float)
-        self._tokens = torch.zeros(2, dtype=torch.int64)
+        self._tokens = torch.zeros(2, dtype=torch.int64)  # all and supervised, since the last numbers
+        self._total = torch.zeros(2, dtype=torch.int64)  # since the run began, on this rank
         self._mark = 0.0
         self._evaluated = 0.0
         self._steps = 0
@@ -42,6 +45,7 @@ class Throughput(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock after the first evaluation."""
+        self._tokens = self._tokens.to(pl_module.device)
         self._reset(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -62,8 +66,7 @@ class Throughput(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Tensor], batch_idx: int
     ) -> None:
         """Count tokens; at the end of a step that is logged, write the numbers."""
-        self._tokens[0] += (batch["documents"] >= 0).sum().cpu()
-        self._tokens[1] += (batch["targets"] != -100).sum().cpu()
+        self._tokens += torch.stack([(batch["documents"] >= 0).sum(), (batch["targets"] != -100).sum()])
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         self._seconds["optimizer" if stepped else "forward_backward"] += self._lap(trainer)
         if not stepped:
@@ -75,6 +78,18 @@ class Throughput(Callback):
         elif trainer.global_step % trainer.log_every_n_steps == 0 and self._seen > self.warmup_steps:
             self._log(trainer, pl_module)
             self._reset(trainer)
+
+    def total_tokens(self, world_size: int) -> int:
+        """Tokens trained on since the run began, padding excluded, on all ranks (whose rows are equally long on average)."""
+        return int(self._total[0] + self._tokens[0].cpu()) * world_size
+
+    def state_dict(self) -> dict[str, Any]:
+        """The tokens of the run so far."""
+        return {"total": self._total + self._tokens.cpu()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Count on."""
+        self._total = state_dict["total"]
 
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         all_tokens, supervised = (int(n) * trainer.world_size for n in self._tokens)
@@ -94,6 +109,7 @@ class Throughput(Callback):
 
     def _reset(self, trainer: Trainer) -> None:
         self._seconds.clear()
+        self._total += self._tokens.cpu()
         self._tokens.zero_()
         self._steps = 0
         self._evaluated = _evaluation_seconds(trainer)
@@ -110,7 +126,8 @@ class Throughput(Callback):
 def flops_per_token(model: Any, length: int) -> int:
     """Floating-point operations of forward and backward per token, model FLOPs without recomputation.
 
-    6 per parameter of a matrix product (the embedding is a look-up), and 12 * n_layer * n_head * head_size * length for the
+    6 per parameter of a matrix product (the embedding is a look-up), and 12 * n_layer * n_head * head_size * length
+    for the
     attention scores. Source: Chowdhery et al. 2022, PaLM, arXiv 2204.02311, appendix B.
     """
     config = model.config

@@ -27,7 +27,8 @@ class WeightChange:
             changes: name -> (change, start), tensors of one shape; a name that is missing has not changed.
 
         Returns:
-            Frobenius norm of the change; that over the norm of the start; share of coordinates in [0, 1] whose change was not
+            Frobenius norm of the change; that over the norm of the start; share of coordinates in [0, 1] whose change
+            was not
             zero at this or an earlier measurement.
         """
         sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0, 0.0])
@@ -46,7 +47,8 @@ class WeightChange:
         numbers = {}
         for role, (change2, start2, moved, numel) in sums.items():
             numbers[f"distance/{role}"] = change2**0.5
-            numbers[f"relative_distance/{role}"] = (change2 / start2) ** 0.5 if start2 else float("nan")
+            if start2:  # biases start at zero in a new model
+                numbers[f"relative_distance/{role}"] = (change2 / start2) ** 0.5
             numbers[f"moved/{role}"] = moved / numel
         return numbers
 

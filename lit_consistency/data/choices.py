@@ -82,7 +82,7 @@ class ClozeSet(WatchedSet):
         records = [record for record in records if record[self.answer]]
         values = sorted({record[self.answer] for record in records})
         if len(values) < self.n_choices:
-            raise ValueError(f"n_choices = {self.n_choices}: {self.path} has {len(values)} values of {self.answer!r}")
+            raise ValueError(f"n_choices = {self.n_choices}: {self.path} has {len(values)} different {self.answer!r}")
         rng = np.random.default_rng(self.seed)
         found = []
         for record in records[: self.max_items]:
@@ -96,7 +96,7 @@ class ClozeSet(WatchedSet):
 
 
 def choice_item(tokenizer: Tokenizer, prompt: str, choices: list[str], gold: int, block_size: int) -> Item:
-    """An item from text. Prompt and answer are tokenized apart, so the boundary is exact; long prompts lose their beginning.
+    """An item from text. Prompt and answer are tokenized apart, so the boundary is exact; long prompts lose their start.
 
     Without a prompt the first token of each candidate has no context and is not scored.
     """
@@ -131,8 +131,8 @@ def _parse_choice(row: dict[str, Any], place: str) -> tuple[str, list[str], int]
     choices = row.get("choices")
     if prompt is None or not isinstance(choices, list) or len(choices) < 2 or not isinstance(gold, int):
         raise ValueError(
-            f"{place}: expected prompt, choices (at least two) and gold (an index), or sentence_good and sentence_bad; "
-            f"found the fields {sorted(row)}"
+            f"{place}: expected prompt, choices (at least two) and gold (an index), or sentence_good and "
+            f"sentence_bad; found the fields {sorted(row)}"
         )
     if not 0 <= gold < len(choices):
         raise ValueError(f"{place}: gold = {gold}: expected 0 to {len(choices) - 1}")

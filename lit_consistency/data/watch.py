@@ -1,7 +1,8 @@
 """What is watched during a run: sets of items whose loss or accuracy tells what was learned and what was forgotten.
 
 A set turns files, rows or a synthetic world into items; an item is a question with candidate answers (a text has one
-candidate, itself). Scoring stands in evaluation/, the numbers in metrics/. Items are made once, at the start of the run.
+candidate, itself). Scoring stands in evaluation/, the numbers in metrics/. Items are made once, at the start of the
+run.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class WatchedSet(ABC):
         """The items, in a fixed order; a candidate is at most ``block_size + 1`` tokens long."""
 
     def truth(self, tokenizer: Tokenizer) -> Tensor | None:
-        """True log-probabilities (P, V) at the P supervised positions of the items, where a synthetic world knows them."""
+        """True log-probabilities (P, V) at the P supervised positions, where a world knows them."""
         return None
 
 
@@ -122,7 +123,7 @@ class RowSet(WatchedSet):
         self.metric = metric
 
     def items(self, tokenizer: Tokenizer, block_size: int) -> list[Item]:
-        """One item a row; a row that is longer than the context is cut at the end, one without an answer left is skipped."""
+        """One item a row; a row longer than the context is cut at its end, one without an answer left is skipped."""
         encoder = PromptEncoder(tokenizer, self.prompt_style)
         found = []
         for row in self.rows.rows():

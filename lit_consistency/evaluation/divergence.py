@@ -1,7 +1,9 @@
 """Distance of the model's predictions from the base's, in nats: KL(base || model) on the new task.
 
-Shenfeld, Pari & Agrawal, "RL's Razor" (arXiv 2509.04259), find that the forward KL on the new task predicts forgetting better
-than any distance between weights. The full distributions are compared at the supervised positions, not only the target's
+Shenfeld, Pari & Agrawal, "RL's Razor" (arXiv 2509.04259), find that the forward KL on the new task predicts
+forgetting better
+than any distance between weights. The full distributions are compared at the supervised positions, not only the
+target's
 probability.
 """
 
@@ -24,7 +26,7 @@ def log_probabilities(
     batch_tokens: int,
     device: torch.device,
 ) -> Tensor:
-    """Log-probabilities (P, V) float32 on the CPU at the first ``n_positions`` supervised positions of the right answers.
+    """Log-probabilities (P, V) float32, on the CPU, at the first ``n_positions`` positions of the right answers.
 
     Args:
         forward: maps tokens (B, T) to logits (B, T, V).

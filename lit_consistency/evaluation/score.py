@@ -1,7 +1,9 @@
 """Log-likelihood of candidates: sorted by length, batched to a token budget, shared out over the ranks.
 
-Which rank scores a batch does not change its content, and the sums are put together in float64, so that one process and many
-report the same numbers. Every rank runs the same number of forwards (an idle one repeats its last batch), because a sharded
+Which rank scores a batch does not change its content, and the sums are put together in float64, so that one process
+and many
+report the same numbers. Every rank runs the same number of forwards (an idle one repeats its last batch), because a
+sharded
 model needs all ranks in every forward.
 """
 

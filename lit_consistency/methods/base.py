@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 from litgpt.config import Config
 from torch import Tensor, nn
 
@@ -55,6 +56,21 @@ class Method(ABC):
         """
         return dict(model.state_dict() if weights is None else weights)
 
+    @torch.no_grad()
+    def changes(self, model: nn.Module, start: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        """What training has changed so far, in the base model's terms.
+
+        Args:
+            model: a model that ``build`` made.
+            start: the trainable parameters as they were at the start, by their names in ``model``.
+
+        Returns:
+            Base name -> (change, start), tensors of the shape of that weight; what is not there has not changed.
+        """
+        now = dict(model.named_parameters())
+        here = {name: tensor.to(now[name].device) for name, tensor in start.items()}
+        return {name: (now[name].detach() - tensor, tensor) for name, tensor in here.items()}
+
 
 def load_checked(model: nn.Module, weights: dict[str, Tensor], may_miss: str | None = None) -> None:
     """Load ``weights`` into ``model``, and say in one readable error what does not fit.
@@ -70,7 +86,7 @@ def load_checked(model: nn.Module, weights: dict[str, Tensor], may_miss: str | N
     own = {name.replace(".linear.", "."): tensor for name, tensor in model.state_dict().items()}
     shapes = [
         f"{name}: expected {tuple(own[name].shape)}, found {tuple(tensor.shape)}"
-        for name, tensor in weights.items()
+        for name, tensor in ((name.replace(".linear.", "."), tensor) for name, tensor in weights.items())
         if name in own and own[name].shape != tensor.shape
     ]
     if shapes:

@@ -107,6 +107,15 @@ class LoRA(Method):
                 merged[f"{name}.weight"] = (weight + update).to(weight.dtype)
         return merged
 
+    @torch.no_grad()
+    def changes(self, model: nn.Module, start: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        """(alpha / r) B A for every adapted matrix, against the frozen weight; see ``Method``."""
+        return {
+            f"{name}.weight": (lora_update(module, module.lora_A, module.lora_B), module.linear.weight)
+            for name, module in model.named_modules()
+            if isinstance(module, LoRALinear) and hasattr(module, "lora_A")
+        }
+
 
 def lora_update(module: LoRALinear, lora_A: Tensor, lora_B: Tensor) -> Tensor:
     """What the adapter adds to its weight.

@@ -1,7 +1,8 @@
 """Loss of text, weighted by token.
 
 A mean of batch means depends on how the text was cut into batches, and ``torchmetrics.text.Perplexity`` takes a float32
-softmax and then its logarithm, which gives infinity where the mean cross-entropy is finite. So: sums in float64, counts in
+softmax and then its logarithm, which gives infinity where the mean cross-entropy is finite. So: sums in float64,
+counts in
 int64, the division last.
 """
 
@@ -30,7 +31,8 @@ def bits_per_byte(nll_sum: float, n_bytes: float) -> float:
 class TokenLoss(Metric):
     """Nats per supervised token over everything seen, on all ranks; state is a sum and a count.
 
-    ``update`` takes negative log-likelihoods of any shape (zero where no loss is taken) and the number of supervised tokens.
+    ``update`` takes negative log-likelihoods of any shape (zero where no loss is taken) and the number of supervised
+    tokens.
     """
 
     full_state_update = False

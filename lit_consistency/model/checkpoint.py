@@ -74,8 +74,8 @@ def load_weights(checkpoint_dir: Path) -> dict[str, Tensor]:
         raise ValueError(
             f"{path}: refused, expected tensors only (weights_only); the file is damaged or asks to run code"
         ) from error
-    except (RuntimeError, EOFError, SafetensorError, KeyError, IndexError, ValueError) as error:
-        raise ValueError(f"{path}: damaged or truncated, expected a file of weights ({error})") from error
+    except (RuntimeError, OSError, EOFError, SafetensorError, KeyError, IndexError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read, expected a whole file of weights ({error})") from error
     if isinstance(weights, dict) and isinstance(weights.get("model"), dict):
         weights = weights["model"]
     if not isinstance(weights, dict) or not weights or not all(isinstance(value, Tensor) for value in weights.values()):

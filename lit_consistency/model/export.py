@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser
@@ -123,9 +123,9 @@ def main(argv: list[str] | None = None) -> None:
         prog="lit_consistency export", description="Write a model in the format of another library."
     )
     parser.add_argument("--checkpoint_dir", type=Path, required=True, help="Model folder in LitGPT's format.")
-    parser.add_argument("--to", type=Literal["hf"], default="hf", help="hf: a folder that transformers loads.")
+    parser.add_argument("--to", choices=("hf",), default="hf", help="hf: a folder that transformers loads.")
     parser.add_argument("--out_dir", type=Path, required=True, help="The folder to write.")
-    parser.add_argument("--overwrite", type=bool, default=False, help="Replace a model that stands at out_dir.")
+    parser.add_argument("--overwrite", action="store_true", help="Replace a model that stands at out_dir.")
     arguments = parser.parse_args(argv)
     try:
         export_hf(arguments.checkpoint_dir, arguments.out_dir, arguments.overwrite)

@@ -1,0 +1,71 @@
+"""Pretraining on documents: the stream of their tokens, cut into rows of `block_size`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lit_consistency.data.shards import Shard
+from lit_consistency.data.sources import Source
+from lit_consistency.data.token_data import TokenData
+from lit_consistency.data.token_rows import StreamRows, TokenRows
+from lit_consistency.data.tokenization import document_fingerprint, write_documents
+from lit_consistency.data.watch import TextSet, WatchedSet
+
+
+class PretrainData(TokenData):
+    """Documents of a source, packed without gaps into rows; attention and positions stay within a document.
+
+    Args:
+        source: Documents to train on.
+        validation: Held-out documents, such as the same source with `part: validation`; None validates on nothing.
+        global_batch_size: Rows of one optimizer step, over all devices.
+        micro_batch_size: Rows a device takes at once; divides the global batch.
+        block_size: Tokens of a row, at most the model's block_size.
+        num_workers: Processes that prepare batches.
+        seed: Seed of the order of rows; None takes the run's seed.
+        tokenizer_dir: Folder of the tokenizer; None takes the model's checkpoint, else the source's own tokenizer.
+        cache_dir: Folder for tokens; None is ~/.cache/lit_consistency/tokens.
+    """
+
+    packing = True  # rows hold several documents, so the model must be able to mask
+
+    def __init__(
+        self,
+        source: Source,
+        validation: Source | None = None,
+        global_batch_size: int = 32,
+        micro_batch_size: int = 8,
+        block_size: int = 512,
+        num_workers: int = 0,
+        seed: int | None = None,
+        tokenizer_dir: Path | None = None,
+        cache_dir: Path | None = None,
+    ) -> None:
+        super().__init__(
+            source,
+            validation,
+            global_batch_size=global_batch_size,
+            micro_batch_size=micro_batch_size,
+            block_size=block_size,
+            num_workers=num_workers,
+            seed=seed,
+            tokenizer_dir=tokenizer_dir,
+            cache_dir=cache_dir,
+        )
+
+    def validation_set(self) -> WatchedSet:
+        """Loss of the held-out documents."""
+        if self.validation is None:
+            raise ValueError("data.validation = null: expected held-out documents, they are to be watched")
+        assert isinstance(self.validation, Source)
+        return TextSet(self.validation)
+
+    def _fingerprint(self, part: Source) -> dict[str, Any]:
+        return document_fingerprint(part, self.tokenizer)
+
+    def _build(self, folder: Path, part: Source, label: str) -> None:
+        write_documents(folder, part, self.tokenizer, label)
+
+    def _token_rows(self, shard: Shard) -> TokenRows:
+        return StreamRows(shard, self.block_size)

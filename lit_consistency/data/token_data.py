@@ -1,0 +1,276 @@
+"""What all training data share: tokens on disk, batches of one shape of mapping, the order, the position.
+
+`TokenData` is the LightningDataModule behind `PretrainData` and `SFTData`. It owns the batch arithmetic: the user
+says how many rows an optimizer step takes (`global_batch_size`) and how many fit on a device (`micro_batch_size`);
+the accumulation follows and is set on the Trainer. Set `use_distributed_sampler: false` there all the same; the
+loaders are not DataLoaders, so Lightning puts no sampler of its own into them.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
+
+from lit_consistency.data.cache import default_cache_dir, open_or_build
+from lit_consistency.data.loader import TokenLoader
+from lit_consistency.data.order import Order
+from lit_consistency.data.rows import Rows
+from lit_consistency.data.shards import Shard
+from lit_consistency.data.sources import Source
+from lit_consistency.data.token_rows import TokenRows
+from lit_consistency.data.tokenizer import Tokenizer, store_tokenizer
+from lit_consistency.data.watch import WatchedSet
+
+
+class TokenData(LightningDataModule, ABC):
+    """Tokenized data for training and validation.
+
+    Args:
+        train: What is trained on.
+        validation: What is held out, or None.
+        global_batch_size: Rows of one optimizer step, over all devices.
+        micro_batch_size: Rows a device takes at once; divides the global batch.
+        block_size: Tokens of a row, at most the model's block_size.
+        num_workers: Processes that prepare batches.
+        seed: Seed of the order of rows; None takes the run's seed.
+        tokenizer_dir: Folder of the tokenizer; None takes the model's checkpoint, else the data's own.
+        cache_dir: Folder for tokens; None is ~/.cache/lit_consistency/tokens.
+    """
+
+    def __init__(
+        self,
+        train: Source | Rows,
+        validation: Source | Rows | None,
+        global_batch_size: int,
+        micro_batch_size: int,
+        block_size: int,
+        num_workers: int,
+        seed: int | None,
+        tokenizer_dir: Path | None,
+        cache_dir: Path | None,
+    ) -> None:
+        super().__init__()
+        _at_least(1, global_batch_size=global_batch_size, micro_batch_size=micro_batch_size, block_size=block_size)
+        _at_least(0, num_workers=num_workers, seed=seed or 0)
+        if global_batch_size % micro_batch_size:
+            raise ValueError(
+                f"global_batch_size = {global_batch_size}: expected a multiple of micro_batch_size = {micro_batch_size}"
+            )
+        self.train = train
+        self.validation = validation
+        self.global_batch_size = global_batch_size
+        self.micro_batch_size = micro_batch_size
+        self.block_size = block_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.tokenizer_dir = Path(tokenizer_dir) if tokenizer_dir is not None else None
+        self.cache_dir = Path(cache_dir) if cache_dir is not None else default_cache_dir()
+        # fails here, before any work is done, when the folder holds no tokenizer
+        self._tokenizer = Tokenizer(self.tokenizer_dir) if self.tokenizer_dir is not None else None
+        self._own_tokenizer: Path | None = None
+        self._shards: dict[str, Shard] = {}
+        self._rows: dict[str, TokenRows] = {}
+
+    # --------------------------------------------------------------------------------------------- what a subclass says
+
+    @abstractmethod
+    def _fingerprint(self, part: Any) -> dict[str, Any]:
+        """What the tokens of a source or of rows depend on."""
+
+    @abstractmethod
+    def _build(self, folder: Path, part: Any, label: str) -> None:
+        """Writes the shard of a source or of rows into an empty folder."""
+
+    @abstractmethod
+    def _token_rows(self, shard: Shard) -> TokenRows:
+        """The training rows of a shard."""
+
+    @abstractmethod
+    def validation_set(self) -> WatchedSet:
+        """The held-out part as a set whose loss is watched; ValueError where nothing is held out."""
+
+    # -------------------------------------------------------------------------------------------------------- tokenizer
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The folder of the tokenizer: the option's, else the model's, else one in the cache with the data's own."""
+        if self.tokenizer_dir is not None:
+            return self.tokenizer_dir
+        module = self.trainer.lightning_module if self.trainer is not None else None
+        if (model_dir := getattr(module, "checkpoint_dir", None)) is not None:
+            return Path(model_dir)
+        if self._own_tokenizer is None:
+            own = self.train.default_tokenizer()
+            if own is None:
+                raise ValueError(
+                    "tokenizer_dir = null: expected a folder with tokenizer.json; the model starts from no "
+                    "checkpoint and the data bring no tokenizer"
+                )
+            self._own_tokenizer = store_tokenizer(own, self.cache_dir)
+        return self._own_tokenizer
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of `tokenizer_folder`."""
+        folder = self.tokenizer_folder
+        if self._tokenizer is None or self._tokenizer.folder != folder:
+            self._tokenizer = Tokenizer(folder)
+        return self._tokenizer
+
+    # ------------------------------------------------------------------------------------------------------------ hooks
+
+    def prepare_data(self) -> None:
+        """Tokenizes what is not yet on disk; Lightning lets the other processes of the machine wait meanwhile."""
+        for name in ("train", "validation"):
+            self._shard(name)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Opens the tokens, and sets the Trainer's accumulation for training.
+
+        Raises:
+            ValueError: Nothing to train on, nothing held out for a stage that needs it, or an accumulation that
+                contradicts the batch sizes.
+        """
+        if stage in ("fit", None):
+            self._open("train")
+            self._set_accumulation()
+        if self.validation is not None:
+            self._open("validation")
+        elif stage in ("fit", None):
+            # Lightning runs an empty validation loop, and warns of it, unless the hook looks as if nobody had written it
+            self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
+        elif stage in ("fit", None):
+            self._skip_validation()
+        elif stage in ("validate", "test", "predict"):
+            raise ValueError(f"data.validation = null: expected what is held out, `{stage}` runs on it")
+
+    def train_dataloader(self) -> TokenLoader:
+        """Rows in the order of the seed; its position is saved with checkpoints."""
+        world_size, rank = self._ranks()
+        rows = self._rows["train"]
+        order = Order(
+            len(rows), self.global_batch_size, self.micro_batch_size, world_size, rank, seed=self._order_seed()
+        )
+        return TokenLoader(rows, order, num_workers=self.num_workers, on_resume=self._count_anew)
+
+    def val_dataloader(self) -> TokenLoader:
+        """Held-out rows in their order, shared among the ranks."""
+        world_size, rank = self._ranks()
+        rows = self._rows["validation"]
+        order = Order(len(rows), self.micro_batch_size * world_size, self.micro_batch_size, world_size, rank, seed=None)
+        return TokenLoader(rows, order, training=False, num_workers=self.num_workers)
+
+    def test_dataloader(self) -> TokenLoader:
+        """The same as for validation."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> TokenLoader:
+        """The same as for validation."""
+        return self.val_dataloader()
+
+    # ---------------------------------------------------------------------------------------------------------- numbers
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of one pass over the training rows; the last may be smaller. Known after `setup`."""
+        return -(-len(self._rows["train"]) // self.global_batch_size)
+
+    def accumulate(self, world_size: int) -> int:
+        """Micro-batches per optimizer step and rank.
+
+        Raises:
+            ValueError: The global batch does not divide among the ranks.
+        """
+        at_once = self.micro_batch_size * world_size
+        if self.global_batch_size % at_once:
+            raise ValueError(
+                f"data.global_batch_size = {self.global_batch_size}: expected a multiple of "
+                f"data.micro_batch_size * devices = {self.micro_batch_size} * {world_size} = {at_once}"
+            )
+        return self.global_batch_size // at_once
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the batches depend on, as JSON; the micro-batch and the number of ranks are not among it."""
+        order = {"seed": self._order_seed(), "global_batch_size": self.global_batch_size, "block_size": self.block_size}
+        parts = {name: self._fingerprint(part) for name, part in self._parts().items()}
+        return {"kind": type(self).__name__, **order, **parts}
+
+    def stats(self) -> dict[str, dict[str, Any]]:
+        """Counts of the opened parts: documents, tokens, rows, supervised tokens, what was cut or dropped."""
+        return {name: self._counts(name) for name in self._rows}
+
+    # ---------------------------------------------------------------------------------------------------------- insides
+
+    def _parts(self) -> dict[str, Source | Rows]:
+        parts = {"train": self.train, "validation": self.validation}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def _shard(self, name: str) -> None:
+        part = self._parts().get(name)
+        if part is None or name in self._shards:
+            return
+        shard = open_or_build(self.cache_dir, self._fingerprint(part), lambda folder: self._build(folder, part, name))
+        if len(shard.offsets) == 1:
+            dropped = f" ({shard.meta['n_dropped']} dropped)" if shard.meta.get("n_dropped") else ""
+            raise ValueError(
+                f"data, {name}: {type(part).__name__} gives nothing to learn from{dropped}; expected a document"
+            )
+        self._shards[name] = shard
+
+    def _open(self, name: str) -> None:
+        if name in self._rows:
+            return
+        self._shard(name)
+        self._rows[name] = self._token_rows(self._shards[name])
+        counts = ", ".join(f"{value:,} {key.removeprefix('n_')}" for key, value in self._counts(name).items())
+        rank_zero_info(f"data, {name}: {counts}")
+
+    def _counts(self, name: str) -> dict[str, Any]:
+        meta, rows = self._shards[name].meta, self._rows[name]
+        written = {key: meta[key] for key in sorted(meta) if key.startswith("n_")}
+        return {**written, "n_rows": len(rows), "n_supervised": int(rows.supervised.sum())}
+
+    def _order_seed(self) -> int:
+        return self.seed if self.seed is not None else int(os.environ.get("PL_GLOBAL_SEED", 0))
+
+    def _ranks(self) -> tuple[int, int]:
+        """Number of data-parallel ranks, and this one."""
+        if self.trainer is None:
+            return 1, 0
+        sharing = self.trainer.distributed_sampler_kwargs
+        return (sharing["num_replicas"], sharing["rank"]) if sharing else (1, 0)
+
+    def _set_accumulation(self) -> None:
+        wanted = self.accumulate(self._ranks()[0])
+        if self.trainer is None:
+            return
+        given = self.trainer.accumulate_grad_batches
+        if given not in (1, wanted):
+            raise ValueError(
+                f"trainer.accumulate_grad_batches = {given}: expected 1; set data.global_batch_size and "
+                f"data.micro_batch_size, from which {wanted} follows"
+            )
+        self.trainer.accumulate_grad_batches = wanted
+
+    def _skip_validation(self) -> None:
+        """Lightning warns of an empty loader unless it is told that there is nothing to validate on."""
+        if self.trainer is not None:
+            self.trainer.limit_val_batches = 0
+
+    def _count_anew(self, saved: int, consumed: int) -> None:
+        """Makes Lightning's count of micro-batches follow a changed layout; by it, it tells the end of an epoch."""
+        assert self.trainer is not None
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        for name in ("ready", "started", "processed", "completed"):
+            setattr(progress, name, getattr(progress, name) + consumed - saved)
+
+
+def _at_least(least: int, **options: int) -> None:
+    for key, value in options.items():
+        if value < least:
+            raise ValueError(f"{key} = {value}: expected at least {least}")

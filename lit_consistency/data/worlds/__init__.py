@@ -1,0 +1,22 @@
+"""Synthetic worlds: seeded generators of text, rows and questions whose optimum is known."""
+
+from lit_consistency.data.worlds.adapters import WorldRows, WorldText
+from lit_consistency.data.worlds.arithmetic import ModularArithmetic
+from lit_consistency.data.worlds.base import Probe, World
+from lit_consistency.data.worlds.biographies import Biographies
+from lit_consistency.data.worlds.markov import MarkovChains
+from lit_consistency.data.worlds.vocabulary import save_tokenizer
+from lit_consistency.data.worlds.watched import ChainSet, WorldProbes
+
+__all__ = [
+    "Biographies",
+    "ChainSet",
+    "MarkovChains",
+    "ModularArithmetic",
+    "Probe",
+    "World",
+    "WorldProbes",
+    "WorldRows",
+    "WorldText",
+    "save_tokenizer",
+]

@@ -1,0 +1,86 @@
+"""A world as the source of pretraining and as the rows of finetuning: the DataModules need not know what a world is.
+
+Example:
+    ```yaml
+    source:
+      class_path: lit_consistency.data.worlds.WorldText
+      init_args:
+        world: {class_path: lit_consistency.data.worlds.Biographies, init_args: {n_people: 500, seed: 0}}
+    ```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from lit_consistency.data.rows import Row, Rows
+from lit_consistency.data.sources import Source
+from lit_consistency.data.worlds.base import PARTS, SPLITS, World, check_choice
+
+# in the fingerprint, so that no cache keeps old text: raise it when the golden hashes of the tests change
+GENERATION = 1
+
+
+class WorldText(Source):
+    """The documents of a world.
+
+    Args:
+        world: The world.
+        part: `train`, or `held_out` for validation.
+    """
+
+    def __init__(self, world: World, part: str = "train") -> None:
+        check_choice("part", part, PARTS)
+        self.world = world
+        self.part = part
+
+    def documents(self) -> Iterator[str]:
+        """Yields every document of the part once."""
+        return self.world.documents(self.part)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The world's fields, the part and the generation of the worlds' text."""
+        return {"kind": "WorldText", "generation": GENERATION, **self.world.fingerprint(), "part": self.part}
+
+    def default_tokenizer(self) -> Tokenizer:
+        """The world's own tokenizer."""
+        return self.world.tokenizer()
+
+
+class WorldRows(Rows):
+    """The rows of one of a world's tasks: a user's turn and an assistant's.
+
+    Args:
+        world: The world.
+        task: One of the world's tasks.
+        split: `train` or `test`.
+        n_rows: How many of the rows are taken, from the first; None = all.
+    """
+
+    def __init__(self, world: World, task: str, split: str = "train", n_rows: int | None = None) -> None:
+        check_choice("task", task, world.tasks)
+        check_choice("split", split, SPLITS)
+        if n_rows is not None and n_rows < 1:
+            raise ValueError(f"n_rows = {n_rows}: expected at least 1, or null for all rows")
+        self.world = world
+        self.task = task
+        self.split = split
+        self.n_rows = n_rows
+
+    def rows(self) -> Iterator[Row]:
+        """Yields every row once."""
+        for i, (prompt, completion) in enumerate(self.world.rows(self.task, self.split)[: self.n_rows]):
+            messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+            yield Row(messages, f"{type(self.world).__name__}/{self.task}/{self.split}:{i}")
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The world's fields, task, split, number of rows and the generation of the worlds' text."""
+        own = {"task": self.task, "split": self.split, "n_rows": self.n_rows}
+        return {"kind": "WorldRows", "generation": GENERATION, **self.world.fingerprint(), **own}
+
+    def default_tokenizer(self) -> Tokenizer:
+        """The world's own tokenizer."""
+        return self.world.tokenizer()

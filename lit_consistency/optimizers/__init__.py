@@ -1,0 +1,24 @@
+"""How a model is trained: parameter groups by role, four optimizers over them, schedules. Imports only torch."""
+
+from lit_consistency.optimizers.adamw import AdamW
+from lit_consistency.optimizers.groups import format_table, group_table, parameter_groups, roles
+from lit_consistency.optimizers.mofo import MoFO
+from lit_consistency.optimizers.muon import Muon
+from lit_consistency.optimizers.schedules import Constant, Cosine, Linear, Schedule, WarmupStableDecay
+from lit_consistency.optimizers.sgd import SGD
+
+__all__ = [
+    "SGD",
+    "AdamW",
+    "Constant",
+    "Cosine",
+    "Linear",
+    "MoFO",
+    "Muon",
+    "Schedule",
+    "WarmupStableDecay",
+    "format_table",
+    "group_table",
+    "parameter_groups",
+    "roles",
+]

@@ -1,0 +1,83 @@
+"""Range checks of hyperparameters, said as ``lr = -1: expected a finite lr >= 0``.
+
+They look at values only; types are what jsonargparse checks before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+
+def check_at_least(name: str, value: float, low: float) -> None:
+    """See that ``value`` is finite and at least ``low``.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not (math.isfinite(value) and value >= low):
+        raise ValueError(f"{name} = {value}: expected a finite {name} >= {low:g}")
+
+
+def check_below_one(name: str, value: float) -> None:
+    """See that 0 <= ``value`` < 1, as a decay rate of a running mean must be.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} = {value}: expected 0 <= {name} < 1")
+
+
+def check_share(name: str, value: float) -> None:
+    """See that 0 < ``value`` <= 1.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not 0 < value <= 1:
+        raise ValueError(f"{name} = {value}: expected 0 < {name} <= 1")
+
+
+def check_choice(name: str, value: str, allowed: Iterable[str]) -> None:
+    """See that ``value`` is one of ``allowed``.
+
+    Raises:
+        ValueError: it is not.
+    """
+    allowed = list(allowed)
+    if value not in allowed:
+        raise ValueError(f"{name} = {value!r}: expected one of {', '.join(allowed)}")
+
+
+def check_choices(name: str, values: Iterable[str], allowed: Iterable[str]) -> None:
+    """See that every one of ``values`` is one of ``allowed``.
+
+    Raises:
+        ValueError: one is not, or ``values`` is a bare string.
+    """
+    allowed = list(allowed)
+    if isinstance(values, str):
+        raise ValueError(f"{name} = {values!r}: expected a list of {', '.join(allowed)}")
+    for value in values:
+        check_choice(name, value, allowed)
+
+
+def check_adam(lr: float, betas: tuple[float, float], eps: float, weight_decay: float, prefix: str = "") -> None:
+    """See that Adam's hyperparameters are possible.
+
+    Args:
+        lr: step size, at least 0.
+        betas: decay rates of the two running means, each in [0, 1).
+        eps: added to the denominator, at least 0.
+        weight_decay: at least 0.
+        prefix: put before each name in messages, e.g. ``adamw_``.
+
+    Raises:
+        ValueError: naming the first that is not.
+    """
+    check_at_least(f"{prefix}lr", lr, 0)
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"{prefix}betas = {list(betas)}: expected two numbers with 0 <= beta < 1")
+    check_at_least(f"{prefix}eps", eps, 0)
+    check_at_least(f"{prefix}weight_decay", weight_decay, 0)

@@ -1,0 +1,231 @@
+"""Parameter groups: every trainable parameter has exactly one role, and fused matrices say where their blocks end.
+
+Roles are read from module types and names of LitGPT models (plain and LoRA), not from names alone: a name rule misses
+what a new architecture calls otherwise, and then trains nothing without a word. A router of a mixture of experts
+counts as ``head``: its rows are the logits of a small classifier and are read one by one, so an orthogonalized update
+has no meaning for them. Given up: parameters with more than three dimensions have no role of their own; name one in
+``overrides``.
+
+Source: fused QKV layout, litgpt 0.5.13 litgpt/model.py, ``CausalSelfAttention``; LoRA blocks, litgpt/lora.py,
+``LoRAQKVLinear``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, cast, get_args
+
+from torch import Tensor, nn
+
+from lit_consistency.optimizers.checks import check_choice, check_choices
+
+Role = Literal["hidden", "adapter", "embedding", "head", "norm", "bias"]
+ROLES: tuple[str, ...] = get_args(Role)
+Split = tuple[int, ...]
+MATRIX_DIMENSIONS = (2, 3)  # a matrix, or a stack of them (one for each expert)
+
+
+class _Place(NamedTuple):
+    """A parameter and where it sits."""
+
+    name: str
+    parameter: nn.Parameter
+    path: str  # of the owning module, without the `.linear` that LitGPT's LoRA layers put in between
+    module: nn.Module
+
+    @property
+    def leaf(self) -> str:
+        return self.name.rpartition(".")[2]
+
+
+def parameter_groups(
+    model: nn.Module,
+    qkv: Literal["split", "fused"] = "split",
+    overrides: Mapping[str, str] | None = None,
+) -> list[dict[str, Any]]:
+    """Every trainable parameter in exactly one group; a group has one role and one split.
+
+    Args:
+        model: a LitGPT model, plain or with LoRA.
+        qkv: ``split``: a fused query-key-value matrix is three blocks (sizes by query groups), and so are its LoRA
+            factors; ``fused``: it is one.
+        overrides: regular expression, searched in the parameter's name -> role; the first that matches decides.
+
+    Returns:
+        Groups in the order of ``ROLES``, each with ``params`` (list of (name, parameter)), ``role``, and ``split``:
+        rows of each block of its matrices, or None where a matrix is one block.
+
+    Raises:
+        ValueError: nothing is trainable, a pattern matches nothing, a role is unknown or impossible for a parameter,
+            or a fused matrix does not have the rows that its attention module promises.
+    """
+    check_choice("qkv", qkv, ("split", "fused"))
+    found = _trainable_roles(model)
+    _reroute(model, found, overrides or {})
+    groups: dict[tuple[str, Split | None], list[tuple[str, nn.Parameter]]] = {}
+    for place in _places(model):
+        if place.name in found:
+            split = _split(model, place) if qkv == "split" else None
+            groups.setdefault((found[place.name], split), []).append((place.name, place.parameter))
+    ordered = sorted(groups.items(), key=lambda item: (ROLES.index(item[0][0]), item[0][1] or ()))
+    result = [{"params": params, "role": role, "split": split} for (role, split), params in ordered]
+    _assert_partition(model, result)
+    return result
+
+
+def roles(model: nn.Module) -> dict[str, str]:
+    """Name in the base model's format -> role, for every parameter, frozen ones and LoRA's factors included.
+
+    LoRA's ``.linear.`` is left out of the names, so that they are those of a saved base model. Both names of a tied
+    weight are there, with the one role.
+    """
+    by_parameter = _roles_by_parameter(model)
+    return {place.name.replace(".linear.", "."): by_parameter[id(place.parameter)] for place in _places(model)}
+
+
+def group_table(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row per group, fit for JSON: role, split, number of tensors and of parameters, and the names.
+
+    Args:
+        groups: of ``parameter_groups``, or an optimizer's ``param_groups``.
+    """
+    rows = []
+    for group in groups:
+        named = [entry if isinstance(entry, tuple) else (None, entry) for entry in group["params"]]
+        split = group.get("split")
+        rows.append(
+            {
+                "role": group.get("role"),
+                "split": list(split) if split else None,
+                "tensors": len(named),
+                "parameters": sum(parameter.numel() for _, parameter in named),
+                "names": group.get("param_names") or [name for name, _ in named if name is not None],
+            }
+        )
+    return rows
+
+
+def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows of ``group_table`` as lines of text, names left out."""
+    header = f"{'role':<10} {'blocks (rows)':<22} {'tensors':>8} {'parameters':>15}"
+    lines = [
+        f"{row['role'] or '-':<10} {' + '.join(map(str, row['split'] or [])) or '-':<22} "
+        f"{row['tensors']:>8,} {row['parameters']:>15,}"
+        for row in rows
+    ]
+    total = f"{'all':<33} {sum(r['tensors'] for r in rows):>8,} {sum(r['parameters'] for r in rows):>15,}"
+    return "\n".join([header, *lines, total])
+
+
+def blocks(tensor: Tensor, split: Split | None) -> list[Tensor]:
+    """Views of the blocks of a parameter, or of anything of its shape.
+
+    Args:
+        tensor: of any shape; where it has three dimensions it is a stack of matrices, each with blocks of its own.
+        split: rows of each block, or None for one block.
+
+    Returns:
+        Matrices (rows of the block, columns); a tensor of fewer than two dimensions as it is.
+    """
+    matrices = list(tensor) if tensor.ndim == 3 else [tensor]
+    if split is None:
+        return matrices
+    return [block for matrix in matrices for block in matrix.split(list(split))]
+
+
+def _places(model: nn.Module) -> Iterator[_Place]:
+    """Every parameter under every name it has."""
+    for path, module in model.named_modules(remove_duplicate=False):
+        for leaf, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            yield _Place(f"{path}.{leaf}" if path else leaf, parameter, path.removesuffix(".linear"), module)
+
+
+def _roles_by_parameter(model: nn.Module) -> dict[int, str]:
+    """Id of a parameter -> role; a weight tied to an embedding is an embedding."""
+    routers = {
+        f"{path}.gate".removeprefix(".")
+        for path, module in model.named_modules()
+        if hasattr(module, "gate") and hasattr(module, "experts")
+    }
+    found: dict[int, str] = {}
+    for place in _places(model):
+        role = _role(place, routers)
+        if found.get(id(place.parameter)) != "embedding":
+            found[id(place.parameter)] = role
+    return found
+
+
+def _role(place: _Place, routers: set[str]) -> str:
+    if place.leaf.startswith("lora_"):
+        return "adapter"
+    if isinstance(place.module, nn.Embedding):
+        return "embedding"
+    if place.parameter.ndim < 2:
+        return "bias" if place.leaf.endswith("bias") else "norm"
+    if place.path.rpartition(".")[2] == "lm_head" or place.path in routers:
+        return "head"
+    return "hidden"
+
+
+def _trainable_roles(model: nn.Module) -> dict[str, str]:
+    """Name -> role of what takes a gradient; a tied weight once, under the name that ``named_parameters`` gives it."""
+    by_parameter = _roles_by_parameter(model)
+    found = {name: by_parameter[id(p)] for name, p in model.named_parameters() if p.requires_grad}
+    if not found:
+        raise ValueError("no parameter of the model takes a gradient: expected at least one; see the method's prepare")
+    return found
+
+
+def _reroute(model: nn.Module, found: dict[str, str], overrides: Mapping[str, str]) -> None:
+    """Put the roles that ``overrides`` gives into ``found``, and see that every role is possible."""
+    check_choices("overrides", overrides.values(), ROLES)
+    original = dict(found)
+    for pattern, role in reversed(list(overrides.items())):
+        matching = [name for name in found if re.search(pattern, name)]
+        if not matching:
+            raise ValueError(f"overrides = {pattern!r}: matches no trainable parameter, e.g. {next(iter(found))!r}")
+        found.update(dict.fromkeys(matching, role))
+    parameters = dict(model.named_parameters())
+    for name, role in found.items():
+        _check_matrix(name, parameters[name], original[name], role)
+
+
+def _check_matrix(name: str, parameter: nn.Parameter, original: str, role: str) -> None:
+    """Refuse what must not be orthogonalized as ``hidden``: vectors, embeddings, the output head, deep stacks."""
+    if role != "hidden":
+        return
+    if parameter.ndim not in MATRIX_DIMENSIONS:
+        raise ValueError(
+            f"{name} has shape {list(parameter.shape)}: expected 2 or 3 dimensions for hidden; use overrides"
+        )
+    if original == "embedding" or (original == "head" and "lm_head" in name):
+        raise ValueError(f"overrides: {name} = hidden: expected embedding or head, its rows are tokens")
+
+
+def _split(model: nn.Module, place: _Place) -> Split | None:
+    """Rows of the blocks of a fused query-key-value weight or of its LoRA factors; None for everything else."""
+    if place.leaf.startswith("lora_") and hasattr(place.module, "qkv_shapes"):
+        adapted = tuple(cast(list[int], place.module.qkv_shapes))
+        split = (cast(int, place.module.r),) * len(adapted) if place.leaf == "lora_A" else adapted
+    elif place.leaf == "weight" and place.path.rpartition(".")[2] == "qkv":
+        config = getattr(model.get_submodule(place.path.rpartition(".")[0]), "config", None)
+        try:
+            heads = (config.n_head, config.n_query_groups, config.n_query_groups)  # type: ignore[union-attr]
+            split = tuple(n * config.head_size for n in heads)  # type: ignore[union-attr]
+        except AttributeError:
+            raise ValueError(
+                f"{place.name}: expected an attention module whose config has n_head, n_query_groups and head_size; "
+                "use qkv = 'fused'"
+            ) from None
+    else:
+        return None
+    if sum(split) != place.parameter.shape[-2]:
+        raise ValueError(f"{place.name} has {place.parameter.shape[-2]} rows: expected {' + '.join(map(str, split))}")
+    return split if len(split) > 1 else None
+
+
+def _assert_partition(model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> None:
+    grouped = [id(parameter) for group in groups for _, parameter in group["params"]]
+    assert len(grouped) == len(set(grouped)), "a parameter is in two groups"
+    assert set(grouped) == {id(p) for p in model.parameters() if p.requires_grad}, "a parameter is in no group"

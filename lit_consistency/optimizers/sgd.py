@@ -1,0 +1,121 @@
+"""SGD with momentum.
+
+Equal to ``torch.optim.SGD``, with the momentum in float32 for parameters of any precision. As there, weight decay is
+the coupled one: it is part of the gradient and passes through the momentum. Given up: dampening, maximize.
+
+Source: Sutskever et al. 2013, On the importance of initialization and momentum in deep learning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from lit_consistency.optimizers.base import (
+    DECAY_ROLES,
+    GroupOptimizer,
+    decay_by_role,
+    state_dtype,
+    with_gradient,
+    zeros_of_state,
+)
+from lit_consistency.optimizers.checks import check_at_least, check_below_one, check_choices
+from lit_consistency.optimizers.groups import ROLES
+
+
+class SGD(GroupOptimizer):
+    """Stochastic gradient descent with momentum.
+
+    Args:
+        groups: of ``parameter_groups(model)``, or parameters as for any optimizer of torch.
+        lr: learning rate, at least 0.
+        momentum: decay rate of the sum of past gradients, in [0, 1).
+        nesterov: look one step ahead; needs momentum above 0.
+        weight_decay: weight_decay * parameter is added to the gradient (coupled, as in torch.optim.SGD); at least 0.
+        decay_roles: roles of the parameters that decay.
+    """
+
+    def __init__(
+        self,
+        groups: ParamsT,
+        lr: float = 1e-2,
+        momentum: float = 0.9,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        decay_roles: Sequence[str] = DECAY_ROLES,
+    ) -> None:
+        check_at_least("lr", lr, 0)
+        check_below_one("momentum", momentum)
+        if nesterov and momentum == 0:
+            raise ValueError("nesterov = true: expected momentum > 0 with it, got momentum = 0")
+        check_at_least("weight_decay", weight_decay, 0)
+        check_choices("decay_roles", decay_roles, ROLES)
+        defaults = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
+        super().__init__(decay_by_role(groups, weight_decay, decay_roles), defaults)
+
+    def update_group(self, group: dict[str, Any]) -> None:
+        """One SGD step of the group."""
+        for _, param, grad in with_gradient(group):
+            momentum_buffer = None
+            if group["momentum"]:
+                momentum_buffer = self.state[param].setdefault("momentum_buffer", zeros_of_state(param))
+            sgd_step(
+                param,
+                grad,
+                momentum_buffer,
+                lr=group["lr"],
+                momentum=group["momentum"],
+                nesterov=group["nesterov"],
+                weight_decay=group["weight_decay"],
+            )
+
+
+def sgd_step(
+    param: Tensor,
+    grad: Tensor,
+    momentum_buffer: Tensor | None,
+    *,
+    lr: float,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+) -> None:
+    r"""One SGD step: :math:`p \leftarrow p - \eta d`, with d of ``momentum_direction`` for :math:`g + \lambda p`.
+
+    Args:
+        param: changed in place.
+        grad: gradient, only read.
+        momentum_buffer: changed in place; None for momentum 0.
+        lr: learning rate.
+        momentum: decay rate of the buffer.
+        nesterov: look one step ahead.
+        weight_decay: coefficient of the coupled weight decay.
+    """
+    grad = grad.to(state_dtype(param))
+    if weight_decay:
+        grad = grad.add(param, alpha=weight_decay)
+    if momentum_buffer is not None:
+        grad = momentum_direction(momentum_buffer, grad, momentum=momentum, nesterov=nesterov)
+    param.add_(grad, alpha=-lr)
+
+
+def momentum_direction(momentum_buffer: Tensor, grad: Tensor, *, momentum: float, nesterov: bool) -> Tensor:
+    r"""Direction of heavy-ball or Nesterov momentum, a sum and not a mean of past gradients.
+
+    .. math::
+        b \leftarrow \mu b + g, \quad d = g + \mu b \text{ (Nesterov)} \quad \text{or} \quad d = b
+
+    Args:
+        momentum_buffer: b, changed in place.
+        grad: g, only read; of the buffer's dtype.
+        momentum: decay rate :math:`\mu`.
+        nesterov: which of the two directions.
+
+    Returns:
+        d, the buffer itself where ``nesterov`` is false: only read it.
+    """
+    momentum_buffer.mul_(momentum).add_(grad)
+    return grad.add(momentum_buffer, alpha=momentum) if nesterov else momentum_buffer

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lit_consistency.data.watch import Candidate, Item
+from lit_consistency.evaluation import forward_kl, log_probabilities, score_items
+from lit_consistency.evaluation.score import plan_batches
+
+V = 7
+CPU = torch.device("cpu")
+
+
+class Bigram(nn.Module):
+    """Logits that depend on the current token alone, so that padding and batching must not matter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(V, V, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.table[tokens]
+
+
+def make_items(n: int = 9) -> list[Item]:
+    rng = np.random.default_rng(0)
+    items = []
+    for _ in range(n):
+        candidates = []
+        for _ in range(rng.integers(1, 4)):
+            length = int(rng.integers(2, 12))
+            supervised = np.arange(length) >= rng.integers(1, length)
+            candidates.append(Candidate(rng.integers(0, V, length), supervised, length))
+        items.append(Item(candidates, int(rng.integers(len(candidates)))))
+    return items
+
+
+def by_hand(model: Bigram, candidate: Candidate) -> tuple[float, int, int]:
+    """One token after the other, written another way."""
+    nll, n, hits = 0.0, 0, 0
+    for i in range(1, len(candidate.tokens)):
+        if candidate.supervised[i]:
+            row = model.table.detach()[int(candidate.tokens[i - 1])].double()
+            nll -= float(torch.log(torch.exp(row) / torch.exp(row).sum())[int(candidate.tokens[i])])
+            n += 1
+            hits += int(row.argmax()) == int(candidate.tokens[i])
+    return nll, n, hits
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 20, 10_000])
+def test_scores_equal_a_loop_over_tokens_for_any_budget(batch_tokens: int) -> None:
+    model, items = Bigram(), make_items()
+    with torch.no_grad():
+        scores = score_items(model, items, batch_tokens=batch_tokens, device=CPU)
+    expected = [by_hand(model, c) for item in items for c in item.candidates]
+    assert scores.nll.tolist() == pytest.approx([e[0] for e in expected], rel=1e-6)
+    assert scores.n_tokens.tolist() == [e[1] for e in expected]
+    assert scores.n_hits.tolist() == [e[2] for e in expected]
+    assert scores.n_candidates.tolist() == [len(item.candidates) for item in items]
+
+
+def test_batches_keep_the_budget_and_hold_every_row_once() -> None:
+    lengths = [3, 9, 1, 7, 7, 2, 30]
+    batches = plan_batches(lengths, 16)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or max(lengths[row] for row in batch) * len(batch) <= 16
+
+
+def test_kl_of_a_model_from_itself_is_zero_and_from_another_positive() -> None:
+    model, items = Bigram(), make_items()
+    with torch.no_grad():
+        base = log_probabilities(model, items, n_positions=10, batch_tokens=20, device=CPU)
+        model.table[0, 0] += 3.0
+        other = log_probabilities(model, items, n_positions=10, batch_tokens=20, device=CPU)
+    assert base.shape == (10, V)
+    assert forward_kl(base, base) == 0.0
+    assert forward_kl(base, other) > 0.0
+
+
+def test_kl_equals_its_definition_with_impossible_tokens() -> None:
+    p = torch.tensor([[0.5, 0.5, 0.0]])
+    q = torch.tensor([[0.25, 0.5, 0.125, 0.125]])
+    expected = 0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.5)
+    assert forward_kl(p.log(), q.log()) == pytest.approx(expected)
+
+
+def test_positions_do_not_depend_on_the_budget() -> None:
+    model, items = Bigram(), make_items()
+    with torch.no_grad():
+        tables = [log_probabilities(model, items, n_positions=15, batch_tokens=n, device=CPU) for n in (1, 1000)]
+    assert torch.equal(tables[0], tables[1])

@@ -1,0 +1,293 @@
+"""What every optimizer promises; the optimizers are found by their files in configs/optimizers/."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+from torch import nn
+
+from lit_consistency.optimizers import parameter_groups
+from tests.optimizers.models import small_gpt, small_lora
+
+OptimizerFactory = Callable[[list[dict]], torch.optim.Optimizer]
+FILES = sorted((Path(__file__).parent.parent.parent / "configs" / "optimizers").glob("*.yaml"))
+SECTIONS = {path.stem: yaml.safe_load(path.read_text())["model"]["optimizer"] for path in FILES}
+# options that reach the state and the code that the defaults of a file do not
+VARIANTS = {
+    **{name: (name, {}) for name in SECTIONS},
+    "sgd nesterov": ("sgd", {"nesterov": True, "weight_decay": 0.1}),
+    "muon quintic": ("muon", {"ns_coefficients": "quintic", "lr_scale": "spectral", "weight_decay": 0.1}),
+    "muon plain": ("muon", {"orthogonalize": False, "nesterov": False}),
+    "mofo random": ("mofo", {"filter": "random", "decay_unselected": True, "weight_decay": 0.1}),
+}
+every_file = pytest.mark.parametrize("name", SECTIONS)
+every_variant = pytest.mark.parametrize("name", VARIANTS)
+
+
+def class_of(name: str) -> type[torch.optim.Optimizer]:
+    module, _, cls = SECTIONS[name]["class_path"].rpartition(".")
+    return getattr(importlib.import_module(module), cls)
+
+
+def build(name: str, model: nn.Module, **options: Any) -> torch.optim.Optimizer:
+    file, more = VARIANTS[name]
+    return class_of(file)(parameter_groups(model), **(SECTIONS[file]["init_args"] | more | options))
+
+
+def set_grads(model: nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+
+
+def run(optimizer: torch.optim.Optimizer, model: nn.Module, seeds: range) -> dict[str, torch.Tensor]:
+    for seed in seeds:
+        set_grads(model, seed)
+        optimizer.step()
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert torch.equal(found[name], expected[name]), name
+
+
+def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def test_every_optimizer_has_a_file() -> None:
+    assert {"adamw", "mofo", "muon", "sgd"} <= set(SECTIONS)
+
+
+@every_file
+def test_the_file_names_every_hyperparameter_with_its_default(name: str) -> None:
+    parameters = list(inspect.signature(class_of(name)).parameters.values())[1:]
+    defaults = {p.name: list(p.default) if isinstance(p.default, tuple) else p.default for p in parameters}
+    assert SECTIONS[name]["init_args"] == defaults
+
+
+@every_file
+def test_the_file_opens_with_its_command(name: str) -> None:
+    (path,) = [path for path in FILES if path.stem == name]
+    head = path.read_text().split("model:")[0]
+    assert (
+        f"python -m lit_consistency fit --config configs/quickstart.yaml --config configs/optimizers/{path.name}"
+        in head
+    )
+
+
+def parser_of_factories() -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--optimizer", type=OptimizerFactory)
+    return parser
+
+
+@every_file
+def test_jsonargparse_makes_a_factory_of_the_file(name: str) -> None:
+    parser = parser_of_factories()
+    parsed = parser.parse_object({"optimizer": SECTIONS[name]})
+    optimizer = parser.instantiate_classes(parsed).optimizer(parameter_groups(small_gpt()))
+    direct = build(name, small_gpt())
+    assert type(optimizer) is type(direct)
+    options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    assert options == [{k: v for k, v in group.items() if k != "params"} for group in direct.param_groups]
+
+
+@every_file
+def test_an_unknown_hyperparameter_is_refused(name: str) -> None:
+    section = {"class_path": SECTIONS[name]["class_path"], "init_args": {"learning_rate": 0.1}}
+    with pytest.raises(ArgumentError, match="learning_rate"):
+        parser_of_factories().parse_object({"optimizer": section})
+
+
+@every_file
+def test_help_describes_every_hyperparameter(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = ArgumentParser()
+    parser.add_argument("--optimizer", type=OptimizerFactory)
+    with pytest.raises(SystemExit):
+        parser.parse_args([f"--optimizer.help={SECTIONS[name]['class_path']}"])
+    # an argument without a description shows its type and default alone
+    text = " ".join(capsys.readouterr().out.split())
+    for option in SECTIONS[name]["init_args"]:
+        after = text.split("Help for")[1].split(f"--optimizer.{option} ")[1].split("--optimizer")[0]
+        described = after.split("(type:")[0]
+        assert sum(word.isalpha() and word.islower() for word in described.split()) >= 3, (option, after)
+
+
+@every_variant
+def test_the_closure_is_called_once_with_gradients_and_its_loss_returned(name: str) -> None:
+    model = small_gpt()
+    optimizer = build(name, model)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    calls = []
+
+    def closure() -> torch.Tensor:
+        calls.append(torch.is_grad_enabled())
+        loss = model(torch.arange(8)[None]).square().mean()
+        loss.backward()
+        return loss
+
+    loss = optimizer.step(closure)
+    assert calls == [True]
+    assert loss.requires_grad
+    assert any(not torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+@every_variant
+def test_every_parameter_moves_and_no_gradient_does(name: str) -> None:
+    model = small_gpt("pythia-14m")
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    optimizer = build(name, model)
+    run(optimizer, model, range(1))
+    grads = {n: p.grad.clone() for n, p in model.named_parameters()}
+    optimizer.step()
+    for n, parameter in model.named_parameters():
+        assert not torch.equal(parameter, before[n]), n
+        assert torch.equal(parameter.grad, grads[n]), n
+
+
+@every_variant
+def test_lora_adapters_are_trained_and_nothing_else(name: str) -> None:
+    model = small_lora()
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    after = run(build(name, model), model, range(2))
+    assert {n for n in after if not torch.equal(after[n], before[n])} == {n for n in after if "lora_" in n}
+
+
+@every_variant
+def test_a_saved_state_continues_bit_for_bit(name: str) -> None:
+    straight = small_gpt()
+    expected = run(build(name, straight), straight, range(6))
+    first = small_gpt()
+    optimizer = build(name, first)
+    run(optimizer, first, range(3))
+    second = small_gpt()
+    second.load_state_dict(first.state_dict())
+    resumed = build(name, second)
+    resumed.load_state_dict(through_a_file(optimizer.state_dict()))
+    assert_equal(run(resumed, second, range(3, 6)), expected)
+
+
+@every_variant
+def test_a_loaded_state_is_a_copy(name: str) -> None:
+    model = small_gpt()
+    optimizer = build(name, model)
+    run(optimizer, model, range(1))
+    other = build(name, model)
+    other.load_state_dict(optimizer.state_dict())
+    saved = through_a_file(optimizer.state_dict())["state"]
+    run(other, model, range(1, 3))
+    for key, state in optimizer.state_dict()["state"].items():
+        assert_equal(state, saved[key])
+
+
+@every_variant
+def test_state_of_bfloat16_parameters_is_float32_and_stays_so(name: str) -> None:
+    model = small_gpt().bfloat16()
+    optimizer = build(name, model)
+    run(optimizer, model, range(2))
+    saved = through_a_file(optimizer.state_dict())
+    loaded = build(name, model)
+    loaded.load_state_dict(saved)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    for key, state in loaded.state_dict()["state"].items():
+        assert {value.dtype for value in state.values()} == {torch.float32}
+        assert_equal(state, saved["state"][key])
+
+
+@every_variant
+def test_state_of_float64_parameters_is_float64_but_for_the_counter(name: str) -> None:
+    model = small_gpt().double()
+    optimizer = build(name, model)
+    run(optimizer, model, range(1))
+    for state in optimizer.state.values():
+        assert {key: value.dtype for key, value in state.items() if key != "step"} == dict.fromkeys(
+            set(state) - {"step"}, torch.float64
+        )
+
+
+@every_variant
+def test_parameters_without_a_gradient_keep_value_and_state(name: str) -> None:
+    model = small_gpt()
+    optimizer = build(name, model)
+    run(optimizer, model, range(1))
+    skipped = model.transformer.h[0].attn.qkv.weight
+    value = skipped.detach().clone()
+    state = {key: tensor.clone() for key, tensor in optimizer.state[skipped].items()}
+    set_grads(model, 1)
+    skipped.grad = None
+    optimizer.step()
+    assert torch.equal(skipped, value)
+    assert_equal(optimizer.state[skipped], state)
+
+
+@every_variant
+def test_the_rate_of_every_group_is_the_schedulers(name: str) -> None:
+    model = small_gpt()
+    optimizer = build(name, model)
+    base = [group["lr"] for group in optimizer.param_groups]
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 if step == 0 else 0.0)
+    before = run(optimizer, model, range(1))
+    scheduler.step()
+    assert [group["initial_lr"] for group in optimizer.param_groups] == base
+    # at a rate of zero nothing moves, decay included
+    assert_equal(run(optimizer, model, range(1, 2)), before)
+
+
+@every_variant
+def test_the_groups_that_are_given_are_left_as_they_were(name: str) -> None:
+    groups = parameter_groups(small_gpt())
+    file, more = VARIANTS[name]
+    before = [dict(group) for group in groups]
+    class_of(file)(groups, **more)
+    assert groups == before
+
+
+@every_variant
+def test_groups_keep_their_names_roles_and_splits(name: str) -> None:
+    groups = parameter_groups(small_gpt())
+    file, more = VARIANTS[name]
+    optimizer = class_of(file)(groups, **more)
+    found = {(g["role"], g["split"], tuple(g["param_names"])) for g in optimizer.param_groups}
+    assert found == {(g["role"], g["split"], tuple(n for n, _ in g["params"])) for g in groups}
+
+
+@every_variant
+def test_lightning_may_clip_its_gradients(name: str) -> None:
+    # Lightning 2.6 refuses to clip for an optimizer that declares this
+    assert not getattr(build(name, small_gpt()), "_step_supports_amp_scaling", False)
+
+
+@every_file
+@pytest.mark.parametrize(
+    ("option", "value"), [("lr", -1.0), ("lr", float("nan")), ("weight_decay", -0.1), ("decay_roles", ["norms"])]
+)
+def test_what_is_out_of_range_is_refused_by_name(name: str, option: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{option} = "):
+        build(name, small_gpt(), **{option: value})
+
+
+@every_variant
+def test_tensors_of_another_memory_layout_move_alike(name: str) -> None:
+    plain, strided = small_gpt().double(), small_gpt().double()
+    for parameter in strided.parameters():
+        if parameter.ndim == 2:
+            parameter.data = parameter.data.T.contiguous().T
+    expected, found = run(build(name, plain), plain, range(3)), run(build(name, strided), strided, range(3))
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-9, atol=1e-12)

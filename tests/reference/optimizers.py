@@ -1,0 +1,65 @@
+"""Slow references of the optimizers, in float64 and written another way: an SVD, a sort, loops over coordinates."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def polar_factor(matrix: Tensor) -> Tensor:
+    """U V^T of U S V^T; directions of singular value zero are left out."""
+    u, s, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
+    kept = s > s.max() * 1e-12
+    return u[:, kept] @ vh[kept]
+
+
+def muon_trajectory(
+    start: Tensor, grads: list[Tensor], rows: list[int], *, lr: float, momentum: float, decay: float
+) -> Tensor:
+    """Nesterov Muon with exact orthogonalization and 0.2 sqrt(max) scale; momentum written out as a weighted sum."""
+    weight = start.double().clone()
+    for t in range(len(grads)):
+        total = sum(momentum ** (t - i) * grads[i].double() for i in range(t + 1))
+        direction = grads[t].double() + momentum * total
+        updates = []
+        for block in torch.split(direction, rows):
+            updates.append(0.2 * math.sqrt(max(block.shape)) * polar_factor(block))
+        weight = weight - lr * decay * weight - lr * torch.cat(updates)
+    return weight
+
+
+def largest_by_sort(scores: Tensor, k: int) -> Tensor:
+    """Mask of the k largest; a stable sort keeps equal scores in their order."""
+    order = sorted(range(scores.numel()), key=lambda i: -float(scores.flatten()[i]))
+    mask = torch.zeros(scores.numel(), dtype=torch.bool)
+    mask[order[:k]] = True
+    return mask.view(scores.shape)
+
+
+def mofo_trajectory(
+    start: Tensor,
+    grads: list[Tensor],
+    rows: list[int],
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    decay: float,
+    numerator: int,
+    denominator: int,
+) -> Tensor:
+    """MoFO coordinate by coordinate, moments written out as weighted sums; fraction = numerator / denominator."""
+    weight = [row.tolist() for row in start.double()]
+    for t in range(1, len(grads) + 1):
+        weights_m = [(1 - betas[0]) * betas[0] ** (t - i) for i in range(1, t + 1)]
+        weights_v = [(1 - betas[1]) * betas[1] ** (t - i) for i in range(1, t + 1)]
+        m = sum(w * g.double() for w, g in zip(weights_m, grads, strict=False))
+        v = sum(w * g.double() ** 2 for w, g in zip(weights_v, grads, strict=False))
+        masks = [largest_by_sort(block.abs(), -(-block.numel() * numerator // denominator)) for block in m.split(rows)]
+        for i, j in torch.cat(masks).nonzero().tolist():
+            m_hat = float(m[i, j]) / sum(weights_m)
+            v_hat = float(v[i, j]) / sum(weights_v)
+            weight[i][j] += -lr * decay * weight[i][j] - lr * m_hat / (math.sqrt(v_hat) + eps)
+    return torch.tensor(weight, dtype=torch.float64)

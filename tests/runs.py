@@ -1,0 +1,65 @@
+"""Tiny runs through the real command line: a world of Markov chains, one layer, a second or two each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lit_consistency.cli import ConsistencyCLI, build
+
+ROOT = Path(__file__).parent.parent
+OPTIMIZERS = sorted(path.stem for path in (ROOT / "configs" / "optimizers").glob("*.yaml"))
+WORLD = '{"class_path": "lit_consistency.data.worlds.MarkovChains", "init_args": {"n_documents": 20, "length": 16}}'
+SIZES = ["n_layer=1", "n_head=2", "n_embd=16", "block_size=32"]
+
+
+def arguments(root: Path, *extra: str, data: str = "PretrainData", optimizer: str = "adamw") -> list[str]:
+    """Arguments of a tiny ``fit``: 120 documents in rows of 32 tokens, two micro-batches of 4 rows a step."""
+    part = "source" if data == "PretrainData" else "rows"
+    source = (
+        ["lit_consistency.data.worlds.WorldText"]
+        if part == "source"
+        else ["lit_consistency.data.worlds.WorldRows", "--data.init_args.rows.init_args.task=new_chain"]
+    )
+    return [
+        "fit",
+        f"--config={ROOT}/configs/optimizers/{optimizer}.yaml",
+        "--trainer.accelerator=cpu",
+        "--trainer.enable_progress_bar=false",
+        "--trainer.log_every_n_steps=1",
+        "--trainer.max_steps=4",
+        "--trainer.limit_val_batches=0",
+        f"--data=lit_consistency.data.{data}",
+        f"--data.init_args.{part}={source[0]}",
+        *source[1:],
+        f"--data.init_args.{part}.init_args.world={WORLD}",
+        "--data.init_args.global_batch_size=8",
+        "--data.init_args.micro_batch_size=4",
+        "--data.init_args.block_size=32",
+        f"--run.root={root}",
+        "--run.name=run",
+        *extra,
+    ]
+
+
+SCRATCH = ["--model.name=pythia-14m", *(f"--model.overrides.{size}" for size in SIZES)]
+
+
+def fit(root: Path, *extra: str, base: Path | None = None, **options: str) -> ConsistencyCLI:
+    """Run to the end in this process; from scratch unless there is a base."""
+    model = SCRATCH if base is None else [f"--model.checkpoint_dir={base}"]
+    cli = build(arguments(root, *model, *extra, **options))
+    cli.execute()
+    return cli
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    """Weights of a saved model."""
+    return torch.load(folder / "lit_model.pth", weights_only=True)
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    """Bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
