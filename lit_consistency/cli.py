@@ -18,7 +18,6 @@ from typing import Any
 import torch.distributed as dist
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_consistency.callbacks import (
     AtomicCheckpointIO,
@@ -27,12 +26,14 @@ from lit_consistency.callbacks import (
     MetricsFile,
     PredictionWriter,
     Preemption,
+    RunBoard,
     RunRecord,
     StepCheckpoint,
     Throughput,
 )
 from lit_consistency.data import TokenData
 from lit_consistency.module import LitLanguageModel
+from lit_consistency.parser import Parser
 from lit_consistency.resume import check_changes, find_checkpoint
 
 TRAINER_DEFAULTS = {
@@ -122,14 +123,6 @@ def _loggers(record: RunRecord) -> list[Any]:
     ]
 
 
-class RunBoard(TensorBoardLogger):
-    """TensorBoard events in the run's folder, without the hparams.yaml that config.yaml makes superfluous."""
-
-    def save(self) -> None:
-        """Write what is buffered."""
-        self.experiment.flush()
-
-
 def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
 
@@ -171,6 +164,7 @@ def build(args: ArgsType) -> ConsistencyCLI:
         load_from_checkpoint_support=False,
         seed_everything_default=0,
         trainer_defaults=TRAINER_DEFAULTS,
-        parser_kwargs={"default_env": True, "env_prefix": "LIT_CONSISTENCY"},
+        parser_class=Parser,
+        parser_kwargs={"default_env": True, "env_prefix": "LIT_CONSISTENCY", "prog": "lit-consistency"},
         args=args,
     )

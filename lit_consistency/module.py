@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -31,7 +31,7 @@ from lit_consistency.model import (
     model_config,
     token_nll,
 )
-from lit_consistency.optimizers import Constant, Schedule, group_table, parameter_groups
+from lit_consistency.optimizers import Constant, MoFO, Schedule, group_table, parameter_groups
 
 OptimizerFactory = Callable[[list[dict]], torch.optim.Optimizer]
 
@@ -53,6 +53,8 @@ class LitLanguageModel(LightningModule):
             ``block_size``.
         method: what is trained; all weights when not given.
         schedule: factor on every group's learning rate; constant when not given.
+        qkv: whether a fused query-key-value matrix is three blocks for the optimizer, or one.
+        roles: regular expression over parameter names -> role, where the table of parameters is to differ.
     """
 
     def __init__(
@@ -63,6 +65,8 @@ class LitLanguageModel(LightningModule):
         overrides: dict[str, Any] | None = None,
         method: Method | None = None,
         schedule: Schedule | None = None,
+        qkv: Literal["split", "fused"] = "split",
+        roles: dict[str, str] | None = None,
     ) -> None:
         super().__init__()
         rehearse(optimizer)
@@ -72,6 +76,8 @@ class LitLanguageModel(LightningModule):
         self.overrides = overrides or {}
         self.method = method or Full()
         self.schedule = schedule or Constant()
+        self.qkv = qkv
+        self.roles = roles or {}
         if self.checkpoint_dir is not None:
             check_checkpoint_dir(self.checkpoint_dir)
         # fails here, before any work is done, when the name, the folder or an override is wrong
@@ -191,7 +197,7 @@ class LitLanguageModel(LightningModule):
         loss, self._step_loss = self._step_loss, None
         self.log("loss", loss, prog_bar=True, logger=False)
         if trainer.global_step % trainer.log_every_n_steps == 0:
-            numbers = {"train/loss": loss.item(), **self._rates()}
+            numbers = {"train/loss": loss.item(), **self._rates(), **self._densities()}
             if self._grad_norm is not None:
                 numbers["train/grad_norm"] = self._grad_norm.item()
             self.log_now(numbers)
@@ -200,6 +206,13 @@ class LitLanguageModel(LightningModule):
         """Learning rate of each group, named by role."""
         groups = self.trainer.optimizers[0].param_groups
         return {f"lr/{group.get('role', i)}": float(group["lr"]) for i, group in enumerate(groups)}
+
+    def _densities(self) -> dict[str, float]:
+        """Share of coordinates that the last step moved, by role, where the optimizer chooses coordinates (MoFO)."""
+        optimizer = self.trainer.optimizers[0]
+        if not isinstance(optimizer, MoFO):
+            return {}
+        return {f"density/{role}": share for role, share in optimizer.last_density().items()}
 
     def log_now(self, numbers: dict[str, float]) -> None:
         """Write numbers to every logger at the current optimizer step."""
@@ -242,7 +255,7 @@ class LitLanguageModel(LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         """One optimizer over the parameter groups, one schedule as a factor on each group's learning rate."""
         assert self.gpt is not None
-        groups = parameter_groups(self.gpt)
+        groups = parameter_groups(self.gpt, self.qkv, self.roles)  # type: ignore[arg-type]
         self.parameter_table = group_table(groups)
         optimizer = self.optimizer(groups)
         total = self.total_steps()

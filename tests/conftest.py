@@ -13,19 +13,20 @@ import torch.distributed as dist
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Tokens go into a folder of the session, never into the user's cache."""
+def _session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tokens go into a folder of the session, never into the user's cache; LightningCLI never sees pytest's arguments."""
+    arguments, sys.argv = sys.argv, ["lit_consistency"]
     before = os.environ.get("XDG_CACHE_HOME")
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
     yield
+    sys.argv = arguments
     os.environ.pop("XDG_CACHE_HOME")
     if before is not None:
         os.environ["XDG_CACHE_HOME"] = before
 
 
 @pytest.fixture(autouse=True)
-def _unchanged(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(sys, "argv", ["lit_consistency"])  # LightningCLI warns when pytest's own arguments are there
+def _unchanged() -> Iterator[None]:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
     environment = dict(os.environ)
     yield

@@ -21,6 +21,7 @@ LEVELS = {
     "module": 2,
     "callbacks": 2,
     "resume": 3,
+    "parser": 3,
     "cli": 3,
     "__main__": 4,
     "__init__": 0,

@@ -3,48 +3,40 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 
-class PredictionWriter(BasePredictionWriter):
+class PredictionWriter(Callback):
     """Append each batch's rows to a file; every rank but the first writes into its own, named by its rank.
 
     Args:
-        path: the file.
-        write_interval: when Lightning calls it; after every batch.
+        path: the file; an older one is replaced.
     """
 
-    def __init__(self, path: Path, write_interval: Literal["batch", "epoch", "batch_and_epoch"] = "batch") -> None:
-        super().__init__(write_interval)
+    def __init__(self, path: Path) -> None:
         self.path = path
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start an empty file."""
-        super().setup(trainer, pl_module, stage)
-        if stage != "predict":
-            return
         if trainer.global_rank > 0:
             self.path = self.path.with_suffix(f".rank{trainer.global_rank}.jsonl")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text("", encoding="utf-8")
         rank_zero_info(f"predictions: {self.path}")
 
-    def write_on_batch_end(
+    def on_predict_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        prediction: list[dict[str, Any]],
-        batch_indices: Sequence[int] | None,
+        outputs: Any,
         batch: Any,
         batch_idx: int,
-        dataloader_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Write the rows of one batch."""
         with open(self.path, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in prediction)
+            file.writelines(json.dumps(row) + "\n" for row in outputs)

@@ -20,11 +20,14 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
+from litgpt.prompts import Default, prompt_styles
 
 from lit_consistency.callbacks.checkpoint_io import write_atomically
 from lit_consistency.callbacks.forgetting import Forgetting
 from lit_consistency.callbacks.metrics_file import MetricsFile
+from lit_consistency.callbacks.run_board import RunBoard
 from lit_consistency.callbacks.throughput import Throughput
+from lit_consistency.data import SFTData
 from lit_consistency.model import Provenance, current_versions, read_provenance, save_model, weights_hash
 from lit_consistency.optimizers import format_table
 
@@ -86,6 +89,9 @@ class RunRecord(Callback):
         self.record = self._describe(trainer, pl_module)
         self._warn_of_mismatch()
         self._write_start()
+        for logger in trainer.loggers:
+            if isinstance(logger, RunBoard):
+                logger.begin()
         rank_zero_info(f"run folder: {self.directory}\n{format_table(pl_module.parameter_table)}")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -198,7 +204,7 @@ class RunRecord(Callback):
                 module.config,
                 data.tokenizer_folder,
                 self._provenance(trainer, module),
-                prompt_style=getattr(data, "prompt_style", None),
+                prompt_style=prompt_styles.get(data.prompt_style, Default)() if isinstance(data, SFTData) else None,
                 overwrite=self.overwrite or self.final_dir is None,
             )
             rank_zero_info(f"final model: {out_dir}")

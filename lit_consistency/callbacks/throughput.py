@@ -49,18 +49,14 @@ class Throughput(Callback):
         self._reset(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """What passed since the last batch was data, or the evaluation and saving of other callbacks."""
-        passed = self._lap(trainer)
-        evaluated = _evaluation_seconds(trainer)
-        self._seconds["evaluation"] += evaluated - self._evaluated
-        self._seconds["data"] += max(passed - (evaluated - self._evaluated), 0.0)
-        self._evaluated = evaluated
+        """What passed since the last batch was data, or saving."""
+        self._lap(trainer, "data")
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Gradients are there."""
-        self._seconds["forward_backward"] += self._lap(trainer)
+        self._lap(trainer, "forward_backward")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Tensor], batch_idx: int
@@ -68,7 +64,7 @@ class Throughput(Callback):
         """Count tokens; at the end of a step that is logged, write the numbers."""
         self._tokens += torch.stack([(batch["documents"] >= 0).sum(), (batch["targets"] != -100).sum()])
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        self._seconds["optimizer" if stepped else "forward_backward"] += self._lap(trainer)
+        self._lap(trainer, "optimizer" if stepped else "forward_backward")
         if not stepped:
             return
         self._steps += 1
@@ -112,15 +108,16 @@ class Throughput(Callback):
         self._total += self._tokens.cpu()
         self._tokens.zero_()
         self._steps = 0
-        self._evaluated = _evaluation_seconds(trainer)
-        self._lap(trainer)
+        self._mark, self._evaluated = time.perf_counter(), _evaluation_seconds(trainer)
 
-    def _lap(self, trainer: Trainer) -> float:
+    def _lap(self, trainer: Trainer, part: str) -> None:
+        """Credit the time since the last mark to a part, what the evaluation took of it aside."""
         if torch.cuda.is_available() and (trainer.global_step + 1) % trainer.log_every_n_steps <= 1:
             torch.cuda.synchronize()
-        now = time.perf_counter()
-        passed, self._mark = now - self._mark, now
-        return passed
+        now, evaluated = time.perf_counter(), _evaluation_seconds(trainer)
+        self._seconds["evaluation"] += evaluated - self._evaluated
+        self._seconds[part] += now - self._mark - (evaluated - self._evaluated)
+        self._mark, self._evaluated = now, evaluated
 
 
 def flops_per_token(model: Any, length: int) -> int:

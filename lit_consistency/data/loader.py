@@ -2,8 +2,9 @@
 
 It holds a torch `DataLoader` and is none: Lightning rebuilds what is one, to put its own shuffling sampler under DDP
 or an index sampler under predict (pytorch-lightning #10170, #21447), and leaves any other iterable as it is. The
-position counts micro-batches handed out, not those that workers prepared ahead. The first batch is fetched at the
-first `next`, since Lightning calls `iter` before it says which epoch it is in.
+position counts micro-batches handed out, not those that workers prepared ahead. Workers live for one epoch; those
+that stay are left to the garbage collector, which can wait 10 s for them. The first batch is fetched at the first
+`next`, since Lightning calls `iter` before it says which epoch it is in.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class TokenLoader:
         order: Order,
         training: bool = True,
         num_workers: int = 0,
-        on_resume: Callable[[int, int], None] | None = None,
+        on_resume: Callable[[int, int, bool], None] | None = None,
     ) -> None:
         self.rows = rows
         self.order = order
@@ -76,14 +77,15 @@ class TokenLoader:
             sampler=self._sampler,
             batch_size=None,
             num_workers=num_workers,
-            persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator().manual_seed(0),  # else every iteration draws from the global random state
         )
 
     @property
     def sampler(self) -> TokenLoader:
-        """Itself: there Lightning looks for `set_epoch`."""
+        """Itself, for training: there Lightning looks for `set_epoch`. For evaluation it has no sampler."""
+        if not self.training:
+            raise AttributeError("sampler")
         return self
 
     def set_epoch(self, epoch: int) -> None:
@@ -117,10 +119,10 @@ class TokenLoader:
         return {"epoch": self.epoch, "global_batch": global_batch, "micro_batch": micro_batch, **self._layout()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues behind the saved position.
+        """Continues behind the last whole global batch.
 
-        With another number of ranks or another micro-batch size it continues at the same global batch; a global batch
-        begun is then begun anew.
+        A global batch begun is begun anew: the gradients it had gathered are in no checkpoint, so only this repeats the
+        step exactly. Another number of ranks or another micro-batch size is no matter.
 
         Raises:
             ValueError: The rows, the global batch size or the seed differ, so that the position means nothing here.
@@ -129,12 +131,12 @@ class TokenLoader:
         for key in ("n_rows", "global_batch_size", "seed"):
             if state[key] != layout[key]:
                 raise ValueError(f"resume: data.{key} = {layout[key]}; expected {state[key]}, as in the checkpoint")
-        same = all(state[key] == layout[key] for key in ("micro_batch_size", "world_size"))
         self.epoch = state["epoch"]
-        self.consumed = state["global_batch"] * self.order.per_step + (state["micro_batch"] if same else 0)
+        self.consumed = state["global_batch"] * self.order.per_step
         if self.on_resume is not None:
             per_step = state["global_batch_size"] // (state["micro_batch_size"] * state["world_size"])
-            self.on_resume(state["global_batch"] * per_step + state["micro_batch"], self.consumed)
+            saved = state["global_batch"] * per_step + state["micro_batch"]
+            self.on_resume(saved, self.consumed, state["micro_batch"] > 0)
 
     def _layout(self) -> dict[str, int]:
         order = self.order

@@ -147,7 +147,8 @@ class TokenData(LightningDataModule, ABC):
         elif stage in ("fit", None):
             self._skip_validation()
         elif stage in ("validate", "test", "predict"):
-            raise ValueError(f"data.validation = null: expected what is held out, `{stage}` runs on it")
+            name = getattr(stage, "value", stage)  # the Trainer gives an enumeration
+            raise ValueError(f"data.validation = null: expected what is held out, `{name}` runs on it")
 
     def train_dataloader(self) -> TokenLoader:
         """Rows in the order of the seed; its position is saved with checkpoints."""
@@ -262,12 +263,16 @@ class TokenData(LightningDataModule, ABC):
         if self.trainer is not None:
             self.trainer.limit_val_batches = 0
 
-    def _count_anew(self, saved: int, consumed: int) -> None:
-        """Makes Lightning's count of micro-batches follow a changed layout; by it, it tells the end of an epoch."""
+    def _count_anew(self, saved: int, consumed: int, begun_anew: bool) -> None:
+        """Makes Lightning count from where the loader goes on; by its count, it tells the ends of steps and epochs."""
         assert self.trainer is not None
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        loop = self.trainer.fit_loop.epoch_loop
         for name in ("ready", "started", "processed", "completed"):
-            setattr(progress, name, getattr(progress, name) + consumed - saved)
+            counted = getattr(loop.batch_progress.current, name)
+            setattr(loop.batch_progress.current, name, counted + consumed - saved)
+        if begun_anew:
+            # it adds a logged step when it resumes behind a step's end, where it now seems to be
+            loop._batches_that_stepped -= 1
 
 
 def _at_least(least: int, **options: int) -> None:

@@ -14,10 +14,8 @@ Source: Chen et al. 2025, MoFO: Momentum-Filtered Optimizer for Mitigating Forge
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import Any, Literal, get_args
 
 import torch
@@ -228,11 +226,15 @@ def mofo_mask(
 
 
 def number_kept(fraction: float, numel: int) -> int:
-    """K = ceil(fraction * numel) for the decimal number that was written: ceil(0.07 * 100) in floats would be 8."""
-    return math.ceil(Fraction(repr(fraction)) * numel)
+    """K = ceil(fraction * numel), at least 1."""
+    # rounded first: 0.07 * 100 is 7.000000000000001 in floats, and K is 7
+    return max(1, math.ceil(round(fraction * numel, 6)))
 
 
 def seed_of(seed: int, name: str, step: int) -> int:
     """A seed in [0, 2^63) for one parameter and one step, the same on every machine, so that nothing needs saving."""
-    digest = hashlib.blake2b(f"{seed}/{name}/{step}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+    # FNV-1a with 64 bits, http://www.isthe.com/chongo/tech/comp/fnv/
+    digest = 0xCBF29CE484222325
+    for byte in f"{seed}/{name}/{step}".encode():
+        digest = ((digest ^ byte) * 0x100000001B3) % 2**64
+    return digest >> 1

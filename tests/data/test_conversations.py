@@ -52,11 +52,17 @@ def test_a_system_text_becomes_the_first_turn() -> None:
         ({"messages": "hello"}, "f:7: messages = 'hello'; expected a list of turns"),
         ({"messages": ["hello"]}, "f:7: messages, turn 1: a str; expected an object"),
         ({"messages": [{"role": "user"}]}, "f:7: messages, turn 1: no field 'content'; it has 'role'"),
-        ({"messages": [{"role": "bot", "content": "x"}]}, "turn 1: role = 'bot'; expected one of system, user, assistant"),
+        (
+            {"messages": [{"role": "bot", "content": "x"}]},
+            "turn 1: role = 'bot'; expected one of system, user, assistant",
+        ),
         ({"messages": [user("x")]}, "f:7: no turn of the assistant; expected at least one"),
         ({"messages": [user("x"), assistant("")]}, "f:7: turn 2: the completion is empty"),
         ({"messages": [*PLAIN, system("late")]}, "f:7: turn 3: a system turn; expected it only as the first"),
-        ({"conversations": [{"from": "gpt", "value": None}]}, "conversations, turn 1: value is a NoneType; expected text"),
+        (
+            {"conversations": [{"from": "gpt", "value": None}]},
+            "conversations, turn 1: value is a NoneType; expected text",
+        ),
         ({"conversations": [{"from": "tool", "value": "x"}]}, "from = 'tool'; expected one of system, human"),
     ],
 )

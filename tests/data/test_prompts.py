@@ -73,7 +73,9 @@ def test_answers_and_their_eos_are_learned_and_nothing_else(style: str, tokenize
 @pytest.mark.parametrize("style", ["default", *sorted(prompt_styles)])
 def test_every_style_of_litgpt_gives_litgpts_own_tokens_and_mask(style: str, tokenizer: Tokenizer) -> None:
     row = {"instruction": "the question", "output": "the answer"}
-    theirs = SFTDataset([row], tokenizer, style if style != "default" else PromptStyle.from_config(NO_STYLE), mask_prompt=True)
+    theirs = SFTDataset(
+        [row], tokenizer, style if style != "default" else PromptStyle.from_config(NO_STYLE), mask_prompt=True
+    )
     ours = PromptEncoder(tokenizer, style).encode(Row(conversation(row, "f:1"), "f:1"))
     assert ours.tokens.tolist() == theirs[0]["input_ids"].tolist()
     assert ours.supervised.tolist() == (theirs[0]["labels"] != -100).tolist()

@@ -19,7 +19,9 @@ def test_the_three_file_types_give_the_same_rows(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", ROWS)
     (tmp_path / "a.json").write_text(json.dumps(ROWS))
     parquet.write_table(arrow.Table.from_pylist(ROWS), tmp_path / "a.parquet")
-    read = [[row.messages for row in RowFiles(str(tmp_path / f"a.{kind}")).rows()] for kind in ("jsonl", "json", "parquet")]
+    read = [
+        [row.messages for row in RowFiles(str(tmp_path / f"a.{kind}")).rows()] for kind in ("jsonl", "json", "parquet")
+    ]
     assert read[0] == read[1] == read[2]
     assert read[0][3] == [{"role": "user", "content": "3?"}, {"role": "assistant", "content": "3."}]
 

@@ -91,16 +91,56 @@ def fit(data: TokenData, callback: Callback | None = None, resume: Path | None =
     return module
 
 
-@pytest.mark.parametrize("limit", [{"max_epochs": 3}, {"max_epochs": -1, "max_steps": 18}])
-@pytest.mark.parametrize("step", [1, 2, 6, 8, 12, 13])
-def test_straight_equals_stopped_and_resumed(step: int, limit: dict[str, int], folder: Path, tmp_path: Path) -> None:
-    """21 rows, 4 a step: 6 steps an epoch of 12 micro-batches; the stops lie in epochs 0, 1, 2 and at their ends."""
-    straight = fit(sft(folder), **limit)
+LIMITS: dict[str, dict[str, int]] = {"epochs": {"max_epochs": 3}, "steps": {"max_epochs": -1, "max_steps": 18}}
+
+
+@pytest.fixture(scope="module")
+def straight_runs(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bigram]:
+    """Runs without a stop. 21 rows, 4 a step: 6 steps an epoch, each of 2 micro-batches."""
+    cache_dir = tmp_path_factory.mktemp("tokens")
+    return {name: fit(sft(tokenizer_folder, cache_dir=cache_dir), **limit) for name, limit in LIMITS.items()}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+@pytest.mark.parametrize("step", [1, 6, 8, 12])
+def test_straight_equals_stopped_and_resumed(
+    step: int, name: str, straight_runs: dict[str, Bigram], folder: Path, tmp_path: Path
+) -> None:
+    """The stops lie inside the first and the second epoch, and at their ends."""
+    straight, limit = straight_runs[name], LIMITS[name]
     first = fit(sft(folder), SaveAndStop(step, tmp_path / "half.ckpt"), **limit)
     second = fit(sft(folder), resume=tmp_path / "half.ckpt", **limit)
     assert first.seen + second.seen == straight.seen
     assert len(straight.seen) == 36
     assert torch.equal(second.table.weight, straight.table.weight)
+
+
+class SaveInside(Callback):
+    """Saves behind the first of two micro-batches of a step, and stops there."""
+
+    def __init__(self, step: int, file: Path) -> None:
+        self.step = step
+        self.file = file
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step and trainer.fit_loop.batch_idx % 2 == 0:
+            trainer.save_checkpoint(self.file)
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", LIMITS)
+@pytest.mark.parametrize("step", [2, 6, 11])
+def test_resume_inside_an_accumulation_repeats_the_step(
+    step: int, name: str, straight_runs: dict[str, Bigram], folder: Path, tmp_path: Path
+) -> None:
+    straight, limit = straight_runs[name], LIMITS[name]
+    with pytest.raises(SystemExit):
+        fit(sft(folder), SaveInside(step, tmp_path / "half.ckpt"), **limit)
+    second = fit(sft(folder), resume=tmp_path / "half.ckpt", **limit)
+    assert second.seen == straight.seen[2 * step :]
+    assert torch.equal(second.table.weight, straight.table.weight)
+    loops = [module.trainer.fit_loop.epoch_loop for module in (straight, second)]
+    assert loops[0]._batches_that_stepped == loops[1]._batches_that_stepped == 18
 
 
 def test_resume_with_workers_and_packing(folder: Path, tmp_path: Path) -> None:
@@ -114,8 +154,10 @@ def test_resume_with_workers_and_packing(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("micro", [1, 4])
-def test_resume_with_another_micro_batch_goes_on_at_the_same_step(micro: int, folder: Path, tmp_path: Path) -> None:
-    straight = fit(sft(folder))
+def test_resume_with_another_micro_batch_goes_on_at_the_same_step(
+    micro: int, straight_runs: dict[str, Bigram], folder: Path, tmp_path: Path
+) -> None:
+    straight = straight_runs["epochs"]
     fit(sft(folder), SaveAndStop(8, tmp_path / "half.ckpt"))
     second = fit(sft(folder, micro_batch_size=micro), resume=tmp_path / "half.ckpt")
     assert second.trainer.global_step == 18
@@ -125,14 +167,14 @@ def test_resume_with_another_micro_batch_goes_on_at_the_same_step(micro: int, fo
 
 
 @pytest.mark.parametrize("micro", [1, 4])
-def test_the_micro_batch_does_not_change_training(micro: int, folder: Path) -> None:
-    tables = [fit(sft(folder, micro_batch_size=size)).table.weight for size in (2, micro)]
-    torch.testing.assert_close(tables[0], tables[1], rtol=1e-5, atol=1e-6)
+def test_the_micro_batch_does_not_change_training(micro: int, straight_runs: dict[str, Bigram], folder: Path) -> None:
+    module = fit(sft(folder, micro_batch_size=micro))
+    torch.testing.assert_close(module.table.weight, straight_runs["epochs"].table.weight, rtol=1e-5, atol=1e-6)
 
 
-def test_limit_train_batches_does_not_repeat_the_epoch(folder: Path) -> None:
+def test_limit_train_batches_does_not_repeat_the_epoch(straight_runs: dict[str, Bigram], folder: Path) -> None:
     module = fit(sft(folder), limit_train_batches=2, max_epochs=2)
-    straight = fit(sft(folder))
+    straight = straight_runs["epochs"]
     assert module.seen == straight.seen[:2] + straight.seen[12:14]
 
 
@@ -160,7 +202,10 @@ def test_a_global_batch_that_does_not_divide_is_refused(folder: Path) -> None:
         ({"block_size": 0}, "block_size = 0: expected at least 1"),
         ({"num_workers": -1}, "num_workers = -1: expected at least 0"),
         ({"seed": -1}, "seed = -1: expected at least 0"),
-        ({"global_batch_size": 6, "micro_batch_size": 4}, "global_batch_size = 6: expected a multiple of micro_batch_size = 4"),
+        (
+            {"global_batch_size": 6, "micro_batch_size": 4},
+            "global_batch_size = 6: expected a multiple of micro_batch_size = 4",
+        ),
         ({"prompt_style": "nope"}, "prompt_style = 'nope': expected one of"),
         ({"loss_on": "prompt"}, "loss_on = 'prompt': expected completion or all"),
         ({"too_long": "drop"}, "too_long = 'drop': expected truncate or refuse"),

@@ -109,6 +109,14 @@ def test_tied_weights_are_one_embedding() -> None:
     assert roles(model)["lm_head.weight"] == roles(model)["transformer.wte.weight"] == "embedding"
 
 
+@pytest.mark.parametrize("order", [("wte", "lm_head"), ("lm_head", "wte")])
+def test_a_tied_weight_is_an_embedding_whichever_comes_first(order: tuple[str, str]) -> None:
+    layers = {"wte": nn.Embedding(6, 4), "lm_head": nn.Linear(4, 6, bias=False)}
+    layers["lm_head"].weight = layers["wte"].weight
+    model = nn.ModuleDict({name: layers[name] for name in order})
+    assert roles_of_groups(parameter_groups(model)) == {f"{order[0]}.weight": "embedding"}
+
+
 def test_frozen_parameters_are_in_no_group() -> None:
     model = small_gpt()
     model.transformer.wte.weight.requires_grad_(False)

@@ -67,6 +67,23 @@ def test_complement_is_what_momentum_would_leave() -> None:
     assert torch.equal(masks("complement", 0.25), ~masks("momentum", 0.75))
 
 
+def test_complement_takes_the_last_of_equal_momenta() -> None:
+    zeros = torch.zeros(2, 3)
+    found = mofo_mask(
+        zeros,
+        zeros,
+        zeros,
+        torch.tensor(1.0),
+        betas=(0.9, 0.9),
+        eps=0.0,
+        fraction=0.5,
+        filter="complement",
+        split=None,
+        seed=0,
+    )
+    assert found.tolist() == [[False] * 3, [True] * 3]
+
+
 def test_random_changes_with_seed_name_and_step_alone() -> None:
     assert torch.equal(masks("random", 0.3, seed=5), masks("random", 0.3, seed=5))
     assert not torch.equal(masks("random", 0.3, seed=5), masks("random", 0.3, seed=6))

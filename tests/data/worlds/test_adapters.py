@@ -61,7 +61,7 @@ def test_fewer_rows_are_the_first_ones() -> None:
 
 
 def test_fingerprints_are_json_and_differ_wherever_the_text_does() -> None:
-    sources = [
+    sources: list[Source | Rows] = [
         WorldText(PEOPLE),
         WorldText(PEOPLE, "held_out"),
         WorldText(Biographies(n_people=6, n_new=3, n_exposures=2, seed=1)),

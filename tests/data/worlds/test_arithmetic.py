@@ -39,6 +39,13 @@ def test_the_asked_share_of_train_labels_is_wrong_and_no_other() -> None:
         assert (a + b) % 17 == c
 
 
+def test_wrong_labels_are_spread_over_the_text() -> None:
+    wrong = [q.told != q.truth for q in ModularArithmetic(noise_share=0.2).train]
+    n = len(wrong)
+    # without replacement the share in the first half has a quarter of the variance of n draws
+    assert abs(sum(wrong[: n // 2]) - 0.1 * n) < 4 * math.sqrt(n * 0.2 * 0.8 / 4)
+
+
 def test_probes_ask_for_what_was_told() -> None:
     told = set(WORLD.documents())
     clean, noisy, held_out = (WORLD.probes(name) for name in ("train_clean", "train_noisy", "held_out"))

@@ -65,6 +65,8 @@ def test_names_are_unique_and_new_people_are_new_whatever_the_sizes() -> None:
     names = {person.name for person in big.people}
     assert len(names) == 3000
     assert not names & {person.name for person in big.new_people}
+    # a name drawn twice does not change the person who has it
+    assert Biographies(n_people=1500).people == big.people[:1500]
 
 
 def test_changing_one_size_changes_nothing_else() -> None:

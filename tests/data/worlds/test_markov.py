@@ -20,7 +20,7 @@ VOCAB_SIZE = WORLD.tokenizer().get_vocab_size()
 def true_model(world: MarkovChains, tag: str) -> Any:
     """A model that knows the chain of the tag: looks the rows up by the words, not by the world's own numbers."""
     tokenizer = world.tokenizer()
-    symbols = sorted({word for text in world.documents() for word in text.split()[1:]}, key=order_of(world).get)
+    symbols = sorted({word for text in world.documents() for word in text.split()[1:]}, key=order_of(world).__getitem__)
     ids = [tokenizer.encode(symbol).ids[0] for symbol in symbols]
 
     def model(tokens: Tensor) -> Tensor:
@@ -170,7 +170,7 @@ def test_parts_and_splits_are_drawn_apart() -> None:
 
 
 def test_changing_one_size_changes_nothing_else() -> None:
-    fields = {"n_symbols": 6, "concentration": 0.5, "length": 20}
+    fields: dict[str, Any] = {"n_symbols": 6, "concentration": 0.5, "length": 20}
     more = MarkovChains(n_chains=5, n_new=4, n_documents=400, **fields)
     assert set(WORLD.documents()) < set(more.documents())
     assert set(WORLD.documents("held_out")) < set(more.documents("held_out"))

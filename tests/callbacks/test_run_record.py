@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lit_consistency.callbacks import RunRecord
+from lit_consistency.cli import build
+from lit_consistency.model import read_provenance
+from tests.runs import SCRATCH, arguments, fit
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run from scratch with AdamW."""
+    root = tmp_path_factory.mktemp("base")
+    fit(root)
+    return root / "run"
+
+
+def record(folder: Path) -> dict:
+    return json.loads((folder / "run.json").read_text())
+
+
+def test_the_folder_holds_what_was_run_and_what_came_out(base: Path) -> None:
+    names = {path.name for path in base.iterdir()}
+    assert {"config.yaml", "run.json", "metrics.jsonl", "model"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    found = record(base)
+    assert found["status"] == "finished"
+    assert found["optimizer"] == "AdamW"
+    assert found["base"] is None
+    assert found["steps"] == 4
+    assert sum(row["parameters"] for row in found["parameters"]) == 15_600
+    assert found["data"]["train"]["source"]["world"] == "MarkovChains"
+    assert {"torch", "litgpt", "lightning"} <= set(found["versions"])
+    assert found["final_metrics"]["distance/all"] > 0
+
+
+def test_the_config_is_complete(base: Path) -> None:
+    config = yaml.safe_load((base / "config.yaml").read_text())
+    assert config["model"]["optimizer"]["init_args"]["eps"] == 1e-8
+    assert config["trainer"]["use_distributed_sampler"] is False
+    assert config["checkpoint"] == {"every_n_steps": 0, "keep": 2, "at_end": False}
+
+
+def test_provenance_leads_back_to_the_pretraining_optimizer(base: Path, tmp_path: Path) -> None:
+    fit(tmp_path / "one", base=base / "model")
+    with pytest.warns(UserWarning, match="was pretrained with AdamW and is now trained with Muon"):
+        fit(tmp_path / "two", base=tmp_path / "one" / "run" / "model", optimizer="muon")
+    found = read_provenance(tmp_path / "two" / "run" / "model")
+    assert found is not None
+    assert [stage["optimizer"] for stage in found.stages] == ["AdamW", "AdamW", "Muon"]
+    assert found.pretraining_optimizer == "AdamW"
+    assert found.tokens > 0
+    assert record(tmp_path / "two" / "run")["optimizer_mismatch"] is True
+    assert record(tmp_path / "one" / "run")["optimizer_mismatch"] is False
+    assert found.base_hash == record(tmp_path / "two" / "run")["base_hash"]
+
+
+def test_the_same_optimizer_is_no_reason_to_warn(base: Path, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        fit(tmp_path, base=base / "model")
+
+
+def test_hparams_show_the_final_metrics(base: Path) -> None:
+    events = EventAccumulator(str(base))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {"train/loss", "final/distance/all", "distance/all"} <= tags
+    assert events.Scalars("final/distance/all")[-1].value > 0
+    assert "_hparams_/session_start_info" in events.summary_metadata
+    declared = events.summary_metadata["_hparams_/experiment"].plugin_data.content
+    assert b"final/distance/all" in declared
+
+
+def test_another_place_for_the_final_model(base: Path, tmp_path: Path) -> None:
+    place = tmp_path / "bases" / "mine"
+    fit(tmp_path, f"--run.final_dir={place}")
+    assert (place / "lit_model.pth").is_file()
+    assert not (tmp_path / "run" / "model").exists()
+    with pytest.raises(ValueError, match=r"final_dir = .*mine: exists"):
+        build(arguments(tmp_path, *SCRATCH, f"--run.final_dir={place}"))
+    fit(tmp_path / "again", f"--run.final_dir={place}", "--run.overwrite=true")
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "/x", "", ".hidden", "x" * 101, "a\0b"])
+def test_a_name_that_is_a_path_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="name = "):
+        RunRecord(name=name)
+
+
+def test_a_run_without_a_name_gets_a_time_stamp() -> None:
+    assert len(RunRecord().name) == len("20260101-000000")
