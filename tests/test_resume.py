@@ -93,7 +93,7 @@ def test_resumed_from_a_regular_checkpoint_equals_straight(at: int, tmp_path: Pa
     assert equal(straight, resumed)
 
 
-def test_gradients_of_a_half_done_accumulation_are_kept(tmp_path: Path) -> None:
+def test_a_half_done_accumulation_is_begun_anew(tmp_path: Path) -> None:
     """Somebody saves between the micro-batches of a step."""
 
     class SaveHalfway(Callback):

@@ -1,8 +1,8 @@
 """What a checkpoint must hold beyond Lightning's, so that a resumed run continues bit for bit.
 
-Random states of Python, NumPy and torch; and, where somebody saves in the middle of an accumulation, the gradients
-gathered so
-far. Only tensors and plain values: a checkpoint is read with ``weights_only=True``.
+Random states of Python, NumPy and torch. Where somebody saves in the middle of an accumulation, the loader begins that
+optimizer step anew, so gathered gradients need not be saved. Only tensors and plain values: a checkpoint is read with
+``weights_only=True``.
 """
 
 from __future__ import annotations
@@ -16,41 +16,23 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class ExactResume(Callback):
-    """Save and restore random states and gathered gradients; the position in the data is the loader's own."""
+    """Save and restore random states; the position in the data is the loader's own."""
 
     def __init__(self) -> None:
         self._restored: dict[str, Any] = {}
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the states to the checkpoint."""
-        ready = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        halfway = ready % trainer.accumulate_grad_batches != 0
-        if halfway and trainer.world_size > 1:
-            raise RuntimeError(
-                "a checkpoint in the middle of an accumulation holds the gradients of one rank only: "
-                "save when (batch_idx + 1) is a multiple of accumulate_grad_batches"
-            )
-        gradients = {n: p.grad for n, p in pl_module.named_parameters() if halfway and p.grad is not None}
-        checkpoint["exact_resume"] = {
-            "random": random_states(),
-            "gradients": gradients,
-            "step_loss": pl_module._step_loss if halfway else None,
-        }
+        checkpoint["random_states"] = random_states()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take the states out of the checkpoint."""
-        self._restored = checkpoint.get("exact_resume", {})
+        self._restored = checkpoint.get("random_states", {})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the states back, last of all, when everything that could draw a random number has been set up."""
-        if not self._restored:
-            return
-        set_random_states(self._restored["random"])
-        parameters = dict(pl_module.named_parameters())
-        for name, gradient in self._restored["gradients"].items():
-            parameters[name].grad = gradient.to(parameters[name].device)
-        if self._restored["step_loss"] is not None:
-            pl_module._step_loss = self._restored["step_loss"].to(pl_module.device)
+        if self._restored:
+            set_random_states(self._restored)
         self._restored = {}
 
 

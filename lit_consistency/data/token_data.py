@@ -142,7 +142,7 @@ class TokenData(LightningDataModule, ABC):
         if self.validation is not None:
             self._open("validation")
         elif stage in ("fit", None):
-            # Lightning runs an empty validation loop, and warns of it, unless the hook looks as if nobody had written it
+            # Lightning runs an empty validation loop, with a warning, unless the hook looks as if nobody wrote it
             self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
         elif stage in ("fit", None):
             self._skip_validation()

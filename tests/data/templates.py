@@ -1,4 +1,4 @@
-"""Chat templates of well-known families, and what a conversation looks like in each. Written from the formats' descriptions."""
+"""Chat templates of well-known families, written from the formats' descriptions, with a conversation in each."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ TEMPLATES = {
         ["Hello!<|eot_id|>"],
     ),
     "gemma": Template(
-        "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "{{ bos_token }}{% if messages[0].role == 'system' %}"
+        "{{ raise_exception('System role not supported') }}{% endif %}"
         "{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
         "{{ m.content | trim }}<end_of_turn>\n{% endfor %}"
         "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}",
@@ -79,7 +80,8 @@ TEMPLATES = {
     # rewrites the history: an empty thought stands before the last answer only; the model is to produce it
     "qwen3": Template(
         "{% for m in messages %}<|im_start|>{{ m.role }}\n"
-        "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
+        "{{ m.content }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
         WITHOUT_SYSTEM,
         "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello!<|im_end|>\n"

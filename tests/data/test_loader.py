@@ -151,7 +151,7 @@ def test_an_epoch_left_early_goes_on_where_it_was() -> None:
 
 @pytest.mark.parametrize(("micro", "world_size"), [(8, 1), (2, 1), (1, 1), (4, 2), (1, 4)])
 def test_the_loss_of_a_step_does_not_depend_on_the_split(micro: int, world_size: int) -> None:
-    """Token-weighted loss: the sum over micro-batches and ranks of nll / supervised is the mean over the step's tokens."""
+    """Summed over micro-batches and ranks, nll / supervised is the mean over the tokens of the step."""
     nll = torch.rand(40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     losses = torch.zeros(4, dtype=torch.float64)
     for rank in range(world_size):

@@ -21,7 +21,8 @@ def slow_pack(lengths: list[int], block_size: int, order: list[int]) -> list[lis
 def test_pack_is_best_fit(seed: int) -> None:
     lengths = np.random.default_rng(seed).integers(1, 33, size=200)
     plan = pack(lengths, 32, seed)
-    expected = slow_pack(lengths.tolist(), 32, shuffled(200, seed, 0).tolist())
+    longest_first = sorted(shuffled(200, seed, 0).tolist(), key=lambda document: -lengths[document])
+    expected = slow_pack(lengths.tolist(), 32, longest_first)
     assert sorted(plan.row(i).tolist() for i in range(plan.n_rows)) == expected
 
 
@@ -36,7 +37,7 @@ def test_every_document_once_and_no_row_too_long() -> None:
 def test_rows_are_nearly_full() -> None:
     lengths = np.random.default_rng(0).integers(1, 129, size=20_000)
     plan = pack(lengths, 512, seed=0)
-    assert lengths.sum() / (plan.n_rows * 512) > 0.98
+    assert lengths.sum() / (plan.n_rows * 512) > 0.99
 
 
 def test_pack_is_a_function_of_the_seed() -> None:

@@ -1,181 +1,24 @@
-"""TokenData under a real Trainer: resume, accumulation, stages. The model is one embedding, so that every sample counts."""
+"""TokenData: tokenizer, stages, batch arithmetic, fingerprints; resume stands in test_resume.py."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tokenizers
-import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from lightning.pytorch import Trainer
 
 from lit_consistency.data.pretrain_data import PretrainData
 from lit_consistency.data.sft_data import SFTData
-from lit_consistency.data.token_data import TokenData
 from lit_consistency.data.watch import RowSet, TextSet
 from tests.data.helpers import ListRows, ListSource
-
-PAIRS = [(f"the question {i} ", "the answer " * (i % 4 + 1) + str(i)) for i in range(21)]
-
-
-class Bigram(LightningModule):
-    """Logits of the next token by a table; keeps the batches it has seen."""
-
-    def __init__(self, vocab_size: int, checkpoint_dir: Path | None = None) -> None:
-        super().__init__()
-        self.checkpoint_dir = checkpoint_dir
-        self.table = nn.Embedding(vocab_size, vocab_size)
-        nn.init.zeros_(self.table.weight)
-        self.seen: list[list[int]] = []
-
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        self.seen.append(batch["tokens"].flatten().tolist())
-        loss = self._nll(batch) / batch["supervised"]
-        return loss * self.trainer.accumulate_grad_batches
-
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        self.log("val", self._nll(batch), reduce_fx="sum")
-
-    test_step = validation_step
-
-    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        return (batch["targets"] != -100).sum()
-
-    def _nll(self, batch: dict[str, Tensor]) -> Tensor:
-        logits = self.table(batch["tokens"])
-        return nn.functional.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten(), reduction="sum")
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.parameters(), lr=0.1)
-
-
-class SaveAndStop(Callback):
-    """Saves behind the optimizer step of this number, and stops there."""
-
-    def __init__(self, step: int, file: Path) -> None:
-        self.step = step
-        self.file = file
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.global_step == self.step and not self.file.exists():
-            trainer.save_checkpoint(self.file)
-            trainer.should_stop = True
+from tests.data.training import PAIRS, Bigram, fit, sft
 
 
 @pytest.fixture
-def folder(tokenizer_folder: Path) -> Iterator[Path]:
-    yield tokenizer_folder
-
-
-def sft(folder: Path, **options: Any) -> SFTData:
-    defaults = {"global_batch_size": 4, "micro_batch_size": 2, "block_size": 64, "packing": False, "seed": 5}
-    return SFTData(ListRows(PAIRS), tokenizer_dir=folder, **{**defaults, **options})
-
-
-def fit(data: TokenData, callback: Callback | None = None, resume: Path | None = None, **options: Any) -> Bigram:
-    module = Bigram(350)
-    trainer = Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        callbacks=[callback] if callback else None,
-        **{"max_epochs": 3, **options},
-    )
-    trainer.fit(module, data, ckpt_path=resume)
-    return module
-
-
-LIMITS: dict[str, dict[str, int]] = {"epochs": {"max_epochs": 3}, "steps": {"max_epochs": -1, "max_steps": 18}}
-
-
-@pytest.fixture(scope="module")
-def straight_runs(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bigram]:
-    """Runs without a stop. 21 rows, 4 a step: 6 steps an epoch, each of 2 micro-batches."""
-    cache_dir = tmp_path_factory.mktemp("tokens")
-    return {name: fit(sft(tokenizer_folder, cache_dir=cache_dir), **limit) for name, limit in LIMITS.items()}
-
-
-@pytest.mark.parametrize("name", LIMITS)
-@pytest.mark.parametrize("step", [1, 6, 8, 12])
-def test_straight_equals_stopped_and_resumed(
-    step: int, name: str, straight_runs: dict[str, Bigram], folder: Path, tmp_path: Path
-) -> None:
-    """The stops lie inside the first and the second epoch, and at their ends."""
-    straight, limit = straight_runs[name], LIMITS[name]
-    first = fit(sft(folder), SaveAndStop(step, tmp_path / "half.ckpt"), **limit)
-    second = fit(sft(folder), resume=tmp_path / "half.ckpt", **limit)
-    assert first.seen + second.seen == straight.seen
-    assert len(straight.seen) == 36
-    assert torch.equal(second.table.weight, straight.table.weight)
-
-
-class SaveInside(Callback):
-    """Saves behind the first of two micro-batches of a step, and stops there."""
-
-    def __init__(self, step: int, file: Path) -> None:
-        self.step = step
-        self.file = file
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.global_step == self.step and trainer.fit_loop.batch_idx % 2 == 0:
-            trainer.save_checkpoint(self.file)
-            raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize("name", LIMITS)
-@pytest.mark.parametrize("step", [2, 6, 11])
-def test_resume_inside_an_accumulation_repeats_the_step(
-    step: int, name: str, straight_runs: dict[str, Bigram], folder: Path, tmp_path: Path
-) -> None:
-    straight, limit = straight_runs[name], LIMITS[name]
-    with pytest.raises(SystemExit):
-        fit(sft(folder), SaveInside(step, tmp_path / "half.ckpt"), **limit)
-    second = fit(sft(folder), resume=tmp_path / "half.ckpt", **limit)
-    assert second.seen == straight.seen[2 * step :]
-    assert torch.equal(second.table.weight, straight.table.weight)
-    loops = [module.trainer.fit_loop.epoch_loop for module in (straight, second)]
-    assert loops[0]._batches_that_stepped == loops[1]._batches_that_stepped == 18
-
-
-def test_resume_with_workers_and_packing(folder: Path, tmp_path: Path) -> None:
-    options = {"num_workers": 2, "packing": True, "global_batch_size": 2, "micro_batch_size": 1}
-    straight = fit(sft(folder, **options))
-    steps = len(straight.seen) // 2
-    first = fit(sft(folder, **options), SaveAndStop(steps // 2, tmp_path / "half.ckpt"))
-    second = fit(sft(folder, **options), resume=tmp_path / "half.ckpt")
-    assert first.seen + second.seen == straight.seen
-    assert torch.equal(second.table.weight, straight.table.weight)
-
-
-@pytest.mark.parametrize("micro", [1, 4])
-def test_resume_with_another_micro_batch_goes_on_at_the_same_step(
-    micro: int, straight_runs: dict[str, Bigram], folder: Path, tmp_path: Path
-) -> None:
-    straight = straight_runs["epochs"]
-    fit(sft(folder), SaveAndStop(8, tmp_path / "half.ckpt"))
-    second = fit(sft(folder, micro_batch_size=micro), resume=tmp_path / "half.ckpt")
-    assert second.trainer.global_step == 18
-    assert second.trainer.current_epoch == 3
-    assert len(second.seen) == 10 * 4 // micro
-    torch.testing.assert_close(second.table.weight, straight.table.weight, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("micro", [1, 4])
-def test_the_micro_batch_does_not_change_training(micro: int, straight_runs: dict[str, Bigram], folder: Path) -> None:
-    module = fit(sft(folder, micro_batch_size=micro))
-    torch.testing.assert_close(module.table.weight, straight_runs["epochs"].table.weight, rtol=1e-5, atol=1e-6)
-
-
-def test_limit_train_batches_does_not_repeat_the_epoch(straight_runs: dict[str, Bigram], folder: Path) -> None:
-    module = fit(sft(folder), limit_train_batches=2, max_epochs=2)
-    straight = straight_runs["epochs"]
-    assert module.seen == straight.seen[:2] + straight.seen[12:14]
+def folder(tokenizer_folder: Path) -> Path:
+    return tokenizer_folder
 
 
 def test_accumulation_follows_from_the_batch_sizes(folder: Path) -> None:
