@@ -73,9 +73,21 @@ class Forgetting(Callback):
         if stage == "fit":
             pl_module.keep_start = True  # type: ignore[assignment]
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tokenize the sets: a bad row is found before anything is written."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        held_out = {"validation": data.validation_set()} if data.validation is not None else {}
+        learn = self.learn.sets if self.learn else held_out
+        retain = self.retain.sets if self.retain else {}
+        self._sets = {
+            f"{kind}/{name}": PreparedSet(watched, data.tokenizer, data.block_size)
+            for kind, sets in (("learn", learn), ("retain", retain))
+            for name, watched in sets.items()
+        }
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tokenize the sets; measure the base, unless this is the continuation of a run that has done so."""
-        self._prepare(trainer, pl_module)
+        """Measure the base, unless this is the continuation of a run that has done so."""
+        self._recall_start(pl_module)
         if not self.base:
             self._measure(trainer, pl_module)
 
@@ -98,16 +110,8 @@ class Forgetting(Callback):
     # ------------------------------------------------------------------------------------------------------------
     # measuring
 
-    def _prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        held_out = {"validation": data.validation_set()} if data.validation is not None else {}
-        learn = self.learn.sets if self.learn else held_out
-        retain = self.retain.sets if self.retain else {}
-        self._sets = {
-            f"{kind}/{name}": PreparedSet(watched, data.tokenizer, data.block_size)
-            for kind, sets in (("learn", learn), ("retain", retain))
-            for name, watched in sets.items()
-        }
+    def _recall_start(self, pl_module: LightningModule) -> None:
+        """What the start predicted, computed from its weights, which a resumed run has too."""
         self._change = WeightChange(roles(pl_module.gpt))
         changes = pl_module.method.changes(pl_module.gpt, pl_module.start)
         self._change.load_state_dict(self._moved, {name: change.shape for name, (change, _) in changes.items()})

@@ -116,7 +116,8 @@ def _jsonl_files(path: Path) -> Iterator[tuple[str, str]]:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             for name in sorted(archive.namelist()):
-                if name.endswith(".jsonl"):
+                hidden = any(part.startswith((".", "__MACOSX")) for part in Path(name).parts)
+                if name.endswith(".jsonl") and not hidden:
                     yield f"{path}!{name}", archive.read(name).decode()
         return
     for file in sorted(path.glob("*.jsonl")) if path.is_dir() else [path]:

@@ -50,6 +50,7 @@ def test_minimal_pairs_are_read_from_a_zip_evenly(tmp_path: Path, letters: Token
         for name in ("data/b.jsonl", "data/a.jsonl"):
             rows = [{**PAIR, "sentence_good": f"{name} {i}"} for i in range(5)]
             file.writestr(name, "".join(json.dumps(row) + "\n" for row in rows))
+        file.writestr("__MACOSX/data/._a.jsonl", b"\xb0 is no text")
     items = ChoiceSet(archive, max_items=4).items(letters, 100)
     assert len(items) == 4
     assert all(item.gold == 0 for item in items)
