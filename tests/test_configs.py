@@ -20,7 +20,12 @@ from tests.runs import ROOT
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 DATA = os.environ.get("LIT_CONSISTENCY_TEST_DATA")
 SHORT = ["--trainer.max_steps=2", "--trainer.limit_val_batches=1", "--forgetting.every_n_steps=0", "--run.name=run"]
-SHORT += ["--trainer.enable_progress_bar=false", "--forgetting.kl_positions=8", "--run.save_model=false"]
+SHORT += [
+    "--trainer.log_every_n_steps=1",
+    "--trainer.enable_progress_bar=false",
+    "--forgetting.kl_positions=8",
+    "--run.save_model=false",
+]
 
 
 def command(path: Path) -> list[str]:
@@ -50,7 +55,7 @@ def with_real_data(args: list[str], folder: Path, monkeypatch: pytest.MonkeyPatc
         pytest.skip("LIT_CONSISTENCY_TEST_DATA is not set to a folder with the real data")
     (folder / "data").symlink_to(Path(DATA).resolve())
     monkeypatch.chdir(folder)
-    args = [f"{ROOT}/{a}" if a.startswith("configs/") else a for a in args]
+    args = [f"{ROOT}/{a}" if a.startswith("configs/") else a for a in args] + ["--model.schedule.init_args.warmup=0"]
     if "--model.checkpoint_dir" in args:
         at = args.index("--model.checkpoint_dir")
         args[at : at + 2] = ["--model.name=pythia-14m", "--model.overrides.n_layer=1", "--model.overrides.n_embd=32"]
@@ -58,6 +63,7 @@ def with_real_data(args: list[str], folder: Path, monkeypatch: pytest.MonkeyPatc
     return args
 
 
+@pytest.mark.filterwarnings("ignore:.*was pretrained with")
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT / "configs")))
 def test_the_command_of_a_config_runs(path: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)

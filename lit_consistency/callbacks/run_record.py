@@ -111,7 +111,7 @@ class RunRecord(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """The record says how the run ended."""
-        if self.record:
+        if self.directory.is_dir() and self.record:
             self.record["error"] = f"{type(exception).__name__}: {exception}"
             self._finish(trainer, "failed", pl_module)
 
