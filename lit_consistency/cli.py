@@ -1,8 +1,7 @@
 """The command line of training: LightningCLI with the callbacks of every run, useful errors, and a guarded resume.
 
 Overlays are composed left to right, ``LIT_CONSISTENCY_*`` environment variables come before configuration files. A
-mistake in
-the call ends with exit status 2 and one line that names the key, before anything is written.
+mistake in the call ends with exit status 2 and one line that names the key, before anything is written.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch.distributed as dist
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from lit_consistency.callbacks import (
@@ -27,6 +27,7 @@ from lit_consistency.callbacks import (
     PredictionWriter,
     Preemption,
     RunBoard,
+    RunProgress,
     RunRecord,
     StepCheckpoint,
     Throughput,
@@ -78,7 +79,7 @@ class ConsistencyCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Loggers and checkpoints go into the run's folder."""
         record = self._get(self.config_init, "run")
-        section = self.config[self.subcommand]
+        section = self.config[str(self.subcommand)]
         record.config_yaml = self.dump()
         record.resumed_from = section.get("ckpt_path")
         trainer = dict(self._get(self.config_init, "trainer"))
@@ -97,6 +98,9 @@ class ConsistencyCLI(LightningCLI):
             Preemption(),
             PredictionWriter(record.directory / "predictions.jsonl"),
         ]
+        if trainer.get("enable_progress_bar") is not False and not trainer.get("barebones"):
+            given = any(isinstance(callback, ProgressBar) for callback in kwargs["callbacks"])
+            kwargs["callbacks"] += [] if given else [RunProgress()]
         return super().instantiate_trainer(**kwargs)
 
     def _run_subcommand(self, subcommand: str) -> None:

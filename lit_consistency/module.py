@@ -1,10 +1,8 @@
 """The LightningModule: one training step, one validation step, the model and its optimizer.
 
 It gives up nothing of Lightning: automatic optimization, accumulation, clipping and schedules work as documented
-there. What it
-adds is a loss that does not depend on how a batch is split, a stop before the optimizer moves when a number is not
-finite, and
-clipping that leaves orthogonalized updates alone.
+there. What it adds is a loss that does not depend on how a batch is split, a stop before the optimizer moves when a
+number is not finite, and clipping that leaves orthogonalized updates alone.
 """
 
 from __future__ import annotations
@@ -18,12 +16,14 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.seed import isolate_rng
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_consistency.methods import Full, Method
 from lit_consistency.metrics import TokenLoss
 from lit_consistency.model import (
+    DocumentMask,
     check_checkpoint_dir,
     check_documents,
     init_weights,
@@ -44,11 +44,11 @@ class LitLanguageModel(LightningModule):
     """A LitGPT model with what is trained (method) and how (optimizer, schedule).
 
     Args:
-        optimizer: class and hyperparameters, e.g. one of configs/optimizers/*.yaml. There is no default, so that no run
-            inherits one silently. Any ``torch.optim.Optimizer`` works.
+        optimizer: class and hyperparameters, e.g. one of configs/optimizers/*.yaml. There is no default, so that no
+            run inherits one silently. Any ``torch.optim.Optimizer`` works.
         checkpoint_dir: LitGPT checkpoint folder to start from (``lit_model.pth`` or ``lit_model.safetensors``).
-        name: LitGPT configuration to initialize from scratch, e.g. ``pythia-14m``; ``litgpt download list`` prints
-            the names.
+        name: LitGPT configuration to initialize from scratch, e.g. ``pythia-14m``; ``litgpt download list`` prints the
+            names.
         overrides: fields of the LitGPT configuration to change, e.g. ``n_layer``, ``n_head``, ``n_embd``,
             ``block_size``.
         method: what is trained; all weights when not given.
@@ -56,6 +56,8 @@ class LitLanguageModel(LightningModule):
         qkv: whether a fused query-key-value matrix is three blocks for the optimizer, or one.
         roles: regular expression over parameter names -> role, where the table of parameters is to differ.
     """
+
+    gpt: DocumentMask  # built by configure_model
 
     def __init__(
         self,
@@ -82,7 +84,6 @@ class LitLanguageModel(LightningModule):
             check_checkpoint_dir(self.checkpoint_dir)
         # fails here, before any work is done, when the name, the folder or an override is wrong
         self.config = self._config(vocab_size=None)
-        self.gpt: nn.Module | None = None
         self.parameter_table: list[dict[str, Any]] = []
         self.keep_start = False
         self.start: dict[str, Tensor] = {}
@@ -104,9 +105,9 @@ class LitLanguageModel(LightningModule):
 
     def configure_model(self) -> None:
         """Build the model and load or initialize its weights; initialization is a function of the seed alone."""
-        if self.gpt is not None:
+        if hasattr(self, "gpt"):
             return
-        data = self.trainer.datamodule
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
         tokenizer = getattr(data, "tokenizer", None)
         self.config = self._config(tokenizer.vocab_size if tokenizer and self.checkpoint_dir is None else None)
         self._check_data(data)
@@ -139,7 +140,6 @@ class LitLanguageModel(LightningModule):
 
     def forward(self, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
         """Logits (B, T, V) for tokens (B, T); documents and positions (B, T) only where rows hold several documents."""
-        assert self.gpt is not None
         if documents is not None and not bool((documents > 0).any()):
             # one document a row, padding on the right: plain causal attention is the same and faster
             positions = documents = None
@@ -196,7 +196,7 @@ class LitLanguageModel(LightningModule):
             return
         loss, self._step_loss = self._step_loss, None
         self.log("loss", loss, prog_bar=True, logger=False)
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             numbers = {"train/loss": loss.item(), **self._rates(), **self._densities()}
             if self._grad_norm is not None:
                 numbers["train/grad_norm"] = self._grad_norm.item()
@@ -252,10 +252,9 @@ class LitLanguageModel(LightningModule):
     # ------------------------------------------------------------------------------------------------------------
     # optimizer
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimizer over the parameter groups, one schedule as a factor on each group's learning rate."""
-        assert self.gpt is not None
-        groups = parameter_groups(self.gpt, self.qkv, self.roles)  # type: ignore[arg-type]
+        groups = parameter_groups(self.gpt, self.qkv, self.roles)
         self.parameter_table = group_table(groups)
         optimizer = self.optimizer(groups)
         total = self.total_steps()
@@ -272,6 +271,15 @@ class LitLanguageModel(LightningModule):
         if not limits:
             raise ValueError("trainer.max_steps = -1, trainer.max_epochs = -1: expected one of them for the schedule")
         return min(limits)
+
+
+def language_model(module: LightningModule) -> LitLanguageModel:
+    """The module, for callbacks that work on no other."""
+    if not isinstance(module, LitLanguageModel):
+        raise ValueError(
+            f"model = {type(module).__name__}: expected LitLanguageModel, whose method and base are asked for"
+        )
+    return module
 
 
 def rehearse(factory: OptimizerFactory) -> None:

@@ -6,7 +6,7 @@ import re
 import sys
 from difflib import get_close_matches
 from importlib import import_module
-from typing import NoReturn, Optional
+from typing import NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 class Parser(LightningArgumentParser):
     """LightningArgumentParser that ends with exit status 2 and the error alone, not a hundred lines of usage."""
 
-    def error(self, message: str, ex: Optional[Exception] = None) -> NoReturn:
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the message, a hint where there is one, and where the options are explained."""
         if not self.exit_on_error:
             super().error(message, ex)
@@ -26,7 +26,9 @@ class Parser(LightningArgumentParser):
         """Names close to the one that is not known."""
         if found := re.search(r"module '(lit_consistency[\w.]*)' has no attribute '(\w+)'", message):
             return f"expected one of {', '.join(import_module(found[1]).__all__)}\n"
-        found = re.search(r"Unrecognized arguments: --([\w.]+)", message) or re.search(r"Key '([\w.]+)' is not", message)
+        found = re.search(r"Unrecognized arguments: --([\w.]+)", message) or re.search(
+            r"Key '([\w.]+)' is not", message
+        )
         if found is None:
             return ""
         known = sorted({option.lstrip("-") for action in self._actions for option in action.option_strings})

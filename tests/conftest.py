@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 @pytest.fixture(scope="session", autouse=True)
 def _session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Tokens go into a folder of the session, never into the user's cache; LightningCLI never sees pytest's arguments."""
+    """Tokens go into a folder of the session, not the user's cache; LightningCLI never sees pytest's arguments."""
     arguments, sys.argv = sys.argv, ["lit_consistency"]
     before = os.environ.get("XDG_CACHE_HOME")
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))

@@ -36,8 +36,14 @@ WRONG = {
     "unknown override": (["--model.overrides.n_layers=2"], ["n_layers", "n_layer"]),
     "heads do not divide": (["--model.overrides.n_head=3"], ["n_head = 3", "n_embd = 16"]),
     "block longer than the model": (["--data.init_args.block_size=64"], ["block_size = 64", "at most 32"]),
-    "batch does not divide": (["--data.init_args.micro_batch_size=3"], ["global_batch_size = 8", "micro_batch_size = 3"]),
-    "folder that is not there": (["--model.checkpoint_dir=nowhere", "--model.name=null"], ["nowhere", "no such folder"]),
+    "batch does not divide": (
+        ["--data.init_args.micro_batch_size=3"],
+        ["global_batch_size = 8", "micro_batch_size = 3"],
+    ),
+    "folder that is not there": (
+        ["--model.checkpoint_dir=nowhere", "--model.name=null"],
+        ["nowhere", "no such folder"],
+    ),
     "two origins": (["--model.checkpoint_dir={base}"], ["name", "checkpoint_dir"]),
     "path as a run name": (["--run.name=../escaped"], ["../escaped", "letters, digits"]),
     "accumulation": (["--trainer.accumulate_grad_batches=2"], ["accumulate_grad_batches = 2", "global_batch_size"]),
@@ -120,7 +126,9 @@ def test_overlays_are_composed_left_to_right(run_dir: Path) -> None:
 def test_no_hyperparameter_of_another_optimizer_is_inherited(run_dir: Path) -> None:
     """jsonargparse keeps same-named values when the class changes; a complete optimizer file replaces them all."""
     first = build(arguments(run_dir, *SCRATCH, optimizer="muon")).config["fit"]["model"]["optimizer"]
-    args = arguments(run_dir, *SCRATCH, "--model.optimizer.init_args.lr=0.9", "--model.optimizer.init_args.weight_decay=5")
+    args = arguments(
+        run_dir, *SCRATCH, "--model.optimizer.init_args.lr=0.9", "--model.optimizer.init_args.weight_decay=5"
+    )
     second = build([*args, f"--config={ROOT}/configs/optimizers/muon.yaml"]).config["fit"]["model"]["optimizer"]
     assert second["class_path"] == f"lit_consistency.optimizers.{Muon.__name__}"
     assert second == first
@@ -150,9 +158,7 @@ def test_the_saved_config_repeats_the_run(run_dir: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])
-def test_other_commands_run_on_a_saved_model(
-    command: str, run_dir: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_commands_run_on_a_saved_model(command: str, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = fit(run_dir).trainer.default_root_dir
     held_out = [
         "--data.init_args.validation=lit_consistency.data.worlds.WorldText",

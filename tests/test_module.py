@@ -1,4 +1,4 @@
-"""One training step: the loss does not depend on how a batch is split, and nothing moves on a number that is not finite."""
+"""A training step: the loss does not depend on how a batch is split; nothing moves on what is not finite."""
 
 from __future__ import annotations
 
@@ -112,6 +112,8 @@ def test_lora_starts_as_the_base_and_leaves_it_frozen(tmp_path: Path) -> None:
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed
     assert all("attn" in name or "mlp" in name for name in changed)
+
+
 def test_a_schedule_reaches_every_group(tmp_path: Path) -> None:
     cosine = ["--model.schedule=lit_consistency.optimizers.Cosine", "--model.schedule.init_args.final=0.5"]
     cli = fit(tmp_path, *cosine, optimizer="muon")

@@ -62,7 +62,7 @@ def lines(root: Path) -> list[dict[str, Any]]:
 def test_stopped_in_the_middle_of_an_accumulation_equals_straight(
     name: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """Epochs have 8 steps of 2 micro-batches; SIGTERM comes in the first micro-batch of step 11, in the second epoch."""
+    """Epochs have 9 steps of 2 micro-batches; SIGTERM comes in the first micro-batch of step 11, in the second."""
     case = dict(CASES[name])
     more = ["--trainer.max_steps=14", "--trainer.max_epochs=3"]
     if "lora" in case:

@@ -7,6 +7,7 @@ from lit_consistency.callbacks.forgetting import Forgetting
 from lit_consistency.callbacks.metrics_file import MetricsFile
 from lit_consistency.callbacks.prediction_writer import PredictionWriter
 from lit_consistency.callbacks.preemption import Preemption
+from lit_consistency.callbacks.progress import RunProgress
 from lit_consistency.callbacks.run_board import RunBoard
 from lit_consistency.callbacks.run_record import RunRecord
 from lit_consistency.callbacks.throughput import Throughput
@@ -20,6 +21,7 @@ __all__ = [
     "PredictionWriter",
     "Preemption",
     "RunBoard",
+    "RunProgress",
     "RunRecord",
     "StepCheckpoint",
     "Throughput",

@@ -1,10 +1,8 @@
 """Checkpoints that survive a kill, a full disk and a flipped bit.
 
-Lightning writes to a temporary place and moves: a kill or a full disk in the move destroys the previous good file,
-and a flipped
-bit loads without a word. Here: a temporary file in the same folder, fsync, ``os.replace``, and last a manifest with
-the size and
-SHA-256 of what was written. A checkpoint without a matching manifest does not count.
+Lightning writes to a temporary place and moves: a kill or a full disk in the move destroys the previous good file, and
+a flipped bit loads without a word. Here: a temporary file in the same folder, fsync, ``os.replace``, and last a
+manifest with the size and SHA-256 of what was written. A checkpoint without a matching manifest does not count.
 """
 
 from __future__ import annotations

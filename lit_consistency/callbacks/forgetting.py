@@ -1,8 +1,7 @@
 """What the run learns and what it forgets, against the base measured by the same code at step 0.
 
 Every k steps: the watched sets, the distance of the weights from the start, the share of coordinates ever moved, and
-the KL
-divergence from the base on the new task. A run with this callback equals a run without it bit for bit.
+the KL divergence from the base on the new task. A run with this callback equals a run without it bit for bit.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from lit_consistency.callbacks.table import Measurement, results_table
 from lit_consistency.callbacks.weight_change import WeightChange
 from lit_consistency.data.watch import RetainData
 from lit_consistency.evaluation import PreparedSet, forward_kl, log_probabilities, untouched
+from lit_consistency.module import LitLanguageModel, language_model
 from lit_consistency.optimizers import roles
 
 
@@ -31,9 +31,8 @@ class Forgetting(Callback):
         retain: sets of what the base can do; worse is forgotten.
         every_n_steps: optimizer steps between measurements; 0 measures at the start and at the end only.
         batch_tokens: padded tokens in one forward of an evaluation.
-        kl_positions: supervised positions of the learning sets at which KL(base || model) is taken; 0 switches it
-            off. Memory:
-            4 bytes per position and token of the vocabulary.
+        kl_positions: supervised positions of the learning sets at which KL(base || model) is taken; 0 switches it off.
+            Memory: 4 bytes per position and token of the vocabulary.
     """
 
     def __init__(
@@ -71,7 +70,7 @@ class Forgetting(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Ask the module to keep the weights of the start."""
         if stage == "fit":
-            pl_module.keep_start = True  # type: ignore[assignment]
+            language_model(pl_module).keep_start = True
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tokenize the sets: a bad row is found before anything is written."""
@@ -87,9 +86,10 @@ class Forgetting(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the base, unless this is the continuation of a run that has done so."""
-        self._recall_start(pl_module)
+        module = language_model(pl_module)
+        self._recall_start(module)
         if not self.base:
-            self._measure(trainer, pl_module)
+            self._measure(trainer, module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -97,31 +97,31 @@ class Forgetting(Callback):
         """Measure every k optimizer steps."""
         step = trainer.global_step
         if self.every_n_steps and step % self.every_n_steps == 0 and step != self.measured_at:
-            self._measure(trainer, pl_module)
+            self._measure(trainer, language_model(pl_module))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure once more and print the table; a run that was interrupted by a signal only saves."""
         if getattr(trainer, "interrupted_by", None) is not None:
             return
         if trainer.global_step != self.measured_at:
-            self._measure(trainer, pl_module)
+            self._measure(trainer, language_model(pl_module))
         rank_zero_only(results_table)(self.measurements(), self.latest)
 
     # ------------------------------------------------------------------------------------------------------------
     # measuring
 
-    def _recall_start(self, pl_module: LightningModule) -> None:
+    def _recall_start(self, module: LitLanguageModel) -> None:
         """What the start predicted, computed from its weights, which a resumed run has too."""
-        self._change = WeightChange(roles(pl_module.gpt))
-        changes = pl_module.method.changes(pl_module.gpt, pl_module.start)
+        self._change = WeightChange(roles(module.gpt))
+        changes = module.method.changes(module.gpt, module.start)
         self._change.load_state_dict(self._moved, {name: change.shape for name, (change, _) in changes.items()})
 
         def from_start(tokens: Tensor) -> Tensor:
-            return functional_call(pl_module.gpt, on_device, (tokens,))
+            return functional_call(module.gpt, on_device, (tokens,))
 
-        on_device = {name: tensor.to(pl_module.device) for name, tensor in pl_module.start.items()}
-        with untouched(pl_module):
-            self._base_log_probs = self._log_probs(from_start, pl_module.device)
+        on_device = {name: tensor.to(module.device) for name, tensor in module.start.items()}
+        with untouched(module):
+            self._base_log_probs = self._log_probs(from_start, module.device)
 
     def _log_probs(self, forward: Any, device: torch.device) -> Tensor | None:
         items = [item for key, s in self._sets.items() if key.startswith("learn/") for item in s.items]
@@ -131,28 +131,29 @@ class Forgetting(Callback):
             forward, items, n_positions=self.kl_positions, batch_tokens=self.batch_tokens, device=device
         )
 
-    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _measure(self, trainer: Trainer, module: LitLanguageModel) -> None:
         began = time.perf_counter()
         numbers: dict[str, float] = {}
-        with untouched(pl_module):
+        with untouched(module):
             for key, prepared in self._sets.items():
-                found = prepared.measure(pl_module, batch_tokens=self.batch_tokens, device=pl_module.device)
+                found = prepared.measure(module, batch_tokens=self.batch_tokens, device=module.device)
                 numbers[key] = found[prepared.metric]
                 numbers |= {f"{key}.{name}": value for name, value in found.items() if name != prepared.metric}
-            log_probs = self._log_probs(pl_module, pl_module.device)
+            log_probs = self._log_probs(module, module.device)
             if log_probs is not None and self._base_log_probs is not None:
                 numbers["kl_to_base"] = forward_kl(self._base_log_probs, log_probs)
-            numbers |= self._change.measure(pl_module.method.changes(pl_module.gpt, pl_module.start))
+            numbers |= self._change.measure(module.method.changes(module.gpt, module.start))
         self.base = self.base or dict(numbers)
         numbers |= {f"forget/{m.name}": m.worse for m in self._compare(numbers) if m.kind == "retain"}
         self.latest, self.measured_at = numbers, trainer.global_step
-        pl_module.log_now(numbers)
+        module.log_now(numbers)
         self.evaluation_seconds += time.perf_counter() - began
 
     def _compare(self, numbers: dict[str, float]) -> list[Measurement]:
         return [
-            Measurement(*key.split("/", 1), prepared.metric, self.base[key], numbers[key])
+            Measurement(kind, name, prepared.metric, self.base[key], numbers[key])
             for key, prepared in self._sets.items()
+            for kind, name in [key.split("/", 1)]
         ]
 
     def measurements(self) -> list[Measurement]:

@@ -1,10 +1,8 @@
 """Stop on a signal without losing a step.
 
 The handler only sets a flag. At the end of an optimizer step the ranks agree by an all-reduce, save a checkpoint and
-stop; the
-command line then exits with 128 plus the signal's number (143 for SIGTERM, 130 for SIGINT). Lightning's own handler
-broadcasts
-from inside the handler and hangs when only one rank is told.
+stop; the command line then exits with 128 plus the signal's number (143 for SIGTERM, 130 for SIGINT). Lightning's own
+handler broadcasts from inside the handler and hangs when only one rank is told.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 """The run's folder: what was run, on what, and what came out.
 
 ``config.yaml`` (complete), ``run.json`` (base and its hash, the optimizer that pretrained it, data, versions,
-parameter table,
-seeds, final metrics), ``metrics.jsonl``, TensorBoard events, ``checkpoints/`` and ``model/``, the final model in
-LitGPT's format
-with its provenance, so that any result is the next run's base.
+parameter table, seeds, final metrics), ``metrics.jsonl``, TensorBoard events, ``checkpoints/`` and ``model/``, the
+final model in LitGPT's format with its provenance, so that any result is the next run's base.
 """
 
 from __future__ import annotations
@@ -29,6 +27,7 @@ from lit_consistency.callbacks.run_board import RunBoard
 from lit_consistency.callbacks.throughput import Throughput
 from lit_consistency.data import SFTData
 from lit_consistency.model import Provenance, current_versions, read_provenance, save_model, weights_hash
+from lit_consistency.module import LitLanguageModel, language_model
 from lit_consistency.optimizers import format_table
 
 
@@ -86,13 +85,14 @@ class RunRecord(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Everything is set up and nothing has been trained: write what is being run."""
-        self.record = self._describe(trainer, pl_module)
+        module = language_model(pl_module)
+        self.record = self._describe(trainer, module)
         self._warn_of_mismatch()
         self._write_start()
         for logger in trainer.loggers:
             if isinstance(logger, RunBoard):
                 logger.begin()
-        rank_zero_info(f"run folder: {self.directory}\n{format_table(pl_module.parameter_table)}")
+        rank_zero_info(f"run folder: {self.directory}\n{format_table(module.parameter_table)}")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The step is restored by now: drop the numbers of later steps."""
@@ -106,14 +106,14 @@ class RunRecord(Callback):
         """Save the final model, then the final numbers."""
         interrupted = getattr(trainer, "interrupted_by", None)
         if interrupted is None and self.save_model:
-            self._save_model(trainer, pl_module)
-        self._finish(trainer, "interrupted" if interrupted else "finished", pl_module)
+            self._save_model(trainer, language_model(pl_module))
+        self._finish(trainer, "interrupted" if interrupted else "finished", language_model(pl_module))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """The record says how the run ended."""
         if self.directory.is_dir() and self.record:
             self.record["error"] = f"{type(exception).__name__}: {exception}"
-            self._finish(trainer, "failed", pl_module)
+            self._finish(trainer, "failed", language_model(pl_module))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """A checkpoint holds the configuration that made it, so that a resume can be compared with it."""
@@ -122,7 +122,7 @@ class RunRecord(Callback):
     # --------------------------------------------------------------------------------------------------------------
     # content
 
-    def _describe(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+    def _describe(self, trainer: Trainer, module: LitLanguageModel) -> dict[str, Any]:
         base = module.checkpoint_dir
         provenance = read_provenance(base) if base is not None else None
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -168,7 +168,7 @@ class RunRecord(Callback):
     def _write(self) -> None:
         write_atomically(self.directory / "run.json", json.dumps(self.record, indent=2, default=str) + "\n")
 
-    def _finish(self, trainer: Trainer, status: str, module: LightningModule) -> None:
+    def _finish(self, trainer: Trainer, status: str, module: LitLanguageModel) -> None:
         forgetting, throughput = _find(trainer, Forgetting), _find(trainer, Throughput)
         self.record |= {
             "status": status,
@@ -193,7 +193,7 @@ class RunRecord(Callback):
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(chosen, {f"final/{name}": float("nan") for name in sorted(names)})
 
-    def _save_model(self, trainer: Trainer, module: LightningModule) -> None:
+    def _save_model(self, trainer: Trainer, module: LitLanguageModel) -> None:
         state = module.method.merged_state(module.gpt)
         if trainer.is_global_zero:
             out_dir = self.final_dir or self.directory / "model"
@@ -210,7 +210,7 @@ class RunRecord(Callback):
             rank_zero_info(f"final model: {out_dir}")
         trainer.strategy.barrier("final model")
 
-    def _provenance(self, trainer: Trainer, module: LightningModule) -> Provenance:
+    def _provenance(self, trainer: Trainer, module: LitLanguageModel) -> Provenance:
         throughput = _find(trainer, Throughput)
         stage: dict[str, Any] = {
             "model": module.config.name,

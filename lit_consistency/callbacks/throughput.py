@@ -1,18 +1,13 @@
 """How fast the run goes and where the time goes.
 
 Tokens per second (all, and supervised), the time of a step split into data, forward and backward, optimizer, and
-evaluation, the
-share of the machine's peak where that is known, and peak memory. On CUDA the device is waited for only around the
-steps that are
-logged, so that measuring costs nothing in between.
+evaluation, the share of the machine's peak where that is known, and peak memory.
 """
 
 from __future__ import annotations
 
 import resource
 import sys
-import time
-from collections import defaultdict
 from typing import Any
 
 import torch
@@ -20,7 +15,9 @@ from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from lit_consistency.callbacks.clock import Clock
 from lit_consistency.callbacks.forgetting import Forgetting
+from lit_consistency.module import LitLanguageModel, language_model
 
 
 class Throughput(Callback):
@@ -35,10 +32,9 @@ class Throughput(Callback):
             raise ValueError(f"warmup_steps = {warmup_steps}: expected 0 or more")
         self.warmup_steps = warmup_steps
         self.latest: dict[str, float] = {}
-        self._seconds: dict[str, float] = defaultdict(float)
+        self._clock = Clock(torch.device("cpu"))
         self._tokens = torch.zeros(2, dtype=torch.int64)  # all and supervised, since the last numbers
         self._total = torch.zeros(2, dtype=torch.int64)  # since the run began, on this rank
-        self._mark = 0.0
         self._evaluated = 0.0
         self._steps = 0
         self._seen = 0
@@ -46,6 +42,7 @@ class Throughput(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock after the first evaluation."""
         self._tokens = self._tokens.to(pl_module.device)
+        self._clock = Clock(pl_module.device)
         self._reset(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -71,12 +68,12 @@ class Throughput(Callback):
         self._seen += 1
         if self._seen == self.warmup_steps:
             self._reset(trainer)
-        elif trainer.global_step % trainer.log_every_n_steps == 0 and self._seen > self.warmup_steps:
-            self._log(trainer, pl_module)
+        elif self._seen > self.warmup_steps and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore
+            self._log(trainer, language_model(pl_module))
             self._reset(trainer)
 
     def total_tokens(self, world_size: int) -> int:
-        """Tokens trained on since the run began, padding excluded, on all ranks (whose rows are equally long on average)."""
+        """Tokens trained on since the run began, padding excluded, as if all ranks had as many as this one."""
         return int(self._total[0] + self._tokens[0].cpu()) * world_size
 
     def state_dict(self) -> dict[str, Any]:
@@ -87,13 +84,14 @@ class Throughput(Callback):
         """Count on."""
         self._total = state_dict["total"]
 
-    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _log(self, trainer: Trainer, pl_module: LitLanguageModel) -> None:
         all_tokens, supervised = (int(n) * trainer.world_size for n in self._tokens)
-        busy = sum(seconds for part, seconds in self._seconds.items() if part != "evaluation")
+        parts = self._clock.seconds()
+        busy = sum(seconds for part, seconds in parts.items() if part != "evaluation")
         numbers = {
             "speed/tokens_per_second": all_tokens / busy,
             "speed/supervised_tokens_per_second": supervised / busy,
-            **{f"speed/{part}_ms": 1000 * seconds / self._steps for part, seconds in self._seconds.items()},
+            **{f"speed/{part}_ms": 1000 * seconds / self._steps for part, seconds in parts.items()},
             "speed/peak_memory_gib": peak_memory_gib(pl_module.device),
         }
         peak = available_flops(pl_module.device, trainer)
@@ -104,28 +102,23 @@ class Throughput(Callback):
         pl_module.log_now(numbers)
 
     def _reset(self, trainer: Trainer) -> None:
-        self._seconds.clear()
         self._total += self._tokens.cpu()
         self._tokens.zero_()
         self._steps = 0
-        self._mark, self._evaluated = time.perf_counter(), _evaluation_seconds(trainer)
+        self._evaluated = _evaluation_seconds(trainer)
+        self._clock.reset()
 
     def _lap(self, trainer: Trainer, part: str) -> None:
-        """Credit the time since the last mark to a part, what the evaluation took of it aside."""
-        if torch.cuda.is_available() and (trainer.global_step + 1) % trainer.log_every_n_steps <= 1:
-            torch.cuda.synchronize()
-        now, evaluated = time.perf_counter(), _evaluation_seconds(trainer)
-        self._seconds["evaluation"] += evaluated - self._evaluated
-        self._seconds[part] += now - self._mark - (evaluated - self._evaluated)
-        self._mark, self._evaluated = now, evaluated
+        evaluated = _evaluation_seconds(trainer)
+        self._clock.lap(part, evaluated - self._evaluated)
+        self._evaluated = evaluated
 
 
 def flops_per_token(model: Any, length: int) -> int:
     """Floating-point operations of forward and backward per token, model FLOPs without recomputation.
 
     6 per parameter of a matrix product (the embedding is a look-up), and 12 * n_layer * n_head * head_size * length
-    for the
-    attention scores. Source: Chowdhery et al. 2022, PaLM, arXiv 2204.02311, appendix B.
+    for the attention scores. Source: Chowdhery et al. 2022, PaLM, arXiv 2204.02311, appendix B.
     """
     config = model.config
     parameters = sum(p.numel() for name, p in model.named_parameters() if p.dim() >= 2 and "wte" not in name)
@@ -150,4 +143,5 @@ def peak_memory_gib(device: torch.device) -> float:
 
 
 def _evaluation_seconds(trainer: Trainer) -> float:
-    return sum(c.evaluation_seconds for c in trainer.callbacks if isinstance(c, Forgetting))  # type: ignore[attr-defined]
+    watching = [c for c in trainer.callbacks if isinstance(c, Forgetting)]  # type: ignore[attr-defined]
+    return sum(callback.evaluation_seconds for callback in watching)

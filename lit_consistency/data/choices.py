@@ -17,8 +17,8 @@ from lit_consistency.data.watch import Candidate, Item, WatchedSet, check_choice
 class ChoiceSet(WatchedSet):
     """Questions with given answers, read from JSONL, or minimal pairs (BLiMP) from JSONL files or a zip of them.
 
-    A row is ``{prompt | query | question, choices, gold | answer | label}`` (gold is an index), or
-    ``{sentence_good, sentence_bad}``. The least summed negative log-likelihood wins.
+    A row is ``{prompt | query | question, choices, gold | answer | label}`` (gold is an index), or ``{sentence_good,
+    sentence_bad}``. The least summed negative log-likelihood wins.
 
     Args:
         path: a JSONL file, a folder of them, or a zip of them.
@@ -96,7 +96,7 @@ class ClozeSet(WatchedSet):
 
 
 def choice_item(tokenizer: Tokenizer, prompt: str, choices: list[str], gold: int, block_size: int) -> Item:
-    """An item from text. Prompt and answer are tokenized apart, so the boundary is exact; long prompts lose their start.
+    """An item from text. Prompt and answer are tokenized apart, so the boundary is exact; long ones lose their start.
 
     Without a prompt the first token of each candidate has no context and is not scored.
     """

@@ -1,10 +1,8 @@
 """Distance of the model's predictions from the base's, in nats: KL(base || model) on the new task.
 
-Shenfeld, Pari & Agrawal, "RL's Razor" (arXiv 2509.04259), find that the forward KL on the new task predicts
-forgetting better
-than any distance between weights. The full distributions are compared at the supervised positions, not only the
-target's
-probability.
+Shenfeld, Pari & Agrawal, "RL's Razor" (arXiv 2509.04259), find that the forward KL on the new task predicts forgetting
+better than any distance between weights. The full distributions are compared at the supervised positions, not only the
+target's probability.
 """
 
 from __future__ import annotations

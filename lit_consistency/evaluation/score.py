@@ -1,10 +1,8 @@
 """Log-likelihood of candidates: sorted by length, batched to a token budget, shared out over the ranks.
 
 Which rank scores a batch does not change its content, and the sums are put together in float64, so that one process
-and many
-report the same numbers. Every rank runs the same number of forwards (an idle one repeats its last batch), because a
-sharded
-model needs all ranks in every forward.
+and many report the same numbers. Every rank runs the same number of forwards (an idle one repeats its last batch),
+because a sharded model needs all ranks in every forward.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Evaluate in the middle of training and leave no trace.
 
 A run with evaluation must equal a run without it bit for bit: evaluation draws no random number that training would
-have
-drawn, flips no module for good, and leaves no gradient behind.
+have drawn, flips no module for good, and leaves no gradient behind.
 """
 
 from __future__ import annotations

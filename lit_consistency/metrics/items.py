@@ -2,8 +2,7 @@
 
 An item is a question with one or more candidate answers; a text is an item with a single candidate. What is summed per
 candidate is its negative log-likelihood, its tokens, and how many of them were the model's first choice; everything
-reported
-is derived here from those sums.
+reported is derived here from those sums.
 """
 
 from __future__ import annotations
@@ -48,11 +47,10 @@ def summarize(scores: ItemScores) -> dict[str, float]:
     """The numbers of a task.
 
     Returns:
-        ``loss`` (nats per token of the right answer) and ``bits_per_byte`` always; ``exact``, the share of items
-        whose right
-        answer is the model's greedy choice token by token; and, where an item has several candidates, ``accuracy``
-        (least
-        summed negative log-likelihood wins) and ``accuracy_per_byte`` (normalized by length in bytes).
+        ``loss`` (nats per token of the right answer) and ``bits_per_byte`` always; ``exact``, the share of items whose
+        right answer is the model's greedy choice token by token; and, where an item has several candidates,
+        ``accuracy`` (least summed negative log-likelihood wins) and ``accuracy_per_byte`` (normalized by length in
+        bytes).
     """
     right = scores.gold_rows
     nll_sum = float(scores.nll[right].sum())

@@ -1,9 +1,8 @@
 """Loss of text, weighted by token.
 
-A mean of batch means depends on how the text was cut into batches, and ``torchmetrics.text.Perplexity`` takes a float32
-softmax and then its logarithm, which gives infinity where the mean cross-entropy is finite. So: sums in float64,
-counts in
-int64, the division last.
+A mean of batch means depends on how the text was cut into batches, and ``torchmetrics.text.Perplexity`` takes a
+float32 softmax and then its logarithm, which gives infinity where the mean cross-entropy is finite. So: sums in
+float64, counts in int64, the division last.
 """
 
 from __future__ import annotations

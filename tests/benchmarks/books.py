@@ -1,7 +1,7 @@
 """The README's results on real text: two bases, four ways to finetune each, three learning rates, one seed.
 
-Every cell is a run of the command line, two at a time; what has finished is not run again. Prints the table and draws the
-fronts of learning against forgetting:
+Every cell is a run of the command line, two at a time; what has finished is not run again. Prints the table and draws
+the fronts of learning against forgetting:
 
     python -m tests.benchmarks.books --picture fronts.svg
 
@@ -75,7 +75,7 @@ def run(cell: Cell) -> None:
 
 
 def table(cells: list[Cell]) -> str:
-    """Markdown: one line a cell, learned and forgotten as changes from the base; positive is learned, positive is forgotten."""
+    """Markdown: one line a cell, changes from the base; positive is learned, positive is forgotten."""
     head = ["base", "finetuned with", "lr", "GSM8K learned, nats", *[f"{n} forgotten" for n in RETAINED.values()]]
     head += ["distance", "KL to base"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
