@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from lit_consistency.cli import build
-from lit_consistency.data.worlds import Biographies, save_tokenizer
+from lit_consistency.data.tokenizer import write_tokenizer
+from lit_consistency.data.worlds import Biographies
 from tests.runs import ROOT
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -45,7 +46,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "YOUR.txt").write_text(documents)
     rows = [{"prompt": f"Which hobby is number {i}?", "completion": " golf."} for i in range(100)]
     (folder / "YOUR.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    save_tokenizer(Biographies(n_people=2).tokenizer(), folder / "FOLDER_WITH_TOKENIZER_JSON")
+    write_tokenizer(Biographies(n_people=2).tokenizer(), folder / "FOLDER_WITH_TOKENIZER_JSON")
     return folder
 
 

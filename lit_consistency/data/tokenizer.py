@@ -29,6 +29,7 @@ TOKENIZER_FILES = (
 )
 
 EOS = "<|endoftext|>"
+PAD = "<|pad|>"
 
 
 class Tokenizer(litgpt.tokenizer.Tokenizer):
@@ -115,6 +116,8 @@ def write_tokenizer(tokenizer: tokenizers.Tokenizer, folder: Path) -> None:
         raise ValueError(f"the data's own tokenizer has no token {EOS}; expected it as the end of sequence")
     folder.mkdir(parents=True, exist_ok=True)
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": EOS}
+    if tokenizer.token_to_id(PAD) is not None:
+        config["pad_token"] = PAD
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     unfinished = folder / "tokenizer.json.unfinished"
     tokenizer.save(str(unfinished))

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from lit_consistency.data import ChoiceSet, ClozeSet, Tokenizer
-from lit_consistency.data.worlds import Biographies, save_tokenizer
+from lit_consistency.data.tokenizer import write_tokenizer
+from lit_consistency.data.worlds import Biographies
 
 QUESTION = {"query": "Two and two make", "choices": ["four", "five"], "gold": 0}
 PAIR = {"sentence_good": "Some cats sleep.", "sentence_bad": "Some cats sleeps."}
@@ -18,7 +19,7 @@ PAIR = {"sentence_good": "Some cats sleep.", "sentence_bad": "Some cats sleeps."
 @pytest.fixture(scope="module")
 def letters(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     folder = tmp_path_factory.mktemp("letters")
-    save_tokenizer(Biographies(n_people=2).tokenizer(), folder)
+    write_tokenizer(Biographies(n_people=2).tokenizer(), folder)
     return Tokenizer(folder)
 
 

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 
 from lit_consistency.data import RetainData, RowFiles, RowSet, TextFiles, TextSet, Tokenizer
-from lit_consistency.data.worlds import Biographies, ChainSet, MarkovChains, WorldProbes, WorldRows, save_tokenizer
+from lit_consistency.data.tokenizer import write_tokenizer
+from lit_consistency.data.worlds import Biographies, ChainSet, MarkovChains, WorldProbes, WorldRows
 
 
 @pytest.fixture(scope="module")
 def tokenizer_of_people(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     """One token for every word of the biographies, bytes for the rest."""
     folder = tmp_path_factory.mktemp("people")
-    save_tokenizer(Biographies(n_people=2).tokenizer(), folder)
+    write_tokenizer(Biographies(n_people=2).tokenizer(), folder)
     return Tokenizer(folder)
 
 
@@ -70,7 +71,7 @@ def test_a_probe_scores_exactly_one_token(tokenizer_of_people: Tokenizer) -> Non
 
 def test_chains_bring_their_true_distribution(tmp_path: Path) -> None:
     world = MarkovChains(n_documents=3, length=8)
-    save_tokenizer(world.tokenizer(), tmp_path)
+    write_tokenizer(world.tokenizer(), tmp_path)
     tokenizer = Tokenizer(tmp_path)
     for kind in ("old", "new"):
         watched = ChainSet(world, kind, max_documents=4)

@@ -5,7 +5,6 @@ from lit_consistency.data.worlds.arithmetic import ModularArithmetic
 from lit_consistency.data.worlds.base import Probe, World
 from lit_consistency.data.worlds.biographies import Biographies
 from lit_consistency.data.worlds.markov import MarkovChains
-from lit_consistency.data.worlds.vocabulary import save_tokenizer
 from lit_consistency.data.worlds.watched import ChainSet, WorldProbes
 
 __all__ = [
@@ -18,5 +17,4 @@ __all__ = [
     "WorldProbes",
     "WorldRows",
     "WorldText",
-    "save_tokenizer",
 ]

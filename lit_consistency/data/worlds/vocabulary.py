@@ -8,9 +8,7 @@ token wherever it stands, and prompt and answer may be encoded apart.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -41,17 +39,3 @@ def word_tokenizer(texts: Iterable[str]) -> Tokenizer:
     tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
     tokenizer.add_special_tokens([AddedToken(PAD_TOKEN, special=True), AddedToken(EOS_TOKEN, special=True)])
     return tokenizer
-
-
-def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Writes the tokenizer as LitGPT and transformers read it: `tokenizer.json` and `tokenizer_config.json`.
-
-    Args:
-        tokenizer: One of `word_tokenizer`.
-        folder: Where to write; made if it is not there.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    # LitGPT looks for "tokenizer_class" and fails without it (litgpt/tokenizer.py)
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": EOS_TOKEN, "pad_token": PAD_TOKEN}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from litgpt.tokenizer import Tokenizer as LitTokenizer
 
-from lit_consistency.data.worlds.vocabulary import EOS_TOKEN, PAD_TOKEN, save_tokenizer, word_tokenizer
+from lit_consistency.data.tokenizer import write_tokenizer
+from lit_consistency.data.worlds.vocabulary import EOS_TOKEN, PAD_TOKEN, word_tokenizer
 
 TEXT = "Ana was born in Kelburg. Is it 12 or 7?"
 
@@ -41,7 +42,7 @@ def test_end_of_text_in_a_text_is_the_special_token() -> None:
 
 def test_litgpt_reads_the_folder(tmp_path: Path) -> None:
     tokenizer = word_tokenizer([TEXT])
-    save_tokenizer(tokenizer, tmp_path / "new" / "folder")
+    write_tokenizer(tokenizer, tmp_path / "new" / "folder")
     read = LitTokenizer(tmp_path / "new" / "folder")
     assert (read.eos_id, read.bos_id, read.use_bos) == (1, None, False)
     assert read.vocab_size == tokenizer.get_vocab_size()
@@ -52,7 +53,7 @@ def test_litgpt_reads_the_folder(tmp_path: Path) -> None:
 def test_transformers_reads_the_folder(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="extra hf is not installed")
     tokenizer = word_tokenizer([TEXT])
-    save_tokenizer(tokenizer, tmp_path)
+    write_tokenizer(tokenizer, tmp_path)
     read = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert read(TEXT)["input_ids"] == tokenizer.encode(TEXT).ids
     assert read.decode(read(TEXT)["input_ids"]) == TEXT
@@ -61,7 +62,7 @@ def test_transformers_reads_the_folder(tmp_path: Path) -> None:
 
 def test_the_same_words_write_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        save_tokenizer(word_tokenizer([TEXT]), tmp_path / name)
+        write_tokenizer(word_tokenizer([TEXT]), tmp_path / name)
     for file in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     assert json.loads((tmp_path / "a" / "tokenizer_config.json").read_text())["eos_token"] == EOS_TOKEN

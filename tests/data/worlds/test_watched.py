@@ -8,6 +8,7 @@ import pytest
 import torch
 from litgpt.tokenizer import Tokenizer
 
+from lit_consistency.data.tokenizer import write_tokenizer
 from lit_consistency.data.worlds import (
     Biographies,
     ChainSet,
@@ -15,7 +16,6 @@ from lit_consistency.data.worlds import (
     ModularArithmetic,
     World,
     WorldProbes,
-    save_tokenizer,
 )
 
 CHAINS = MarkovChains(n_symbols=5, n_chains=2, length=8, n_documents=4)
@@ -23,7 +23,7 @@ WORLDS = [Biographies(n_people=4), ModularArithmetic(p=5), CHAINS]
 
 
 def tokenizer_in(folder: Path, world: World) -> Tokenizer:
-    save_tokenizer(world.tokenizer(), folder)
+    write_tokenizer(world.tokenizer(), folder)
     return Tokenizer(folder)
 
 
