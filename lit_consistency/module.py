@@ -100,8 +100,7 @@ class LitLanguageModel(LightningModule):
             vocab_size=vocab_size,
         )
 
-    # ----------------------------------------------------------------------------------------------------------------
-    # model
+    # -------------------- model
 
     def configure_model(self) -> None:
         """Build the model and load or initialize its weights; initialization is a function of the seed alone."""
@@ -145,8 +144,7 @@ class LitLanguageModel(LightningModule):
             positions = documents = None
         return self.gpt(tokens, positions=positions, documents=documents)
 
-    # -------------------------------------------------------------------------------------------------------------
-    # training
+    # -------------------- training
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """This micro-batch's share of the step's loss: summed token losses over the whole step's supervised tokens.
@@ -219,7 +217,7 @@ class LitLanguageModel(LightningModule):
         for logger in self.trainer.loggers:
             logger.log_metrics(numbers, step=self.trainer.global_step)
 
-    # ------------------------------------------------------------------------------------------- validation, test,
+    # -------------------- validation, test,
     # prediction
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -249,8 +247,7 @@ class LitLanguageModel(LightningModule):
             for i in range(len(nll)) if bool(taken[i].any())
         ]  # fmt: skip
 
-    # ------------------------------------------------------------------------------------------------------------
-    # optimizer
+    # -------------------- optimizer
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimizer over the parameter groups, one schedule as a factor on each group's learning rate."""

@@ -59,9 +59,7 @@ def lines(root: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_stopped_in_the_middle_of_an_accumulation_equals_straight(
-    name: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_stopped_in_the_middle_of_an_accumulation_equals_straight(name: str, tmp_path: Path) -> None:
     """Epochs have 9 steps of 2 micro-batches; SIGTERM comes in the first micro-batch of step 11, in the second."""
     case = dict(CASES[name])
     more = ["--trainer.max_steps=14", "--trainer.max_epochs=3"]

@@ -64,8 +64,7 @@ class Forgetting(Callback):
         self._moved: dict[str, Tensor] = {}
         self._base_log_probs: Tensor | None = None
 
-    # ----------------------------------------------------------------------------------------------------------------
-    # hooks
+    # -------------------- hooks
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Ask the module to keep the weights of the start."""
@@ -107,8 +106,7 @@ class Forgetting(Callback):
             self._measure(trainer, language_model(pl_module))
         rank_zero_only(results_table)(self.measurements(), self.latest)
 
-    # ------------------------------------------------------------------------------------------------------------
-    # measuring
+    # -------------------- measuring
 
     def _recall_start(self, module: LitLanguageModel) -> None:
         """What the start predicted, computed from its weights, which a resumed run has too."""
@@ -160,8 +158,7 @@ class Forgetting(Callback):
         """Base and latest value of every watched set."""
         return self._compare(self.latest)
 
-    # ----------------------------------------------------------------------------------------------------------------
-    # state
+    # -------------------- state
 
     def state_dict(self) -> dict[str, Any]:
         """The base's numbers and what has moved: a resumed run compares with the same base."""

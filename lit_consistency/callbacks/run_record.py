@@ -76,8 +76,7 @@ class RunRecord(Callback):
                 "run with --ckpt_path auto"
             )
 
-    # ----------------------------------------------------------------------------------------------------------------
-    # hooks
+    # -------------------- hooks
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Processes that started a second apart agree on the name of rank 0."""
@@ -119,8 +118,7 @@ class RunRecord(Callback):
         """A checkpoint holds the configuration that made it, so that a resume can be compared with it."""
         checkpoint["config"] = self.config_yaml
 
-    # --------------------------------------------------------------------------------------------------------------
-    # content
+    # -------------------- content
 
     def _describe(self, trainer: Trainer, module: LitLanguageModel) -> dict[str, Any]:
         base = module.checkpoint_dir
@@ -133,7 +131,7 @@ class RunRecord(Callback):
             "command": " ".join(["python -m lit_consistency", *sys.argv[1:]]),
             "resumed_from": self.resumed_from,
             "base": str(base) if base is not None else None,
-            "base_hash": weights_hash(base) if base is not None else None,
+            "base_hash": weights_hash(base) if base is not None and trainer.is_global_zero else None,
             "pretraining_optimizer": provenance.pretraining_optimizer if provenance else None,
             "optimizer": type(trainer.optimizers[0]).__name__,
             "method": module.method.name,
@@ -189,6 +187,7 @@ class RunRecord(Callback):
         chosen = {key: self.record[key] for key in ("model", "method", "optimizer", "pretraining_optimizer", "seed")}
         group = trainer.optimizers[0].param_groups[0]
         chosen |= {k: v for k, v in group.items() if isinstance(v, bool | int | float | str)}
+        chosen["lr"] = chosen.pop("initial_lr", chosen.get("lr"))  # not that of the warm-up's first step
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(chosen, {f"final/{name}": float("nan") for name in sorted(names)})

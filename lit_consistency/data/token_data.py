@@ -76,7 +76,7 @@ class TokenData(LightningDataModule, ABC):
         self._shards: dict[str, Shard] = {}
         self._rows: dict[str, TokenRows] = {}
 
-    # --------------------------------------------------------------------------------------------- what a subclass says
+    # -------------------- what a subclass says
 
     @abstractmethod
     def _fingerprint(self, part: Any) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class TokenData(LightningDataModule, ABC):
     def validation_set(self) -> WatchedSet:
         """The held-out part as a set whose loss is watched; ValueError where nothing is held out."""
 
-    # -------------------------------------------------------------------------------------------------------- tokenizer
+    # -------------------- tokenizer
 
     @property
     def tokenizer_folder(self) -> Path:
@@ -122,7 +122,7 @@ class TokenData(LightningDataModule, ABC):
             self._tokenizer = Tokenizer(folder)
         return self._tokenizer
 
-    # ------------------------------------------------------------------------------------------------------------ hooks
+    # -------------------- hooks
 
     def prepare_data(self) -> None:
         """Tokenizes what is not yet on disk; Lightning lets the other processes of the machine wait meanwhile."""
@@ -174,7 +174,7 @@ class TokenData(LightningDataModule, ABC):
         """The same as for validation."""
         return self.val_dataloader()
 
-    # ---------------------------------------------------------------------------------------------------------- numbers
+    # -------------------- numbers
 
     @property
     def steps_per_epoch(self) -> int:
@@ -205,7 +205,7 @@ class TokenData(LightningDataModule, ABC):
         """Counts of the opened parts: documents, tokens, rows, supervised tokens, what was cut or dropped."""
         return {name: self._counts(name) for name in self._rows}
 
-    # ---------------------------------------------------------------------------------------------------------- insides
+    # -------------------- insides
 
     def _parts(self) -> dict[str, Source | Rows]:
         parts = {"train": self.train, "validation": self.validation}
