@@ -217,8 +217,7 @@ class LitLanguageModel(LightningModule):
         for logger in self.trainer.loggers:
             logger.log_metrics(numbers, step=self.trainer.global_step)
 
-    # -------------------- validation, test,
-    # prediction
+    # -------------------- validation, test, prediction
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Loss of the held-out part of the training data: ``val/loss`` in nats per token."""
