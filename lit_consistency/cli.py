@@ -18,6 +18,8 @@ import torch.distributed as dist
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lit_consistency.callbacks import (
     AtomicCheckpointIO,
@@ -35,7 +37,8 @@ from lit_consistency.callbacks import (
 from lit_consistency.data import TokenData
 from lit_consistency.module import LitLanguageModel
 from lit_consistency.parser import Parser
-from lit_consistency.resume import check_changes, find_checkpoint
+from lit_consistency.resume import check_changes, find_checkpoint, has_finished
+from lit_consistency.trainer_options import check_trainer
 
 TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # the order of samples is ours
@@ -47,6 +50,8 @@ TRAINER_DEFAULTS = {
 
 class ConsistencyCLI(LightningCLI):
     """LightningCLI whose runs have a folder, watch forgetting, and resume exactly."""
+
+    asked_for: str | None = None  # the ckpt_path of the call; `auto` may have found none
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Callbacks of every run, each with its own key."""
@@ -66,6 +71,7 @@ class ConsistencyCLI(LightningCLI):
         section = self.config[self.config.subcommand]
         if not section.get("ckpt_path"):
             return
+        self.asked_for = section["ckpt_path"]
         path = find_checkpoint(section)
         section["ckpt_path"] = str(path) if path else None
         if path is not None and self.config.subcommand == "fit":
@@ -82,21 +88,19 @@ class ConsistencyCLI(LightningCLI):
         section = self.config[str(self.subcommand)]
         record.config_yaml = self.dump()
         record.resumed_from = section.get("ckpt_path")
+        record.allow_changes = section["allow_changes"]
         trainer = dict(self._get(self.config_init, "trainer"))
-        if trainer.get("accumulate_grad_batches") not in (None, 1):
-            raise ValueError(
-                f"trainer.accumulate_grad_batches = {trainer['accumulate_grad_batches']}: expected it unset; set "
-                "data.init_args.global_batch_size and micro_batch_size, from which it follows"
-            )
+        if self.subcommand == "fit":
+            check_trainer(trainer)
         if trainer.get("logger") in (None, True):
             kwargs["logger"] = _loggers(record) if self.subcommand == "fit" else False
         kwargs.setdefault("default_root_dir", str(record.directory))
         kwargs["plugins"] = [*_as_list(trainer.get("plugins")), AtomicCheckpointIO()]
         kwargs["callbacks"] = [
             *_as_list(trainer.get("callbacks")),
-            ExactResume(),
+            ExactResume(section["allow_changes"]),
             Preemption(),
-            PredictionWriter(record.directory / "predictions.jsonl"),
+            PredictionWriter(record),
         ]
         if trainer.get("enable_progress_bar") is not False and not trainer.get("barebones"):
             given = any(isinstance(callback, ProgressBar) for callback in kwargs["callbacks"])
@@ -107,14 +111,15 @@ class ConsistencyCLI(LightningCLI):
         """LightningCLI calls this in its constructor; running waits for ``execute``, so that errors are told apart."""
 
     def execute(self) -> None:
-        """Run the chosen subcommand."""
+        """Run the chosen subcommand, unless it is a fit that has been run to its end."""
+        record, section = self._get(self.config_init, "run"), self.config[str(self.subcommand)]
+        if self.subcommand == "fit" and self.asked_for == "auto" and has_finished(record.directory, section["trainer"]):
+            rank_zero_info(f"{record.directory}: the run has finished, there is nothing left to train")
+            return
         super()._run_subcommand(str(self.subcommand))
 
     def before_fit(self) -> None:
-        """A run has an end, and a new run never writes into the folder of another."""
-        trainer = self._get(self.config, "trainer")
-        if trainer["max_steps"] == -1 and trainer["max_epochs"] is None:
-            raise ValueError("trainer.max_steps = -1 and trainer.max_epochs = None: expected one of them")
+        """A new run never writes into the folder of another."""
         record = self._get(self.config_init, "run")
         if record.resumed_from is None and os.environ.get("LOCAL_RANK", "0") == "0":
             record.check_free()
@@ -138,17 +143,28 @@ def main(args: Sequence[str]) -> None:
         _quiet()
         cli = build(None if list(args) == sys.argv[1:] else list(args))
         cli.execute()
-    except (ValueError, FileNotFoundError) as error:
-        if os.environ.get("LIT_CONSISTENCY_TRACEBACK") or (cli and cli.trainer.global_step > 0):
+    except (ValueError, OSError, MisconfigurationException) as error:
+        if os.environ.get("LIT_CONSISTENCY_TRACEBACK") or (cli and _begun(cli)):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}\n(LIT_CONSISTENCY_TRACEBACK=1 shows where)", file=sys.stderr)
         sys.exit(2)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Lightning turns an interrupt into status 1
+        interrupted = isinstance(stop, KeyboardInterrupt) or (cli and cli.trainer.state.status == "interrupted")
+        if interrupted:
+            sys.exit(128 + signal.SIGINT.value)
+        raise
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
     number = getattr(cli.trainer, "interrupted_by", None)
     if number is not None:
         sys.exit(128 + signal.Signals(number).value)
+
+
+def _begun(cli: ConsistencyCLI) -> bool:
+    """Whether training has begun: what fails from then on is shown with its traceback."""
+    return any(c.begun for c in cli.trainer.callbacks if isinstance(c, Preemption))  # type: ignore[attr-defined]
 
 
 def _quiet() -> None:

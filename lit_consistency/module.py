@@ -31,7 +31,7 @@ from lit_consistency.model import (
     model_config,
     token_nll,
 )
-from lit_consistency.optimizers import Constant, MoFO, Schedule, group_table, parameter_groups
+from lit_consistency.optimizers import Constant, MoFO, Schedule, group_table, parameter_groups, rehearse
 
 OptimizerFactory = Callable[[list[dict]], torch.optim.Optimizer]
 
@@ -90,7 +90,7 @@ class LitLanguageModel(LightningModule):
         self.evaluated = nn.ModuleDict({stage: TokenLoss() for stage in ("val", "test")})
         self._step_loss: Tensor | None = None
         self._grad_norm: Tensor | None = None
-        self._loss_is_finite = True
+        self._used_rates: dict[str, float] = {}
 
     def _config(self, vocab_size: int | None) -> Any:
         return model_config(
@@ -139,10 +139,13 @@ class LitLanguageModel(LightningModule):
 
     def forward(self, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
         """Logits (B, T, V) for tokens (B, T); documents and positions (B, T) only where rows hold several documents."""
-        if documents is not None and not bool((documents > 0).any()):
-            # one document a row, padding on the right: plain causal attention is the same and faster
-            positions = documents = None
         return self.gpt(tokens, positions=positions, documents=documents)
+
+    def _logits(self, batch: dict[str, Any]) -> Tensor:
+        """One document a row, padded on the right, needs no mask but the causal one, which is faster."""
+        if batch["packed"]:
+            return self(batch["tokens"], batch["positions"], batch["documents"])
+        return self(batch["tokens"])
 
     # -------------------- training
 
@@ -151,21 +154,22 @@ class LitLanguageModel(LightningModule):
 
         Lightning divides by ``accumulate_grad_batches`` and DDP by the number of ranks; both are undone here.
         """
-        logits = self(batch["tokens"], batch["positions"], batch["documents"])
+        logits = self._logits(batch)
         share = token_nll(logits, batch["targets"]).sum() / batch["supervised"].clamp(min=1)
         self._step_loss = share.detach() if self._step_loss is None else self._step_loss + share.detach()
         return share * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Refuse to move on a number that is not finite, on every rank alike."""
-        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
-            return  # float16: the scaler skips such steps itself
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         self._grad_norm = nn.utils.get_total_norm(gradients) if gradients else torch.zeros((), device=self.device)
+        self._used_rates = self._rates()
+        # float16: a gradient that overflowed is skipped by the scaler, which then scales less
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         loss = self.trainer.strategy.reduce(self._step_loss, reduce_op="sum")
         assert isinstance(loss, Tensor)
         self._step_loss = loss
-        if not (math.isfinite(loss.item()) and math.isfinite(self._grad_norm.item())):
+        if not (math.isfinite(loss.item()) and (scaled or math.isfinite(self._grad_norm.item()))):
             raise NonFiniteError(
                 f"step {self.trainer.global_step}: loss {loss.item()}, gradient norm {self._grad_norm.item()}: not "
                 "finite; stopped before the optimizer moved. Lower the learning rate, or look at the rows of this step."
@@ -195,7 +199,7 @@ class LitLanguageModel(LightningModule):
         loss, self._step_loss = self._step_loss, None
         self.log("loss", loss, prog_bar=True, logger=False)
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            numbers = {"train/loss": loss.item(), **self._rates(), **self._densities()}
+            numbers = {"train/loss": loss.item(), **self._used_rates, **self._densities()}
             if self._grad_norm is not None:
                 numbers["train/grad_norm"] = self._grad_norm.item()
             self.log_now(numbers)
@@ -228,23 +232,30 @@ class LitLanguageModel(LightningModule):
         self._evaluate("test", batch)
 
     def _evaluate(self, stage: str, batch: dict[str, Tensor]) -> None:
-        logits = self(batch["tokens"], batch["positions"], batch["documents"])
+        logits = self._logits(batch)
         metric = self.evaluated[stage]
         assert isinstance(metric, TokenLoss)
         metric.update(token_nll(logits, batch["targets"]), (batch["targets"] != -100).sum())
         self.log(f"{stage}/loss", metric, prog_bar=True)
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> list[dict[str, Any]]:
-        """Per row: summed nll (nats), supervised tokens, and the model's first choice at each of them."""
-        logits = self(batch["tokens"], batch["positions"], batch["documents"])
+        """Per row of the loader: summed nll (nats), supervised tokens, and the model's first choice at each of them.
+
+        With ``packing: true`` a row holds several conversations; ``packing: false`` gives one each.
+        """
+        logits = self._logits(batch)
         nll = token_nll(logits, batch["targets"]).sum(-1)
         taken = batch["targets"] != -100
         greedy = logits.argmax(-1)
-        return [
-            {"nll": float(nll[i]), "n_tokens": int(taken[i].sum()), "targets": batch["targets"][i][taken[i]].tolist(),
-             "greedy": greedy[i][taken[i]].tolist()}
-            for i in range(len(nll)) if bool(taken[i].any())
-        ]  # fmt: skip
+        first = (batch_idx * self.trainer.world_size + self.trainer.global_rank) * len(nll)
+        rows = []
+        for i in range(len(nll)):
+            if taken[i].any():
+                row = {"row": first + i, "nll": float(nll[i]), "n_tokens": int(taken[i].sum())}
+                rows.append(
+                    {**row, "targets": batch["targets"][i][taken[i]].tolist(), "greedy": greedy[i][taken[i]].tolist()}
+                )
+        return rows
 
     # -------------------- optimizer
 
@@ -276,13 +287,3 @@ def language_model(module: LightningModule) -> LitLanguageModel:
             f"model = {type(module).__name__}: expected LitLanguageModel, whose method and base are asked for"
         )
     return module
-
-
-def rehearse(factory: OptimizerFactory) -> None:
-    """Build the optimizer once on a few numbers, so that a wrong hyperparameter is refused before any work."""
-    roles = {"hidden": (2, 2), "embedding": (2, 2), "head": (2, 2), "norm": (2,), "bias": (2,)}
-    groups = [
-        {"params": [(role, nn.Parameter(torch.zeros(shape)))], "role": role, "split": None}
-        for role, shape in roles.items()
-    ]
-    factory(groups)

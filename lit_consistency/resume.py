@@ -6,6 +6,7 @@ configurations differ, the run is refused with the list of differing keys, unles
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import torch
 import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from lit_consistency.callbacks.checkpoint_io import newest_valid, verify
+from lit_consistency.callbacks.checkpoint_io import checkpoints, newest_valid, step_of, verify
+from lit_consistency.callbacks.compare import differences
 
 # what may differ without changing what is computed: where the run is written, shown and executed
 FREE = (
@@ -24,7 +26,9 @@ FREE = (
     "allow_changes",
     "run",
     "checkpoint",
-    "forgetting",
+    "forgetting.every_n_steps",
+    "forgetting.batch_tokens",
+    "forgetting.kl_positions",
     "throughput",
     "trainer.logger",
     "trainer.callbacks",
@@ -58,11 +62,7 @@ def find_checkpoint(section: Mapping[str, Any]) -> Path | None:
     if section["ckpt_path"] == "auto":
         if not run["name"]:
             raise ValueError("ckpt_path = 'auto': expected run.name too, the run to continue")
-        path, skipped = newest_valid(Path(run["root"]) / run["name"] / "checkpoints")
-        for reason in skipped:
-            rank_zero_warn(f"skipped a checkpoint: {reason}")
-        rank_zero_info(f"resuming from {path}" if path else "no checkpoint yet: starting from the beginning")
-        return path
+        return _newest(Path(run["root"]) / run["name"], section["trainer"])
     path = Path(section["ckpt_path"])
     verify(path)
     if not run["name"] and path.parent.name == "checkpoints":
@@ -70,15 +70,45 @@ def find_checkpoint(section: Mapping[str, Any]) -> Path | None:
     return path
 
 
+def has_finished(directory: Path, trainer: Mapping[str, Any]) -> bool:
+    """Whether the run of this folder has trained to the end that is configured now, and written everything."""
+    return _record(directory).get("status") == "finished" and _same_end(directory, trainer)
+
+
+def _newest(directory: Path, trainer: Mapping[str, Any]) -> Path | None:
+    """The newest valid checkpoint that leaves something to train.
+
+    A run that was killed after its last step, before its model was written, does that step again: Lightning skips a
+    loop that is done, and with it everything that is to happen at the end.
+    """
+    path, skipped = newest_valid(directory / "checkpoints")
+    total = _record(directory).get("total_steps")
+    if path is not None and total is not None and step_of(path) >= total and _same_end(directory, trainer):
+        earlier = [p for p in checkpoints(path.parent) if step_of(p) < total]
+        path, skipped = newest_valid(path.parent, among=earlier)
+    for reason in skipped:
+        rank_zero_warn(f"skipped a checkpoint: {reason}")
+    rank_zero_info(f"resuming from {path}" if path else "no checkpoint to continue from: starting from the beginning")
+    return path
+
+
+def _record(directory: Path) -> dict[str, Any]:
+    file = directory / "run.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _same_end(directory: Path, trainer: Mapping[str, Any]) -> bool:
+    """Whether the number of steps and epochs is what it was when the run was recorded."""
+    file = directory / "config.yaml"
+    before = yaml.safe_load(file.read_text(encoding="utf-8"))["trainer"] if file.is_file() else {}
+    return all(before.get(key) == trainer[key] for key in ("max_steps", "max_epochs"))
+
+
 def check_changes(path: Path, config: str, allow: bool) -> None:
     """ValueError with the differing keys when the checkpoint was made by another configuration."""
-    before = _flat(yaml.safe_load(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["config"]))
-    now = _flat(yaml.safe_load(config))
-    differing = [
-        f"  {key}: {before.get(key, 'absent')!r} in the checkpoint, {now.get(key, 'absent')!r} now"
-        for key in sorted({*before, *now})
-        if before.get(key, "absent") != now.get(key, "absent") and not _is_free(key)
-    ]
+    before = yaml.safe_load(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["config"])
+    found = differences(before, yaml.safe_load(config))
+    differing = [f"  {text}" for key, text in found.items() if not _is_free(key)]
     if not differing:
         return
     message = f"{path} was made with another configuration:\n" + "\n".join(differing)
@@ -89,11 +119,3 @@ def check_changes(path: Path, config: str, allow: bool) -> None:
 
 def _is_free(key: str) -> bool:
     return any(key == free or key.startswith(free + ".") for free in FREE)
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one mapping with dotted keys."""
-    if isinstance(value, Mapping) and value:
-        parts = (_flat(part, f"{prefix}.{key}" if prefix else key) for key, part in value.items())
-        return {key: leaf for part in parts for key, leaf in part.items()}
-    return {prefix: value}

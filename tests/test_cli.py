@@ -47,6 +47,12 @@ WRONG = {
     "two origins": (["--model.checkpoint_dir={base}"], ["name", "checkpoint_dir"]),
     "path as a run name": (["--run.name=../escaped"], ["../escaped", "letters, digits"]),
     "accumulation": (["--trainer.accumulate_grad_batches=2"], ["accumulate_grad_batches = 2", "global_batch_size"]),
+    "part of an epoch": (["--trainer.limit_train_batches=3"], ["limit_train_batches = 3", "max_steps"]),
+    "negative clipping": (["--trainer.gradient_clip_val=-1"], ["gradient_clip_val = -1", "at least 0"]),
+    "logging every 0": (["--trainer.log_every_n_steps=0"], ["log_every_n_steps = 0", "at least 1"]),
+    "no epochs": (["--trainer.max_epochs=0"], ["max_epochs = 0", "at least 1"]),
+    "no accelerator": (["--trainer.accelerator=gpu"], ["gpu"]),
+    "a file as a folder": (["--run.root=/dev/null/x"], ["/dev/null/x"]),
     "no end": (["--trainer.max_steps=-1"], ["max_steps = -1", "max_epochs"]),
     "warm-up longer than the run": (
         ["--model.schedule=lit_consistency.optimizers.Cosine", "--model.schedule.init_args.warmup=50"],

@@ -22,6 +22,7 @@ LEVELS = {
     "callbacks": 2,
     "resume": 3,
     "parser": 3,
+    "trainer_options": 3,
     "cli": 3,
     "__main__": 4,
     "__init__": 0,

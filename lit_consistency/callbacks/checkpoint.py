@@ -1,19 +1,31 @@
-"""Checkpoints of a run in progress: every k optimizer steps, the newest few kept."""
+"""Checkpoints of a run in progress: every k optimizer steps and on a signal, the newest few kept."""
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
-from lit_consistency.callbacks.checkpoint_io import AtomicCheckpointIO, checkpoints, write_manifest
+from lit_consistency.callbacks.checkpoint_io import (
+    AtomicCheckpointIO,
+    checkpoints,
+    has_manifest,
+    manifest_of,
+    step_of,
+    write_manifest,
+)
 
 
 class StepCheckpoint(Checkpoint):
     """Save ``<run>/checkpoints/step-XXXXXXXX.ckpt`` at optimizer steps; resume with ``fit --ckpt_path auto``.
+
+    Lightning runs it after all other callbacks, so that what they have counted and measured at a step is in the
+    checkpoint.
 
     Args:
         every_n_steps: optimizer steps between checkpoints; 0 saves only when the run is interrupted.
@@ -36,13 +48,29 @@ class StepCheckpoint(Checkpoint):
         """Checkpoints go into the run's folder."""
         self.folder = Path(trainer.strategy.broadcast(trainer.default_root_dir)) / "checkpoints"
 
+    @rank_zero_only
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set aside what lies ahead: a branch that this run has left, which must not be taken for its newest."""
+        assert self.folder is not None
+        ahead = [path for path in checkpoints(self.folder) if step_of(path) > trainer.global_step]
+        if not ahead:
+            return
+        aside = self.folder / time.strftime("abandoned-%Y%m%d-%H%M%S")
+        aside.mkdir(parents=True, exist_ok=True)
+        for path in ahead:
+            for file in (manifest_of(path), path):  # the manifest first: a half-moved checkpoint does not count
+                if file.exists():
+                    os.replace(file, aside / file.name)
+        rank_zero_info(f"checkpoints of later steps were moved to {aside}")
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save when a multiple of ``every_n_steps`` has just been reached."""
+        """Save when a multiple of ``every_n_steps`` has just been reached, or the run is to stop."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches != 0:
             return
-        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
+        due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
+        if due or getattr(trainer, "interrupted_by", None):
             self.save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -57,20 +85,17 @@ class StepCheckpoint(Checkpoint):
             return
         path = self.folder / f"step-{trainer.global_step:08d}.ckpt"
         trainer.save_checkpoint(path, weights_only=False)
-        if path.is_dir():
-            self._describe(path)
+        if path.is_dir() and trainer.is_global_zero:
+            write_manifest(path)
         trainer.strategy.barrier("checkpoint")
         self._saved_at = trainer.global_step
         self._retain()
 
     @rank_zero_only
-    def _describe(self, path: Path) -> None:
-        write_manifest(path)
-
-    @rank_zero_only
     def _retain(self) -> None:
         assert self.folder is not None
-        for path in checkpoints(self.folder)[: -self.keep]:
+        complete = [path for path in checkpoints(self.folder) if has_manifest(path)]
+        for path in complete[: -self.keep]:
             try:
                 AtomicCheckpointIO().remove_checkpoint(path)
             except OSError as error:

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import CheckpointIO
 
+from lit_consistency.model.folder import flush
+
 MANIFEST = ".manifest.json"
 TEMPORARY = ".tmp-"
 
@@ -45,9 +47,10 @@ class AtomicCheckpointIO(CheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             manifest = describe(temporary)
-            _manifest(path).unlink(missing_ok=True)
+            manifest_of(path).unlink(missing_ok=True)
             os.replace(temporary, path)
-            write_atomically(_manifest(path), json.dumps({path.name: manifest}))
+            flush(path.parent)
+            write_atomically(manifest_of(path), json.dumps({path.name: manifest}))
         except (OSError, RuntimeError) as error:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
@@ -65,7 +68,7 @@ class AtomicCheckpointIO(CheckpointIO):
     def remove_checkpoint(self, path: Any) -> None:
         """Remove the manifest first: a checkpoint that is half removed does not count."""
         path = Path(path)
-        _manifest(path).unlink(missing_ok=True)
+        manifest_of(path).unlink(missing_ok=True)
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
@@ -73,12 +76,12 @@ def verify(path: Path) -> None:
     """CheckpointError unless the checkpoint is there and every file of it has the size and hash of the manifest."""
     if not path.exists():
         raise CheckpointError(f"{path}: no such checkpoint")
-    if not _manifest(path).is_file():
-        raise CheckpointError(f"{path}: no manifest {_manifest(path).name}: the save was not finished")
+    if not manifest_of(path).is_file():
+        raise CheckpointError(f"{path}: no manifest {manifest_of(path).name}: the save was not finished")
     try:
-        manifest = json.loads(_manifest(path).read_text(encoding="utf-8"))
+        manifest = json.loads(manifest_of(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CheckpointError(f"{_manifest(path)}: not readable: {error}") from error
+        raise CheckpointError(f"{manifest_of(path)}: not readable: {error}") from error
     for name, expected in manifest.items():
         file = path / name if path.is_dir() else path
         if not file.is_file():
@@ -89,10 +92,10 @@ def verify(path: Path) -> None:
             raise CheckpointError(f"{file}: sha256 {found}, expected {expected['sha256']}")
 
 
-def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint of the folder that verifies, and why each newer one was skipped."""
+def newest_valid(folder: Path, among: list[Path] | None = None) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint of the folder, or of those given, that verifies, and why each newer one was skipped."""
     skipped = []
-    for path in reversed(checkpoints(folder)):
+    for path in reversed(checkpoints(folder) if among is None else among):
         try:
             verify(path)
         except (CheckpointError, OSError) as error:
@@ -104,13 +107,24 @@ def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
 
 def checkpoints(folder: Path) -> list[Path]:
     """Checkpoints of the folder, oldest first; whether they are valid is not looked at."""
-    return sorted(folder.glob("step-*.ckpt")) if folder.is_dir() else []
+    found = [path for path in folder.glob("step-*.ckpt") if path.stem.removeprefix("step-").isdigit()]
+    return sorted(found, key=step_of)
+
+
+def has_manifest(path: Path) -> bool:
+    """Whether the save of a checkpoint was finished."""
+    return manifest_of(path).is_file()
+
+
+def step_of(path: Path) -> int:
+    """The optimizer step in a checkpoint's name."""
+    return int(path.stem.removeprefix("step-"))
 
 
 def write_manifest(path: Path) -> None:
     """Describe a checkpoint folder (distributed checkpoints) after all of its files are on disk."""
     files = {str(file.relative_to(path)): describe(file) for file in sorted(path.rglob("*")) if file.is_file()}
-    write_atomically(_manifest(path), json.dumps(files))
+    write_atomically(manifest_of(path), json.dumps(files))
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -121,6 +135,7 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+    flush(path.parent)
 
 
 def describe(file: Path) -> dict[str, Any]:
@@ -148,5 +163,6 @@ def _digest(stream: Any) -> str:
     return digest.hexdigest()
 
 
-def _manifest(path: Path) -> Path:
+def manifest_of(path: Path) -> Path:
+    """Where the manifest of a checkpoint stands: beside it."""
     return path.with_name(path.name + MANIFEST)

@@ -12,28 +12,63 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from lit_consistency.module import LitLanguageModel, language_model
 
 
 class ExactResume(Callback):
-    """Save and restore random states; the position in the data is the loader's own."""
+    """Save and restore random states, and see that changed hyperparameters hold; the position is the loader's own.
 
-    def __init__(self) -> None:
-        self._restored: dict[str, Any] = {}
+    Args:
+        allow_changes: the configuration may differ from that of the checkpoint, and then it holds.
+    """
+
+    def __init__(self, allow_changes: bool = False) -> None:
+        self.allow_changes = allow_changes
+        self._checkpoint: dict[str, Any] = {}
+        self._configured: list[dict[str, Any]] = []
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the states to the checkpoint."""
-        checkpoint["random_states"] = random_states()
+        """Add the states of every rank to the checkpoint, which only the first rank writes."""
+        states: list[Any] = [random_states()] * trainer.world_size
+        if dist.is_initialized():
+            dist.all_gather_object(states, random_states())
+        checkpoint["random_states"] = states
+        checkpoint["optimizer"] = type(trainer.optimizers[0]).__name__
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take the states out of the checkpoint."""
-        self._restored = checkpoint.get("random_states", {})
+        """Keep the checkpoint until everything is there that takes something from it."""
+        self._checkpoint = checkpoint
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note what is configured; the state of another optimizer means nothing to this one."""
+        for group in trainer.optimizers[0].param_groups:
+            self._configured.append({k: v for k, v in group.items() if k not in ("params", "param_names")})
+        before, now = self._checkpoint.get("optimizer"), type(trainer.optimizers[0]).__name__
+        if before not in (None, now):
+            self._checkpoint["optimizer_states"] = [optimizer.state_dict() for optimizer in trainer.optimizers]
+            rank_zero_warn(f"the checkpoint holds the state of {before}: {now} begins with an empty one")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the states back, last of all, when everything that could draw a random number has been set up."""
-        if self._restored:
-            set_random_states(self._restored)
-        self._restored = {}
+        if not self._checkpoint:
+            return
+        if self.allow_changes:
+            self._configure_anew(trainer, language_model(pl_module))
+        states = self._checkpoint["random_states"]
+        # with another number of ranks there is no state of one's own: the first rank's is as good as any
+        set_random_states(states[trainer.global_rank if len(states) == trainer.world_size else 0])
+        self._checkpoint = {}
+
+    def _configure_anew(self, trainer: Trainer, module: LitLanguageModel) -> None:
+        """Hyperparameters came back with the optimizer's state; those of the configuration hold."""
+        factor = module.schedule.factor(trainer.global_step, module.total_steps())
+        for group, configured in zip(trainer.optimizers[0].param_groups, self._configured, strict=True):
+            group.update(configured, lr=configured["initial_lr"] * factor)
+        trainer.lr_scheduler_configs[0].scheduler.base_lrs = [group["initial_lr"] for group in self._configured]
 
 
 def random_states() -> dict[str, Any]:

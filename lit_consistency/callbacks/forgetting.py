@@ -86,7 +86,7 @@ class Forgetting(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the base, unless this is the continuation of a run that has done so."""
         module = language_model(pl_module)
-        self._recall_start(module)
+        self._recall_start(trainer, module)
         if not self.base:
             self._measure(trainer, module)
 
@@ -108,18 +108,22 @@ class Forgetting(Callback):
 
     # -------------------- measuring
 
-    def _recall_start(self, module: LitLanguageModel) -> None:
-        """What the start predicted, computed from its weights, which a resumed run has too."""
+    def _recall_start(self, trainer: Trainer, module: LitLanguageModel) -> None:
+        """What the start predicted; a resumed run computes it from the start's weights."""
         self._change = WeightChange(roles(module.gpt))
-        changes = module.method.changes(module.gpt, module.start)
-        self._change.load_state_dict(self._moved, {name: change.shape for name, (change, _) in changes.items()})
+        self._change.load_state_dict(self._moved)
+        if not self.kl_positions:
+            return
 
         def from_start(tokens: Tensor) -> Tensor:
-            return functional_call(module.gpt, on_device, (tokens,))
+            return functional_call(module.gpt, start, (tokens,))
 
-        on_device = {name: tensor.to(module.device) for name, tensor in module.start.items()}
-        with untouched(module):
-            self._base_log_probs = self._log_probs(from_start, module.device)
+        with untouched(module), trainer.precision_plugin.forward_context():
+            if trainer.global_step == 0:
+                self._base_log_probs = self._log_probs(module, module.device)
+            else:
+                start = {name: tensor.to(module.device) for name, tensor in module.start.items()}
+                self._base_log_probs = self._log_probs(from_start, module.device)
 
     def _log_probs(self, forward: Any, device: torch.device) -> Tensor | None:
         items = [item for key, s in self._sets.items() if key.startswith("learn/") for item in s.items]
@@ -132,7 +136,7 @@ class Forgetting(Callback):
     def _measure(self, trainer: Trainer, module: LitLanguageModel) -> None:
         began = time.perf_counter()
         numbers: dict[str, float] = {}
-        with untouched(module):
+        with untouched(module), trainer.precision_plugin.forward_context():
             for key, prepared in self._sets.items():
                 found = prepared.measure(module, batch_tokens=self.batch_tokens, device=module.device)
                 numbers[key] = found[prepared.metric]
@@ -152,6 +156,7 @@ class Forgetting(Callback):
             Measurement(kind, name, prepared.metric, self.base[key], numbers[key])
             for key, prepared in self._sets.items()
             for kind, name in [key.split("/", 1)]
+            if key in self.base
         ]
 
     def measurements(self) -> list[Measurement]:

@@ -1,8 +1,12 @@
-"""Every logged number as a line of JSON: ``{"step": 10, "train/loss": 2.3, ...}``."""
+"""Every logged number as a line of JSON: ``{"step": 10, "train/loss": 2.3, ...}``.
+
+JSON has no NaN and no infinity: such a number is written as ``null``.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -36,8 +40,10 @@ class MetricsFile(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Write one line."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        numbers = {key: float(value) for key, value in metrics.items()}
+        line = {"step": step, **{key: value if math.isfinite(value) else None for key, value in numbers.items()}}
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **{key: float(value) for key, value in metrics.items()}}) + "\n")
+            file.write(json.dumps(line, allow_nan=False) + "\n")
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:

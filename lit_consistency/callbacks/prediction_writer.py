@@ -9,19 +9,23 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from lit_consistency.callbacks.run_record import RunRecord
+
 
 class PredictionWriter(Callback):
     """Append each batch's rows to a file; every rank but the first writes into its own, named by its rank.
 
     Args:
-        path: the file; an older one is replaced.
+        record: of the run, in whose folder the file goes; an older one is replaced.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, record: RunRecord) -> None:
+        self.record = record
+        self.path = Path()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start an empty file."""
+        """Start an empty file; the run's name is agreed on by now."""
+        self.path = self.record.directory / "predictions.jsonl"
         if trainer.global_rank > 0:
             self.path = self.path.with_suffix(f".rank{trainer.global_rank}.jsonl")
         self.path.parent.mkdir(parents=True, exist_ok=True)

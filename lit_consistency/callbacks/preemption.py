@@ -1,12 +1,14 @@
 """Stop on a signal without losing a step.
 
-The handler only sets a flag. At the end of an optimizer step the ranks agree by an all-reduce, save a checkpoint and
-stop; the command line then exits with 128 plus the signal's number (143 for SIGTERM, 130 for SIGINT). Lightning's own
-handler broadcasts from inside the handler and hangs when only one rank is told.
+The handler only sets a flag. At the end of an optimizer step the ranks agree by an all-reduce; StepCheckpoint, which
+comes last, saves; the command line exits with 128 plus the signal's number (143 for SIGTERM, 130 for SIGINT).
+Lightning's own handler broadcasts from inside the handler and hangs when only one rank is told. A signal that comes
+when the last step is done lets the run finish: its evaluation and its model are what is left.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType
 from typing import Any
@@ -16,25 +18,36 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from lit_consistency.callbacks.checkpoint import StepCheckpoint
+from lit_consistency.module import language_model
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+def watched_signals() -> tuple[signal.Signals, ...]:
+    """SIGTERM and SIGINT, and SIGUSR1 where it is not SLURM's, whose requeue is Lightning's business."""
+    usual = (signal.SIGTERM, signal.SIGINT)
+    return usual if "SLURM_JOB_ID" in os.environ or not hasattr(signal, "SIGUSR1") else (*usual, signal.SIGUSR1)
 
 
 class Preemption(Callback):
-    """Save and stop at the next optimizer step after SIGTERM or SIGINT; a second SIGINT stops at once.
+    """Save and stop at the next optimizer step after a signal; a second SIGINT stops at once.
 
     After the run, ``trainer.interrupted_by`` holds the signal's number.
     """
 
     def __init__(self) -> None:
+        self.begun = False
         self.received = 0
         self._previous: dict[int, Any] = {}
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Remember whose the signals are, before Lightning takes them."""
+        if stage == "fit":
+            self._previous = {number: signal.getsignal(number) for number in watched_signals()}
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signals over from Lightning, which has registered its handlers just before."""
-        for number in SIGNALS:
-            self._previous[number] = signal.signal(number, self._note)
+        self.begun = True
+        for number in self._previous:
+            signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received == signal.SIGINT == number:
@@ -44,18 +57,13 @@ class Preemption(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """At a step boundary: agree, save, stop."""
+        """At a step boundary: agree, and stop."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches != 0:
             return
         number = self._agree(pl_module.device)
-        if not number:
-            return
-        trainer.interrupted_by = number  # type: ignore[attr-defined]
-        trainer.should_stop = True
-        rank_zero_info(f"{signal.Signals(number).name}: saving at step {trainer.global_step}, then stopping")
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, StepCheckpoint):
-                callback.save(trainer)
+        if number and trainer.global_step < language_model(pl_module).total_steps():
+            rank_zero_info(f"{signal.Signals(number).name}: saving at step {trainer.global_step}, then stopping")
+            _stop(trainer, number)
 
     def _agree(self, device: torch.device) -> int:
         """The greatest signal number that any rank has received; 0 for none."""
@@ -65,7 +73,7 @@ class Preemption(Callback):
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return int(flag)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the signals back."""
         self._restore()
 
@@ -77,3 +85,12 @@ class Preemption(Callback):
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
+
+
+def _stop(trainer: Trainer, number: int) -> None:
+    """Leave the loop after this step: no minimum of steps, no validation on the way out."""
+    trainer.interrupted_by = number  # type: ignore[attr-defined]
+    trainer.should_stop = True
+    trainer.limit_val_batches = 0
+    trainer.fit_loop.min_epochs = None
+    trainer.fit_loop.epoch_loop.min_steps = None

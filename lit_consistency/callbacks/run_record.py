@@ -18,15 +18,16 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
-from litgpt.prompts import Default, prompt_styles
+from litgpt.prompts import Default, PromptStyle, prompt_styles
 
 from lit_consistency.callbacks.checkpoint_io import write_atomically
+from lit_consistency.callbacks.compare import differences
 from lit_consistency.callbacks.forgetting import Forgetting
 from lit_consistency.callbacks.metrics_file import MetricsFile
 from lit_consistency.callbacks.run_board import RunBoard
 from lit_consistency.callbacks.throughput import Throughput
 from lit_consistency.data import SFTData
-from lit_consistency.model import Provenance, current_versions, read_provenance, save_model, weights_hash
+from lit_consistency.model import Provenance, check_free, current_versions, read_provenance, save_model, weights_hash
 from lit_consistency.module import LitLanguageModel, language_model
 from lit_consistency.optimizers import format_table
 
@@ -54,14 +55,17 @@ class RunRecord(Callback):
             raise ValueError(f"name = {name!r}: expected letters, digits, '.', '_' and '-', at most 100, no path")
         if final_dir is not None and Path(final_dir).exists() and not overwrite:
             raise ValueError(f"final_dir = {final_dir}: exists; name another, or set overwrite to replace it")
-        self.name = name or time.strftime("%Y%m%d-%H%M%S")
+        # two runs of one second must not share a folder
+        self.name = name or f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
         self.root = Path(root)
         self.final_dir = Path(final_dir) if final_dir is not None else None
         self.overwrite = overwrite
         self.save_model = save_model
         self.config_yaml = ""
+        self.allow_changes = False
         self.resumed_from: str | None = None
         self.record: dict[str, Any] = {}
+        self.inputs: dict[str, Any] = {}
 
     @property
     def directory(self) -> Path:
@@ -69,7 +73,9 @@ class RunRecord(Callback):
         return self.root / self.name
 
     def check_free(self) -> None:
-        """ValueError when the folder holds another run, which a new one must not overwrite."""
+        """ValueError when the folder holds another run, or ``final_dir`` something that is no model."""
+        if self.final_dir is not None:
+            check_free(self.final_dir, self.overwrite)
         if self.directory.exists() and any(self.directory.iterdir()):
             raise ValueError(
                 f"run.name = {self.name!r}: {self.directory} is not empty; choose another name, or continue that "
@@ -115,29 +121,53 @@ class RunRecord(Callback):
             self._finish(trainer, "failed", language_model(pl_module))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint holds the configuration that made it, so that a resume can be compared with it."""
+        """A checkpoint holds the configuration and the inputs that made it, so that a resume can be compared."""
         checkpoint["config"] = self.config_yaml
+        checkpoint["inputs"] = self.inputs
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Refuse to continue on other data or another base, before anything is written."""
+        found = differences(checkpoint.get("inputs", {}), self._inputs(trainer, language_model(pl_module)))
+        if trainer.training and found and not self.allow_changes:
+            lines = "\n".join(f"  {text}" for text in found.values())
+            raise ValueError(
+                f"the run was begun on other inputs:\n{lines}\nput them back, or pass --allow_changes true"
+            )
 
     # -------------------- content
+
+    def _inputs(self, trainer: Trainer, module: LitLanguageModel) -> dict[str, Any]:
+        """What the run is made from; computed once, on the first rank, because it reads every file."""
+        if not self.inputs and trainer.is_global_zero:
+            base, data = module.checkpoint_dir, trainer.datamodule  # type: ignore[attr-defined]
+            # as JSON gives it back: tuples are lists, keys are strings
+            self.inputs = json.loads(
+                json.dumps({"data": data.fingerprint(), "base_hash": weights_hash(base) if base else None}, default=str)
+            )
+        self.inputs = trainer.strategy.broadcast(self.inputs)
+        return self.inputs
 
     def _describe(self, trainer: Trainer, module: LitLanguageModel) -> dict[str, Any]:
         base = module.checkpoint_dir
         provenance = read_provenance(base) if base is not None else None
         data = trainer.datamodule  # type: ignore[attr-defined]
+        inputs = self._inputs(trainer, module)
+        file = self.directory / "run.json"
+        before = json.loads(file.read_text(encoding="utf-8")) if self.resumed_from and file.is_file() else {}
         return {
             "name": self.name,
             "status": "running",
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "started": before.get("started", time.strftime("%Y-%m-%dT%H:%M:%S%z")),
             "command": " ".join(["python -m lit_consistency", *sys.argv[1:]]),
-            "resumed_from": self.resumed_from,
+            "resumed_from": [*before.get("resumed_from", []), *([self.resumed_from] if self.resumed_from else [])],
             "base": str(base) if base is not None else None,
-            "base_hash": weights_hash(base) if base is not None and trainer.is_global_zero else None,
+            "base_hash": inputs["base_hash"],
             "pretraining_optimizer": provenance.pretraining_optimizer if provenance else None,
             "optimizer": type(trainer.optimizers[0]).__name__,
             "method": module.method.name,
             "stage": type(data).__name__.removesuffix("Data").lower(),
             "model": module.config.name,
-            "data": data.fingerprint(),
+            "data": inputs["data"],
             "data_stats": data.stats(),
             "parameters": module.parameter_table,
             "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
@@ -203,7 +233,7 @@ class RunRecord(Callback):
                 module.config,
                 data.tokenizer_folder,
                 self._provenance(trainer, module),
-                prompt_style=prompt_styles.get(data.prompt_style, Default)() if isinstance(data, SFTData) else None,
+                prompt_style=_litgpt_style(data),
                 overwrite=self.overwrite or self.final_dir is None,
             )
             rank_zero_info(f"final model: {out_dir}")
@@ -226,6 +256,13 @@ class RunRecord(Callback):
         }
         before = read_provenance(module.checkpoint_dir) if module.checkpoint_dir is not None else None
         return before.next_stage(**stage) if before else Provenance(**stage)
+
+
+def _litgpt_style(data: Any) -> PromptStyle | None:
+    """What ``litgpt generate`` is to prompt with; None keeps the base's, as for a tokenizer's own chat template."""
+    if not isinstance(data, SFTData) or data.prompt_style == "chat_template":
+        return None
+    return prompt_styles.get(data.prompt_style, Default)()
 
 
 def _find(trainer: Trainer, kind: type) -> Any:

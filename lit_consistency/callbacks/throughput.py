@@ -1,16 +1,20 @@
 """How fast the run goes and where the time goes.
 
-Tokens per second (all, and supervised), the time of a step split into data, forward and backward, optimizer, and
-evaluation, the share of the machine's peak where that is known, and peak memory.
+Tokens per second (all, and supervised), the time of a step split into data, forward and backward, optimizer,
+evaluation, and saving, the share of the machine's peak where that is known, and peak memory. The numbers are those of
+rank 0 as if all ranks were alike; only the tokens of the whole run are summed over the ranks. Waiting for the batch
+after a checkpoint counts as saving: nothing tells where the one ends and the other begins.
 """
 
 from __future__ import annotations
 
 import resource
 import sys
+import warnings
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
@@ -18,6 +22,21 @@ from torch import Tensor
 from lit_consistency.callbacks.clock import Clock
 from lit_consistency.callbacks.forgetting import Forgetting
 from lit_consistency.module import LitLanguageModel, language_model
+
+UNPRODUCTIVE = ("evaluation", "saving")  # parts of the time in which nothing is trained: not in tokens per second
+
+# Peaks by the exact name of the device, dense, operations per second: the SXM board calls itself "NVIDIA H200", which
+# Lightning 2.6 does not recognize, and its own numbers for the H200 are those with sparsity.
+# NVIDIA H200 data sheet (https://www.nvidia.com/en-us/data-center/h200/): 1,979 TFLOPS in 16 bits with sparsity, twice
+# the dense rate, and 67 in float32. tf32: the dense 494.7 of the same chip, GH100, in NVIDIA's H100 white paper.
+PEAKS: dict[str, dict[torch.dtype | str, float]] = {
+    "NVIDIA H200": {
+        torch.bfloat16: 989.5e12,
+        torch.float16: 989.5e12,
+        "tfloat32": 494.7e12,
+        torch.float32: 67e12,
+    },
+}
 
 
 class Throughput(Callback):
@@ -32,22 +51,29 @@ class Throughput(Callback):
             raise ValueError(f"warmup_steps = {warmup_steps}: expected 0 or more")
         self.warmup_steps = warmup_steps
         self.latest: dict[str, float] = {}
+        self.total_tokens_all: int | None = None
         self._clock = Clock(torch.device("cpu"))
         self._tokens = torch.zeros(2, dtype=torch.int64)  # all and supervised, since the last numbers
-        self._total = torch.zeros(2, dtype=torch.int64)  # since the run began, on this rank
+        self._total = torch.zeros(2, dtype=torch.int64)  # before those, since the start or the resume, on this rank
+        self._before = torch.zeros(2, dtype=torch.int64)  # up to the resume, on all ranks
+        self._peak: int | None = None
+        self._saved = False
         self._evaluated = 0.0
         self._steps = 0
         self._seen = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock after the first evaluation."""
+        self.total_tokens_all = None
+        self._saved = False
+        self._peak = available_flops(pl_module.device, trainer)
         self._tokens = self._tokens.to(pl_module.device)
         self._clock = Clock(pl_module.device)
         self._reset(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """What passed since the last batch was data, or saving."""
-        self._lap(trainer, "data")
+        """What passed since the last batch, or since the validation after it, was data or saving."""
+        self._between(trainer)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
@@ -72,32 +98,63 @@ class Throughput(Callback):
             self._log(trainer, language_model(pl_module))
             self._reset(trainer)
 
-    def total_tokens(self, world_size: int) -> int:
-        """Tokens trained on since the run began, padding excluded, as if all ranks had as many as this one."""
-        return int(self._total[0] + self._tokens[0].cpu()) * world_size
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lightning's validation begins: what passed since the last batch was data or saving."""
+        self._between(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lightning's validation is an evaluation too."""
+        self._lap(trainer, "evaluation")
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint is about to be written, which is credited at the next mark."""
+        self._saved = True
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add up the tokens of all ranks, which all of them do here."""
+        self.total_tokens_all = int(self._all_ranks()[0])
+
+    def total_tokens(self, world_size: int = 1) -> int:
+        """Tokens trained on since the run began, padding excluded.
+
+        Args:
+            world_size: number of ranks. It is used only until training has ended, when the other ranks' tokens are
+                not known: then as if all ranks had as many as this one.
+        """
+        if self.total_tokens_all is not None:
+            return self.total_tokens_all
+        return int(self._before[0] + (self._total[0] + self._tokens[0].cpu()) * world_size)
 
     def state_dict(self) -> dict[str, Any]:
-        """The tokens of the run so far."""
-        return {"total": self._total + self._tokens.cpu()}
+        """The tokens of the run so far, of all ranks; a collective call, as saving a checkpoint is."""
+        return {"total": self._all_ranks()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Count on."""
-        self._total = state_dict["total"]
+        """Count on: every rank is given the sum over the ranks, which no rank may add to its own tokens."""
+        self._before = state_dict["total"]
+        self._total.zero_()
+        self._tokens.zero_()
+
+    def _all_ranks(self) -> Tensor:
+        """Tokens since the run began, all and supervised, on the CPU."""
+        here = self._total.to(self._tokens.device) + self._tokens  # NCCL wants them on the device
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(here)
+        return self._before + here.cpu()
 
     def _log(self, trainer: Trainer, pl_module: LitLanguageModel) -> None:
         all_tokens, supervised = (int(n) * trainer.world_size for n in self._tokens)
-        parts = self._clock.seconds()
-        busy = sum(seconds for part, seconds in parts.items() if part != "evaluation")
+        parts = {"saving": 0.0} | self._clock.seconds()
+        busy = sum(seconds for part, seconds in parts.items() if part not in UNPRODUCTIVE)
         numbers = {
             "speed/tokens_per_second": all_tokens / busy,
             "speed/supervised_tokens_per_second": supervised / busy,
             **{f"speed/{part}_ms": 1000 * seconds / self._steps for part, seconds in parts.items()},
             "speed/peak_memory_gib": peak_memory_gib(pl_module.device),
         }
-        peak = available_flops(pl_module.device, trainer)
-        if peak:
+        if self._peak:
             used = all_tokens * flops_per_token(pl_module.gpt, trainer.datamodule.block_size)  # type: ignore
-            numbers["speed/model_flops_use"] = used / busy / (peak * trainer.world_size)
+            numbers["speed/model_flops_use"] = used / busy / (self._peak * trainer.world_size)
         self.latest = numbers
         pl_module.log_now(numbers)
 
@@ -107,6 +164,10 @@ class Throughput(Callback):
         self._steps = 0
         self._evaluated = _evaluation_seconds(trainer)
         self._clock.reset()
+
+    def _between(self, trainer: Trainer) -> None:
+        self._lap(trainer, "saving" if self._saved else "data")
+        self._saved = False
 
     def _lap(self, trainer: Trainer, part: str) -> None:
         evaluated = _evaluation_seconds(trainer)
@@ -118,20 +179,34 @@ def flops_per_token(model: Any, length: int) -> int:
     """Floating-point operations of forward and backward per token, model FLOPs without recomputation.
 
     6 per parameter of a matrix product (the embedding is a look-up), and 12 * n_layer * n_head * head_size * length
-    for the attention scores. Source: Chowdhery et al. 2022, PaLM, arXiv 2204.02311, appendix B.
+    for the attention scores. Source: Chowdhery et al. 2022, PaLM, arXiv 2204.02311, appendix B. A frozen matrix, as in
+    LoRA's base, costs 4: 2 forward and 2 for the gradient of its input, but no gradient of its own.
+
+    The attention term takes every row for one document of ``length`` tokens. Packed documents are shorter and attend
+    to themselves only, so for packed rows the term, and with it the model FLOPs use, is an upper bound.
     """
     config = model.config
-    parameters = sum(p.numel() for name, p in model.named_parameters() if p.dim() >= 2 and "wte" not in name)
-    return int(6 * parameters + 12 * config.n_layer * config.n_head * config.head_size * length)
+    matrices = [p for name, p in model.named_parameters() if p.dim() >= 2 and "wte" not in name]
+    products = sum(p.numel() * (6 if p.requires_grad else 4) for p in matrices)
+    return int(products + 12 * config.n_layer * config.n_head * config.head_size * length)
 
 
 def available_flops(device: torch.device, trainer: Trainer) -> int | None:
-    """Peak operations per second of the device at the precision of the run; None where it is not known (CPUs)."""
+    """Peak operations per second of the device at the precision of the run, dense, from ``PEAKS`` or Lightning.
+
+    None where it is not known, as for CPUs.
+    """
     if device.type != "cuda":
         return None
     precision = str(trainer.precision)
     dtype = torch.bfloat16 if "bf16" in precision else torch.float16 if "16" in precision else torch.float32
-    return get_available_flops(device, dtype)
+    own = PEAKS.get(torch.cuda.get_device_name(device))
+    if own is not None:
+        tf32 = dtype is torch.float32 and torch.get_float32_matmul_precision() != "highest"
+        return int(own["tfloat32" if tf32 else dtype])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an unknown chip is no fault of the run: the number is left out
+        return get_available_flops(device, dtype)
 
 
 def peak_memory_gib(device: torch.device) -> float:

@@ -1,9 +1,12 @@
-"""How far the weights are from where they started, per role, and which share of the coordinates has ever moved."""
+"""How far the weights are from where they started, per role, and which share of the coordinates has ever moved.
+
+One tensor is looked at at a time; what is kept between measurements is one bit per coordinate, on the CPU.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -18,30 +21,25 @@ class WeightChange:
 
     def __init__(self, roles: Mapping[str, str]) -> None:
         self.roles = roles
-        self.moved: dict[str, Tensor] = {}
+        self._moved: dict[str, Tensor] = {}
 
-    def measure(self, changes: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
+    def measure(self, changes: Iterable[tuple[str, Tensor, Tensor]]) -> dict[str, float]:
         """Numbers named ``distance/ROLE``, ``relative_distance/ROLE`` and ``moved/ROLE``, and the same for ``all``.
 
         Args:
-            changes: name -> (change, start), tensors of one shape; a name that is missing has not changed.
+            changes: (name, change, start), tensors of one shape; a name that is missing has not changed.
 
         Returns:
             Frobenius norm of the change; that over the norm of the start; share of coordinates in [0, 1] whose change
-            was not
-            zero at this or an earlier measurement.
+            was not zero at this or an earlier measurement.
         """
         sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0, 0.0])
-        for name, (change, start) in changes.items():
-            # kept on the CPU: one byte per coordinate
-            here = (change != 0).cpu()
-            self.moved[name] = self.moved[name] | here if name in self.moved else here
-            found = (
-                float(change.double().square().sum()),
-                float(start.double().square().sum()),
-                float(self.moved[name].sum()),
-                float(change.numel()),
-            )
+        for name, change, start in changes:
+            bits = pack_bits(change != 0).cpu()
+            if name in self._moved:
+                bits |= self._moved[name]
+            self._moved[name] = bits
+            found = (_squared_norm(change), _squared_norm(start), float(count_bits(bits)), float(change.numel()))
             for key in (self.roles.get(name, "other"), "all"):
                 sums[key] = [a + b for a, b in zip(sums[key], found, strict=True)]
         numbers = {}
@@ -54,21 +52,28 @@ class WeightChange:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The moved coordinates, one bit each."""
-        return {name: pack_bits(mask) for name, mask in self.moved.items()}
+        return dict(self._moved)
 
-    def load_state_dict(self, state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take up the moved coordinates of an earlier part of the run."""
-        self.moved = {name: unpack_bits(bits, shapes[name]) for name, bits in state.items() if name in shapes}
+        self._moved = {name: bits.cpu() for name, bits in state.items()}
 
 
 def pack_bits(mask: Tensor) -> Tensor:
-    """A bool tensor as uint8, eight coordinates a byte."""
+    """A bool tensor as uint8 (numel / 8, rounded up), eight coordinates a byte, the places behind the end zero."""
     flat = torch.nn.functional.pad(mask.flatten().to(torch.uint8), (0, -mask.numel() % 8))
-    weights = 2 ** torch.arange(8, dtype=torch.uint8)
-    return (flat.view(-1, 8) * weights).sum(-1, dtype=torch.uint8)
+    return (flat.view(-1, 8) * _places(mask.device)).sum(-1, dtype=torch.uint8)
 
 
-def unpack_bits(bits: Tensor, shape: torch.Size) -> Tensor:
-    """The bool tensor of this shape that was packed."""
-    weights = 2 ** torch.arange(8, dtype=torch.uint8)
-    return ((bits[:, None] & weights) != 0).flatten()[: shape.numel()].view(shape)
+def count_bits(bits: Tensor) -> int:
+    """How many coordinates were true in the tensor that was packed."""
+    return int(((bits[:, None] & _places(bits.device)) != 0).sum())
+
+
+def _places(device: torch.device) -> Tensor:
+    return 2 ** torch.arange(8, dtype=torch.uint8, device=device)
+
+
+def _squared_norm(tensor: Tensor) -> float:
+    """Summed in float64, without a copy of the tensor in float64."""
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2

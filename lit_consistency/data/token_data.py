@@ -142,13 +142,16 @@ class TokenData(LightningDataModule, ABC):
         if self.validation is not None:
             self._open("validation")
         elif stage in ("fit", None):
-            # Lightning runs an empty validation loop, with a warning, unless the hook looks as if nobody wrote it
+            # Lightning runs an empty validation loop, with a warning, unless the hook looks as if nobody wrote it;
+            # the Trainer's limit_val_batches would stay zero for data that come with a validation part
             self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
-        elif stage in ("fit", None):
-            self._skip_validation()
         elif stage in ("validate", "test", "predict"):
             name = getattr(stage, "value", stage)  # the Trainer gives an enumeration
             raise ValueError(f"data.validation = null: expected what is held out, `{name}` runs on it")
+
+    def teardown(self, stage: str) -> None:
+        """Shows the hook again, so that `validate` is refused by `setup`, in our words."""
+        self.__dict__.pop("val_dataloader", None)
 
     def train_dataloader(self) -> TokenLoader:
         """Rows in the order of the seed; its position is saved with checkpoints."""
@@ -158,6 +161,10 @@ class TokenData(LightningDataModule, ABC):
             len(rows), self.global_batch_size, self.micro_batch_size, world_size, rank, seed=self._order_seed()
         )
         return TokenLoader(rows, order, num_workers=self.num_workers, on_resume=self._count_anew)
+
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Notes, while a batch is on the CPU and looking costs nothing, whether any row holds several documents."""
+        return {**batch, "packed": bool((batch["documents"] > 0).any())}
 
     def val_dataloader(self) -> TokenLoader:
         """Held-out rows in their order, shared among the ranks."""
@@ -257,11 +264,6 @@ class TokenData(LightningDataModule, ABC):
                 f"data.micro_batch_size, from which {wanted} follows"
             )
         self.trainer.accumulate_grad_batches = wanted
-
-    def _skip_validation(self) -> None:
-        """Lightning warns of an empty loader unless it is told that there is nothing to validate on."""
-        if self.trainer is not None:
-            self.trainer.limit_val_batches = 0
 
     def _count_anew(self, saved: int, consumed: int, begun_anew: bool) -> None:
         """Makes Lightning count from where the loader goes on; by its count, it tells the ends of steps and epochs."""

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from litgpt.tokenizer import Tokenizer
 from torch import Tensor
 
 from lit_consistency.data.prompts import PromptEncoder
-from lit_consistency.data.rows import Rows
+from lit_consistency.data.rows import Row, Rows
 from lit_consistency.data.sources import Source
 
 
@@ -80,11 +81,14 @@ class TextSet(WatchedSet):
         self.max_bytes = max_bytes
 
     def items(self, tokenizer: Tokenizer, block_size: int) -> list[Item]:
-        """Windows of ``block_size`` scored tokens; each window sees the last token of the one before it."""
+        """Windows of ``block_size`` scored tokens; each window sees the last token of the one before it.
+
+        The first token of a document has no context: it is not scored, and its bytes (``text_bytes``) do not count.
+        """
         found = []
         for text in self._texts():
             tokens = np.asarray(tokenizer.encode(text, bos=False), dtype=np.int64)
-            n_bytes = len(text.encode())
+            n_bytes = max(len(text.encode()) - text_bytes(tokenizer, tokens[:1]), 0)
             for start in range(0, len(tokens) - 1, block_size):
                 window = tokens[start : start + block_size + 1]
                 supervised = np.ones(len(window), dtype=bool)
@@ -123,18 +127,36 @@ class RowSet(WatchedSet):
         self.metric = metric
 
     def items(self, tokenizer: Tokenizer, block_size: int) -> list[Item]:
-        """One item a row; a row longer than the context is cut at its end, one without an answer left is skipped."""
+        """One item a row; a row longer than the context is cut at its end, one without an answer left is skipped.
+
+        The bytes of a row are those of its answers; of a row that is cut, those of the tokens that are left.
+        """
         encoder = PromptEncoder(tokenizer, self.prompt_style)
         found = []
         for row in self.rows.rows():
             example = encoder.encode(row)
             tokens, supervised = example.tokens[: block_size + 1], example.supervised[: block_size + 1]
             if supervised[1:].any():
-                n_bytes = sum(len(m["content"].encode()) for m in row.messages if m["role"] == "assistant")
+                cut = len(tokens) < len(example.tokens)
+                n_bytes = text_bytes(tokenizer, tokens[1:][supervised[1:]]) if cut else _answer_bytes(row)
                 found.append(Item([Candidate(tokens, supervised, n_bytes)], gold=0))
             if len(found) == self.max_rows:
                 break
         return not_empty(found, f"{self.rows.fingerprint()}")
+
+
+def text_bytes(tokenizer: Tokenizer, tokens: np.ndarray) -> int:
+    """UTF-8 bytes of the text that tokens (T,) stand for, without EOS.
+
+    An approximation: tokens are decoded apart from their neighbours, so a SentencePiece tokenizer may drop a leading
+    space, and a part of a character, which decodes to U+FFFD, counts as one byte.
+    """
+    text = tokenizer.decode(torch.as_tensor(tokens[tokens != tokenizer.eos_id], dtype=torch.int64))
+    return len(text.replace("\ufffd", "?").encode())
+
+
+def _answer_bytes(row: Row) -> int:
+    return sum(len(message["content"].encode()) for message in row.messages if message["role"] == "assistant")
 
 
 def not_empty(items: list[Item], origin: str) -> list[Item]:

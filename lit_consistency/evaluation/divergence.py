@@ -37,9 +37,11 @@ def log_probabilities(
     parts: list[Tensor] = [torch.empty(0)] * len(rows)
     for batch in plan_batches([len(tokens) for tokens, _ in rows], batch_tokens):
         tokens, targets = pad([rows[i] for i in batch], device)
-        log_probs = torch.log_softmax(forward(tokens).float(), dim=-1)
-        for row, log_prob, target in zip(batch, log_probs, targets, strict=True):
-            parts[row] = log_prob[target != -100].cpu()
+        taken = targets != -100
+        # chosen first: a float32 copy of all logits would be the largest tensor of the evaluation
+        log_probs = torch.log_softmax(forward(tokens)[taken].float(), dim=-1)
+        for row, part in zip(batch, log_probs.split(taken.sum(-1).tolist()), strict=True):
+            parts[row] = part.cpu()
     return torch.cat(parts)[:n_positions]
 
 
@@ -61,5 +63,7 @@ def _until(items: Sequence[Item], n_positions: int) -> Iterator[tuple[Tensor, Te
             return
         answer = item.candidates[item.gold]
         tokens, targets = shift(answer.tokens, answer.supervised)
-        found += int((targets != -100).sum())
-        yield tokens, targets
+        n_supervised = int((targets != -100).sum())
+        if n_supervised:  # nothing to compare otherwise, and perhaps not even a token to feed
+            found += n_supervised
+            yield tokens, targets

@@ -31,10 +31,12 @@ def score_items(model: nn.Module, items: Sequence[Item], *, batch_tokens: int, d
         device: where the model is.
 
     Returns:
-        Sums on the CPU, the same on every rank.
+        Sums on the CPU, the same on every rank; zeros for a candidate without a supervised token, which is not fed.
     """
     candidates = [shift(c.tokens, c.supervised) for item in items for c in item.candidates]
-    batches = plan_batches([len(tokens) for tokens, _ in candidates], batch_tokens)
+    scored = [i for i, (_, targets) in enumerate(candidates) if (targets != -100).any()]
+    plan = plan_batches([len(candidates[i][0]) for i in scored], batch_tokens)
+    batches = [[scored[i] for i in rows] for rows in plan]
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     sums = torch.zeros(3, len(candidates), dtype=torch.float64, device=_sum_device(device))
     rounds = -(-len(batches) // world_size)

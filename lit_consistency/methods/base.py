@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 import torch
 from litgpt.config import Config
@@ -57,19 +58,23 @@ class Method(ABC):
         return dict(model.state_dict() if weights is None else weights)
 
     @torch.no_grad()
-    def changes(self, model: nn.Module, start: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-        """What training has changed so far, in the base model's terms.
+    def changes(self, model: nn.Module, start: dict[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """What training has changed so far, in the base model's terms, one weight at a time.
+
+        All at once would put two more copies of the model beside it.
 
         Args:
             model: a model that ``build`` made.
             start: the trainable parameters as they were at the start, by their names in ``model``.
 
-        Returns:
-            Base name -> (change, start), tensors of the shape of that weight; what is not there has not changed.
+        Yields:
+            Base name, change and start, tensors of the shape of that weight on its device; what is not there has not
+            changed.
         """
         now = dict(model.named_parameters())
-        here = {name: tensor.to(now[name].device) for name, tensor in start.items()}
-        return {name: (now[name].detach() - tensor, tensor) for name, tensor in here.items()}
+        for name, tensor in start.items():
+            here = tensor.to(now[name].device)
+            yield name, now[name].detach() - here, here
 
 
 def load_checked(model: nn.Module, weights: dict[str, Tensor], may_miss: str | None = None) -> None:

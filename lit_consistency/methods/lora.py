@@ -10,6 +10,7 @@ litgpt/lora.py.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -108,13 +109,11 @@ class LoRA(Method):
         return merged
 
     @torch.no_grad()
-    def changes(self, model: nn.Module, start: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    def changes(self, model: nn.Module, start: dict[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
         """(alpha / r) B A for every adapted matrix, against the frozen weight; see ``Method``."""
-        return {
-            f"{name}.weight": (lora_update(module, module.lora_A, module.lora_B), module.linear.weight)
-            for name, module in model.named_modules()
-            if isinstance(module, LoRALinear) and hasattr(module, "lora_A")
-        }
+        for name, module in model.named_modules():
+            if isinstance(module, LoRALinear) and hasattr(module, "lora_A"):
+                yield f"{name}.weight", lora_update(module, module.lora_A, module.lora_B), module.linear.weight
 
 
 def lora_update(module: LoRALinear, lora_A: Tensor, lora_B: Tensor) -> Tensor:

@@ -49,26 +49,36 @@ def summarize(scores: ItemScores) -> dict[str, float]:
     Returns:
         ``loss`` (nats per token of the right answer) and ``bits_per_byte`` always; ``exact``, the share of items whose
         right answer is the model's greedy choice token by token; and, where an item has several candidates,
-        ``accuracy`` (least summed negative log-likelihood wins) and ``accuracy_per_byte`` (normalized by length in
-        bytes).
+        ``accuracy`` (strictly least summed negative log-likelihood wins) and ``accuracy_per_byte`` (normalized by
+        length in bytes). An item whose right answer only ties, or has a score that is not a number, is not right.
     """
     right = scores.gold_rows
+    # the argmax of logits that are not numbers is some token all the same, and may be a hit
+    known = (scores.n_tokens[right] > 0) & ~scores.nll[right].isnan()
     nll_sum = float(scores.nll[right].sum())
     numbers = {
         "loss": nats_per_token(nll_sum, float(scores.n_tokens[right].sum())),
         "bits_per_byte": bits_per_byte(nll_sum, float(scores.n_bytes[right].sum())),
-        "exact": _share(scores.n_hits[right] == scores.n_tokens[right]),
+        "exact": _share(known & (scores.n_hits[right] == scores.n_tokens[right])),
     }
     if int(scores.n_candidates.max()) > 1:
-        numbers["accuracy"] = _share(_winners(scores, scores.nll) == scores.gold)
+        numbers["accuracy"] = _share(_gold_wins(scores, scores.nll))
         per_byte = scores.nll / scores.n_bytes.clamp(min=1)
-        numbers["accuracy_per_byte"] = _share(_winners(scores, per_byte) == scores.gold)
+        numbers["accuracy_per_byte"] = _share(_gold_wins(scores, per_byte))
     return numbers
 
 
-def _winners(scores: ItemScores, cost: Tensor) -> Tensor:
-    """(N,) int64: index of the cheapest candidate of every item; the first of equals."""
-    return torch.stack([torch.argmin(part) for part in cost.split(scores.n_candidates.tolist())])
+def _gold_wins(scores: ItemScores, cost: Tensor) -> Tensor:
+    """(N,) bool: whether the right candidate costs strictly less than every other of its item.
+
+    An argmin would give a tie, and costs that are not numbers, to whichever stands first: in minimal pairs, always
+    the right one.
+    """
+    wins = []
+    for part, gold in zip(cost.split(scores.n_candidates.tolist()), scores.gold.tolist(), strict=True):
+        others = torch.cat([part[:gold], part[gold + 1 :]])
+        wins.append((part[gold] < others).all() & ~part[gold].isnan())
+    return torch.stack(wins)
 
 
 def _share(right: Tensor) -> float:

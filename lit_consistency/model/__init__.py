@@ -9,7 +9,7 @@ from lit_consistency.model.checkpoint import (
 )
 from lit_consistency.model.configuration import model_config, padding_multiple
 from lit_consistency.model.export import export_hf
-from lit_consistency.model.folder import new_folder
+from lit_consistency.model.folder import check_free, new_folder
 from lit_consistency.model.gpt import GPT, DocumentMask, check_documents, document_mask
 from lit_consistency.model.initialization import init_weights
 from lit_consistency.model.loss import IGNORE, token_nll
@@ -22,6 +22,7 @@ __all__ = [
     "Provenance",
     "check_checkpoint_dir",
     "check_documents",
+    "check_free",
     "copy_tokenizer",
     "current_versions",
     "document_mask",

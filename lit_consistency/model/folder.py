@@ -30,7 +30,7 @@ def new_folder(out_dir: Path, overwrite: bool) -> Iterator[Path]:
         ValueError: something stands at ``out_dir`` that may not be replaced.
     """
     out_dir = Path(out_dir)
-    _check_free(out_dir, overwrite)
+    check_free(out_dir, overwrite)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     unique = uuid.uuid4().hex[:12]
     temporary = out_dir.parent / f".{out_dir.name}.new-{unique}"
@@ -45,7 +45,8 @@ def new_folder(out_dir: Path, overwrite: bool) -> Iterator[Path]:
     flush(out_dir.parent)
 
 
-def _check_free(out_dir: Path, overwrite: bool) -> None:
+def check_free(out_dir: Path, overwrite: bool) -> None:
+    """ValueError unless a new folder may stand at ``out_dir``, or the model there may be replaced."""
     if not out_dir.exists():
         return
     if not out_dir.is_dir():

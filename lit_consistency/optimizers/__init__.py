@@ -1,7 +1,7 @@
 """How a model is trained: parameter groups by role, four optimizers over them, schedules. Imports only torch."""
 
 from lit_consistency.optimizers.adamw import AdamW
-from lit_consistency.optimizers.groups import format_table, group_table, parameter_groups, roles
+from lit_consistency.optimizers.groups import format_table, group_table, parameter_groups, rehearse, roles
 from lit_consistency.optimizers.mofo import MoFO
 from lit_consistency.optimizers.muon import Muon
 from lit_consistency.optimizers.schedules import Constant, Cosine, Linear, Schedule, WarmupStableDecay
@@ -20,5 +20,6 @@ __all__ = [
     "format_table",
     "group_table",
     "parameter_groups",
+    "rehearse",
     "roles",
 ]

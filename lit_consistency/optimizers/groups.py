@@ -13,9 +13,10 @@ Source: fused QKV layout, litgpt 0.5.13 litgpt/model.py, ``CausalSelfAttention``
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast, get_args
 
+import torch
 from torch import Tensor, nn
 
 from lit_consistency.optimizers.checks import check_choice, check_choices
@@ -132,6 +133,22 @@ def blocks(tensor: Tensor, split: Split | None) -> list[Tensor]:
     if split is None:
         return matrices
     return [block for matrix in matrices for block in matrix.split(list(split))]
+
+
+def rehearse(factory: Callable[[list[dict[str, Any]]], Any]) -> None:
+    """Build the optimizer once on a few numbers, so that a wrong hyperparameter is refused before any work."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "hidden": (2, 2),
+        "embedding": (2, 2),
+        "head": (2, 2),
+        "norm": (2,),
+        "bias": (2,),
+    }
+    groups: list[dict[str, Any]] = [
+        {"params": [(role, nn.Parameter(torch.zeros(shape)))], "role": role, "split": None}
+        for role, shape in shapes.items()
+    ]
+    factory(groups)
 
 
 def _places(model: nn.Module) -> Iterator[_Place]:

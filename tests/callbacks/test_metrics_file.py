@@ -17,6 +17,14 @@ def test_one_line_per_step(tmp_path: Path) -> None:
     assert json.loads(file.path.read_text().splitlines()[1]) == {"step": 2, "loss": 1.0}
 
 
+def test_what_is_not_finite_is_null(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    file.log_metrics({"a": float("nan"), "b": float("inf"), "c": float("-inf"), "d": 0.5}, step=1)
+    assert file.path.read_text() == '{"step": 1, "a": null, "b": null, "c": null, "d": 0.5}\n'
+    file.keep_until(1)
+    assert steps(file.path) == [1]
+
+
 def test_a_resume_drops_later_steps_and_a_torn_last_line(tmp_path: Path) -> None:
     file = MetricsFile(tmp_path / "metrics.jsonl")
     for step in range(5):

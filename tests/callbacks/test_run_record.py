@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from pathlib import Path
 
@@ -95,5 +96,7 @@ def test_a_name_that_is_a_path_is_refused(name: str) -> None:
         RunRecord(name=name)
 
 
-def test_a_run_without_a_name_gets_a_time_stamp() -> None:
-    assert len(RunRecord().name) == len("20260101-000000")
+def test_runs_without_a_name_get_a_time_stamp_each_of_its_own() -> None:
+    names = {RunRecord().name for _ in range(20)}
+    assert all(re.fullmatch(r"20\d{6}-\d{6}-[0-9a-f]{4}", name) for name in names)
+    assert len(names) > 15

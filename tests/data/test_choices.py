@@ -23,8 +23,17 @@ def letters(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return Tokenizer(folder)
 
 
-def write(path: Path, *rows: dict[str, Any]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+def write(path: Path, *rows: Any) -> Path:
+    return store(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def store(path: Path, text: str, zipped: bool = False) -> Path:
+    """A file with this text, by itself or as ``a.jsonl`` in a zip."""
+    if zipped:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a.jsonl", text)
+    else:
+        path.write_text(text, encoding="utf-8")
     return path
 
 
@@ -66,11 +75,37 @@ def test_minimal_pairs_are_read_from_a_zip_evenly(tmp_path: Path, letters: Token
         ({"query": "x", "choices": ["a", "b"]}, r"a\.jsonl:2: expected prompt, choices"),
         ({"query": "x", "choices": ["a", "b"], "gold": 2}, r"a\.jsonl:2: gold = 2: expected 0 to 1"),
         ({"query": "x", "choices": ["a", "b"], "gold": -1}, r"a\.jsonl:2: gold = -1"),
+        ({"query": "x", "choices": ["a", 3], "gold": 0}, r"a\.jsonl:2: choices holds a int; expected texts"),
+        ({"query": 7, "choices": ["a", "b"], "gold": 0}, r"a\.jsonl:2: query is a int; expected text"),
+        ({"query": "x", "choices": ["a", "b"], "gold": True}, r"a\.jsonl:2: expected prompt, choices"),
+        ({**PAIR, "sentence_bad": None}, r"a\.jsonl:2: sentence_bad is a NoneType; expected text"),
+        (["x"], r"a\.jsonl:2: a list; expected a JSON object"),
+        (7, r"a\.jsonl:2: a int; expected a JSON object"),
+        ({**PAIR, "sentence_bad": "q"}, r"a\.jsonl:2: nothing to score in the candidate 'q': expected at least two"),
+        ({**PAIR, "sentence_bad": ""}, r"a\.jsonl:2: nothing to score in the candidate '': expected at least two"),
     ],
 )
-def test_a_bad_row_is_named(row: dict[str, Any], message: str, tmp_path: Path, letters: Tokenizer) -> None:
+def test_a_bad_row_is_named(row: Any, message: str, tmp_path: Path, letters: Tokenizer) -> None:
     with pytest.raises(ValueError, match=message):
         ChoiceSet(write(tmp_path / "a.jsonl", QUESTION, row)).items(letters, 100)
+
+
+@pytest.mark.parametrize("zipped", [False, True], ids=["file", "zip"])
+def test_lines_are_counted_as_an_editor_counts_them(zipped: bool, tmp_path: Path, letters: Tokenizer) -> None:
+    odd = json.dumps({**PAIR, "sentence_good": "some\u2028cats\u0085sleep"}, ensure_ascii=False)
+    path = store(tmp_path / "a", f"\n{odd}\r\n  \n{odd}\n", zipped)
+    good = ChoiceSet(path, max_items=2).items(letters, 100)[0].candidates[0]
+    assert scored(letters, good) == "ome\u2028cats\u0085sleep"
+    store(path, f"\n{odd}\n  \n{odd[:-1]}\n", zipped)
+    with pytest.raises(ValueError, match=r"a(!a\.jsonl)?:4: not JSON \(.*\)$"):
+        ChoiceSet(path).items(letters, 100)
+
+
+def test_a_zipped_file_that_is_not_utf8_is_named(tmp_path: Path, letters: Tokenizer) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.jsonl", b"\xff")
+    with pytest.raises(ValueError, match=r"a\.zip!a\.jsonl: not UTF-8"):
+        ChoiceSet(tmp_path / "a.zip").items(letters, 100)
 
 
 def test_a_file_that_is_not_there_is_refused_at_once(tmp_path: Path) -> None:
@@ -111,3 +146,37 @@ def test_a_field_or_a_number_of_choices_that_cannot_be(tmp_path: Path, letters: 
         ClozeSet(path, "The capital of {country} is", "capital", n_choices=9).items(letters, 100)
     with pytest.raises(ValueError, match="n_choices = 1"):
         ClozeSet(path, "x", "capital", n_choices=1)
+
+
+def test_numbers_are_asked_for_as_they_are_written(tmp_path: Path, letters: Tokenizer) -> None:
+    rows = [{"of": f"land{i}", "people": i} for i in range(3)] + [{"of": "sea", "people": None}, {"of": "sky"}]
+    items = ClozeSet(write(tmp_path / "f.jsonl", *rows), "{of} has", "people", n_choices=2).items(letters, 100)
+    assert [scored(letters, item.candidates[item.gold]) for item in items] == [" 0", " 1", " 2"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "prompt", "message"),
+    [
+        ([], "{country} has", r"path = .*f\.jsonl: holds no record; expected one JSON object a line"),
+        ([["x"]], "{country} has", r"f\.jsonl:1: a list; expected a JSON object"),
+        (
+            [*FACTS, {"capital": "x", "land": "y"}],
+            "{country} has",
+            r"f\.jsonl:8: no field 'country' .*'capital', 'land'",
+        ),
+        ([*FACTS, {"capital": ["x"]}], "{country} has", r"f\.jsonl:8: capital is a list; expected text or a number"),
+        (FACTS, "{} has", r"f\.jsonl:1: prompt = '\{\} has': .*expected names of fields in braces"),
+        (FACTS, "{country has", r"f\.jsonl:1: prompt = '\{country has': .*expected names of fields in braces"),
+    ],
+)
+def test_a_bad_table_or_template_is_named(
+    rows: list[Any], prompt: str, message: str, tmp_path: Path, letters: Tokenizer
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        ClozeSet(write(tmp_path / "f.jsonl", *rows), prompt, "capital", n_choices=2).items(letters, 100)
+
+
+def test_a_record_that_is_not_json_is_named(tmp_path: Path, letters: Tokenizer) -> None:
+    path = store(tmp_path / "f.jsonl", json.dumps(FACTS[0]) + "\n\n{\n")
+    with pytest.raises(ValueError, match=r"f\.jsonl:3: not JSON"):
+        ClozeSet(path, "{country} has", "capital").items(letters, 100)

@@ -81,6 +81,19 @@ def test_a_stage_without_held_out_rows_is_refused(folder: Path) -> None:
         module.trainer.validate(module, sft(folder))
 
 
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+def test_the_data_of_a_fit_refuse_a_stage_without_held_out_rows_too(stage: str, folder: Path) -> None:
+    data = sft(folder)
+    module = fit(data, max_epochs=1)
+    with pytest.raises(ValueError, match=f"data.validation = null: expected what is held out, `{stage}` runs on it"):
+        getattr(module.trainer, stage)(module, data)
+
+
+def test_a_fit_without_held_out_rows_leaves_the_trainer_able_to_validate(folder: Path) -> None:
+    module = fit(sft(folder), max_epochs=1)
+    assert module.trainer.validate(module, sft(folder, validation=ListRows(PAIRS[:5])), verbose=False)[0]["val"] > 0
+
+
 def test_held_out_rows_are_shared_among_ranks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = sft(folder, validation=ListRows(PAIRS[:5]))
     data.setup("validate")

@@ -8,6 +8,7 @@ import pytest
 
 from lit_consistency.data import RetainData, RowFiles, RowSet, TextFiles, TextSet, Tokenizer
 from lit_consistency.data.tokenizer import write_tokenizer
+from lit_consistency.data.watch import text_bytes
 from lit_consistency.data.worlds import Biographies, ChainSet, MarkovChains, WorldProbes, WorldRows
 
 
@@ -32,12 +33,14 @@ def test_windows_score_every_token_but_the_first_once(tmp_path: Path, tokenizer_
         scored = [token for item in items for token in item.candidates[0].tokens[item.candidates[0].supervised]]
         assert scored == ids[1:]
         assert max(len(item.candidates[0].tokens) for item in items) <= block_size + 1
-        assert sum(item.candidates[0].n_bytes for item in items) == len(text.encode())
+        # the first token has no context; its bytes are not scored
+        assert sum(item.candidates[0].n_bytes for item in items) == len(text.encode()) - len(b"The")
 
 
 def test_text_is_cut_at_its_budget_of_bytes(tmp_path: Path, tokenizer_of_people: Tokenizer) -> None:
     items = TextSet(write(tmp_path / "a.txt", "ä" * 100), max_bytes=11).items(tokenizer_of_people, 50)
-    assert sum(item.candidates[0].n_bytes for item in items) == 10  # five letters of two bytes, no half one
+    # five letters of two bytes, no half one; a token is a byte here, and the first is not scored
+    assert sum(item.candidates[0].n_bytes for item in items) == 10 - 1
 
 
 def test_text_without_documents_is_an_error(tmp_path: Path, tokenizer_of_people: Tokenizer) -> None:
@@ -54,6 +57,21 @@ def test_rows_score_the_answer_and_its_end(tmp_path: Path, tokenizer_of_people: 
     assert item.tokens[-1] == tokenizer_of_people.eos_id
     assert item.supervised[-1]
     assert item.n_bytes == len(" golf.")
+
+
+def test_a_row_that_is_cut_counts_only_the_bytes_that_are_left(tmp_path: Path, tokenizer_of_people: Tokenizer) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"prompt": "ab", "completion": "cdefg"}) + "\n")
+    rows = RowSet(RowFiles(str(file)))
+    # a token is a byte here: a b c d e f g and the end, which has no bytes
+    assert [rows.items(tokenizer_of_people, n)[0].candidates[0].n_bytes for n in (2, 4, 6, 7)] == [1, 3, 5, 5]
+
+
+def test_bytes_of_tokens_are_those_of_their_text_without_its_end(tokenizer_of_people: Tokenizer) -> None:
+    tokens = np.append(tokenizer_of_people.encode("The hobby ü", bos=False).numpy(), tokenizer_of_people.eos_id)
+    assert text_bytes(tokenizer_of_people, tokens) == len("The hobby ü".encode())
+    assert text_bytes(tokenizer_of_people, tokens[:-2]) == len("The hobby ü".encode()) - 1, "half a letter"
+    assert text_bytes(tokenizer_of_people, tokens[-1:]) == 0
 
 
 def test_rows_are_limited(tokenizer_of_people: Tokenizer) -> None:

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_consistency.data.watch import Candidate, Item
 from lit_consistency.evaluation import forward_kl, log_probabilities, score_items
@@ -92,3 +95,49 @@ def test_positions_do_not_depend_on_the_budget() -> None:
     with torch.no_grad():
         tables = [log_probabilities(model, items, n_positions=15, batch_tokens=n, device=CPU) for n in (1, 1000)]
     assert torch.equal(tables[0], tables[1])
+
+
+class LargestFloat32(TorchDispatchMode):
+    """Counts the elements of the largest float32 tensor that any operation returns."""
+
+    n = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and out.dtype == torch.float32:
+            self.n = max(self.n, out.numel())
+        return out
+
+
+def test_log_probabilities_raise_only_supervised_positions_to_float32() -> None:
+    model = Bigram().bfloat16()
+    tokens = np.arange(12) % V
+    items = [Item([Candidate(tokens, np.arange(12) >= n, 1)], 0) for n in (9, 11)]
+    with torch.no_grad(), LargestFloat32() as largest:
+        found = log_probabilities(model, items, n_positions=4, batch_tokens=100, device=CPU)
+    assert largest.n == 4 * V
+    rows = tokens[[8, 9, 10, 10]]
+    assert torch.equal(found, torch.log_softmax(model.table.detach()[rows].float(), -1))
+
+
+class Fussy(Bigram):
+    """As LitGPT's models, refuses to be fed nothing."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        assert tokens.size(1) > 0
+        return super().forward(tokens)
+
+
+def test_candidates_without_a_supervised_token_count_nothing() -> None:
+    model, items = Fussy(), make_items(3)
+    alone = Candidate(np.array([3]), np.array([True]), 1)
+    unsupervised = Candidate(np.array([3, 4, 5]), np.zeros(3, dtype=bool), 3)
+    with torch.no_grad():
+        usual = score_items(model, items, batch_tokens=20, device=CPU)
+        more = score_items(model, [Item([alone, unsupervised], 0), *items], batch_tokens=20, device=CPU)
+        nothing = score_items(model, [Item([alone], 0)], batch_tokens=20, device=CPU)
+        table = log_probabilities(model, [Item([alone], 0), *items], n_positions=3, batch_tokens=1, device=CPU)
+    assert (more.nll[:2].tolist(), more.n_tokens[:2].tolist(), more.n_hits[:2].tolist()) == ([0, 0], [0, 0], [0, 0])
+    assert torch.equal(more.nll[2:], usual.nll)
+    assert nothing.n_tokens.tolist() == [0]
+    assert table.shape == (3, V)

@@ -39,10 +39,21 @@ def test_changes_are_the_difference_to_the_start() -> None:
     start = {"lm_head.weight": model.lm_head.weight.detach().clone()}
     with torch.no_grad():
         model.lm_head.weight += 0.5
-    changes = Full().changes(model, start)
-    assert changes.keys() == {"lm_head.weight"}
-    torch.testing.assert_close(changes["lm_head.weight"][0], torch.full((64, 32), 0.5))
-    assert torch.equal(changes["lm_head.weight"][1], start["lm_head.weight"])
+    ((name, change, before),) = Full().changes(model, start)
+    assert name == "lm_head.weight"
+    torch.testing.assert_close(change, torch.full((64, 32), 0.5))
+    assert torch.equal(before, start["lm_head.weight"])
+
+
+def test_changes_are_computed_one_weight_at_a_time() -> None:
+    model = Full().build(small_config())
+    changes = Full().changes(model, {name: value.detach().clone() for name, value in model.named_parameters()})
+    next(changes)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 1.0
+    # had they been computed at once, the others would not know of it
+    assert all((change == 1.0).float().mean() > 0.5 and not change.requires_grad for _, change, _ in changes)
 
 
 def test_weights_are_cast_to_the_model() -> None:

@@ -128,11 +128,15 @@ def test_changes_are_what_merging_adds() -> None:
     start = {name: value.detach().clone() for name, value in adapted.named_parameters() if value.requires_grad}
     as_if_trained(adapted)
     merged, before = method.merged_state(adapted), base.state_dict()
+    changed = {name for name in before if not torch.equal(merged[name], before[name])}
     changes = method.changes(adapted, start)
-    assert changes.keys() == {name for name in before if not torch.equal(merged[name], before[name])}
-    for name, (change, weight) in changes.items():
+    assert iter(changes) is changes, "one at a time"
+    for name, change, weight in changes:
+        changed.remove(name)
         torch.testing.assert_close(change, merged[name] - before[name], rtol=1e-5, atol=1e-6)
         assert torch.equal(weight, before[name])
+        assert not change.requires_grad
+    assert not changed
 
 
 def test_a_half_precision_base_keeps_its_dtype_and_the_update_its_digits() -> None:

@@ -45,7 +45,31 @@ def test_texts_have_no_accuracy() -> None:
     assert set(numbers) == {"loss", "bits_per_byte", "exact"}
 
 
-def test_the_first_of_equal_candidates_wins() -> None:
-    two = torch.tensor([2, 2])
-    tie = ItemScores(torch.ones(4), *(torch.ones(4, dtype=torch.int64),) * 3, two, torch.tensor([0, 1]))
-    assert summarize(tie)["accuracy"] == 0.5
+def pairs(nll: list[float], gold: list[int]) -> dict[str, float]:
+    """Numbers of items with two candidates of one token and one byte, all of them greedy hits."""
+    ones = torch.ones(len(nll), dtype=torch.int64)
+    costs = torch.tensor(nll, dtype=torch.float64)
+    return summarize(ItemScores(costs, ones, ones, ones, torch.full((len(gold),), 2), torch.tensor(gold)))
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "accuracy_per_byte"])
+def test_a_tie_is_not_right_wherever_the_right_answer_stands(metric: str) -> None:
+    assert pairs([1.0, 1.0, 1.0, 1.0], gold=[0, 1])[metric] == 0.0
+    assert pairs([math.inf, math.inf], gold=[0])[metric] == 0.0
+    assert pairs([1.0, 2.0, 2.0, 1.0], gold=[0, 1])[metric] == 1.0
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "accuracy_per_byte"])
+@pytest.mark.parametrize("nll", [[math.nan, math.nan], [math.nan, 1.0], [1.0, math.nan]])
+def test_what_is_not_a_number_is_never_right(nll: list[float], metric: str) -> None:
+    assert pairs(nll, gold=[0])[metric] == 0.0
+
+
+def test_greedy_hits_of_logits_that_are_not_numbers_are_not_exact() -> None:
+    assert pairs([math.nan, 1.0], gold=[0])["exact"] == 0.0
+    assert pairs([1.0, math.nan], gold=[0])["exact"] == 1.0
+
+
+def test_an_answer_of_which_nothing_was_scored_is_not_exact() -> None:
+    one = torch.tensor([1])
+    assert summarize(ItemScores(torch.zeros(1), one - 1, one - 1, one, one, one - 1))["exact"] == 0.0
