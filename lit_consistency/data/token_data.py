@@ -149,10 +149,6 @@ class TokenData(LightningDataModule, ABC):
             name = getattr(stage, "value", stage)  # the Trainer gives an enumeration
             raise ValueError(f"data.validation = null: expected what is held out, `{name}` runs on it")
 
-    def teardown(self, stage: str) -> None:
-        """Shows the hook again, so that `validate` is refused by `setup`, in our words."""
-        self.__dict__.pop("val_dataloader", None)
-
     def train_dataloader(self) -> TokenLoader:
         """Rows in the order of the seed; its position is saved with checkpoints."""
         world_size, rank = self._ranks()

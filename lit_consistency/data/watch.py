@@ -148,8 +148,8 @@ class RowSet(WatchedSet):
 def text_bytes(tokenizer: Tokenizer, tokens: np.ndarray) -> int:
     """UTF-8 bytes of the text that tokens (T,) stand for, without EOS.
 
-    An approximation: tokens are decoded apart from their neighbours, so a SentencePiece tokenizer may drop a leading
-    space, and a part of a character, which decodes to U+FFFD, counts as one byte.
+    An approximation: tokens are decoded apart from their neighbours, so one that puts a space before a text may drop
+    a leading space, and a part of a character, which decodes to U+FFFD, counts as one byte.
     """
     text = tokenizer.decode(torch.as_tensor(tokens[tokens != tokenizer.eos_id], dtype=torch.int64))
     return len(text.replace("\ufffd", "?").encode())

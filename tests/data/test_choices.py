@@ -81,7 +81,10 @@ def test_minimal_pairs_are_read_from_a_zip_evenly(tmp_path: Path, letters: Token
         ({**PAIR, "sentence_bad": None}, r"a\.jsonl:2: sentence_bad is a NoneType; expected text"),
         (["x"], r"a\.jsonl:2: a list; expected a JSON object"),
         (7, r"a\.jsonl:2: a int; expected a JSON object"),
-        ({**PAIR, "sentence_bad": "q"}, r"a\.jsonl:2: nothing to score in the candidate 'q': expected at least two"),
+        (
+            {**PAIR, "sentence_bad": "The"},
+            r"a\.jsonl:2: nothing to score in the candidate 'The': expected at least two",
+        ),
         ({**PAIR, "sentence_bad": ""}, r"a\.jsonl:2: nothing to score in the candidate '': expected at least two"),
     ],
 )
@@ -95,7 +98,7 @@ def test_lines_are_counted_as_an_editor_counts_them(zipped: bool, tmp_path: Path
     odd = json.dumps({**PAIR, "sentence_good": "some\u2028cats\u0085sleep"}, ensure_ascii=False)
     path = store(tmp_path / "a", f"\n{odd}\r\n  \n{odd}\n", zipped)
     good = ChoiceSet(path, max_items=2).items(letters, 100)[0].candidates[0]
-    assert scored(letters, good) == "ome\u2028cats\u0085sleep"
+    assert scored(letters, good) == "some\u2028cats\u0085sleep"  # the unscored first token is the space before it
     store(path, f"\n{odd}\n  \n{odd[:-1]}\n", zipped)
     with pytest.raises(ValueError, match=r"a(!a\.jsonl)?:4: not JSON \(.*\)$"):
         ChoiceSet(path).items(letters, 100)
@@ -151,7 +154,7 @@ def test_a_field_or_a_number_of_choices_that_cannot_be(tmp_path: Path, letters: 
 def test_numbers_are_asked_for_as_they_are_written(tmp_path: Path, letters: Tokenizer) -> None:
     rows = [{"of": f"land{i}", "people": i} for i in range(3)] + [{"of": "sea", "people": None}, {"of": "sky"}]
     items = ClozeSet(write(tmp_path / "f.jsonl", *rows), "{of} has", "people", n_choices=2).items(letters, 100)
-    assert [scored(letters, item.candidates[item.gold]) for item in items] == [" 0", " 1", " 2"]
+    assert [scored(letters, item.candidates[item.gold]) for item in items] == ["0", "1", "2"]
 
 
 @pytest.mark.parametrize(

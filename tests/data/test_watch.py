@@ -10,6 +10,7 @@ from lit_consistency.data import RetainData, RowFiles, RowSet, TextFiles, TextSe
 from lit_consistency.data.tokenizer import write_tokenizer
 from lit_consistency.data.watch import text_bytes
 from lit_consistency.data.worlds import Biographies, ChainSet, MarkovChains, WorldProbes, WorldRows
+from tests.data.helpers import ListRows, ListSource
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +38,17 @@ def test_windows_score_every_token_but_the_first_once(tmp_path: Path, tokenizer_
         assert sum(item.candidates[0].n_bytes for item in items) == len(text.encode()) - len(b"The")
 
 
-def test_text_is_cut_at_its_budget_of_bytes(tmp_path: Path, tokenizer_of_people: Tokenizer) -> None:
-    items = TextSet(write(tmp_path / "a.txt", "ä" * 100), max_bytes=11).items(tokenizer_of_people, 50)
+def test_text_is_cut_at_its_budget_of_bytes(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    items = TextSet(write(tmp_path / "a.txt", "ä" * 100), max_bytes=11).items(tokenizer, 50)
     # five letters of two bytes, no half one; a token is a byte here, and the first is not scored
-    assert sum(item.candidates[0].n_bytes for item in items) == 10 - 1
+    assert sum(item.candidates[0].supervised.sum() for item in items) == 9
+    assert sum(item.candidates[0].n_bytes for item in items) == 9
+
+
+def test_every_document_leaves_out_the_bytes_of_its_own_first_token(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    items = TextSet(ListSource(["the day", "xyz", "q"])).items(tokenizer, 2)
+    assert tokenizer.decode(tokenizer.encode("the day", bos=False)[:1]) == "the"
+    assert sum(item.candidates[0].n_bytes for item in items) == len(" day") + len("yz")
 
 
 def test_text_without_documents_is_an_error(tmp_path: Path, tokenizer_of_people: Tokenizer) -> None:
@@ -59,19 +67,17 @@ def test_rows_score_the_answer_and_its_end(tmp_path: Path, tokenizer_of_people: 
     assert item.n_bytes == len(" golf.")
 
 
-def test_a_row_that_is_cut_counts_only_the_bytes_that_are_left(tmp_path: Path, tokenizer_of_people: Tokenizer) -> None:
-    file = tmp_path / "rows.jsonl"
-    file.write_text(json.dumps({"prompt": "ab", "completion": "cdefg"}) + "\n")
-    rows = RowSet(RowFiles(str(file)))
-    # a token is a byte here: a b c d e f g and the end, which has no bytes
-    assert [rows.items(tokenizer_of_people, n)[0].candidates[0].n_bytes for n in (2, 4, 6, 7)] == [1, 3, 5, 5]
+def test_a_row_that_is_cut_counts_only_the_bytes_that_are_left(tokenizer: Tokenizer) -> None:
+    rows = RowSet(ListRows([("xy", "XYZÄ")]))
+    # a token is a byte here: x y X Y Z and two of Ä, and the end, which has no bytes; block_size + 1 tokens are left
+    assert [rows.items(tokenizer, n)[0].candidates[0].n_bytes for n in (2, 4, 5, 6, 7)] == [1, 3, 4, 5, 5]
 
 
-def test_bytes_of_tokens_are_those_of_their_text_without_its_end(tokenizer_of_people: Tokenizer) -> None:
-    tokens = np.append(tokenizer_of_people.encode("The hobby ü", bos=False).numpy(), tokenizer_of_people.eos_id)
-    assert text_bytes(tokenizer_of_people, tokens) == len("The hobby ü".encode())
-    assert text_bytes(tokenizer_of_people, tokens[:-2]) == len("The hobby ü".encode()) - 1, "half a letter"
-    assert text_bytes(tokenizer_of_people, tokens[-1:]) == 0
+def test_bytes_of_tokens_are_those_of_their_text_without_its_end(tokenizer: Tokenizer) -> None:
+    tokens = np.append(tokenizer.encode("the dayü", bos=False).numpy(), tokenizer.eos_id)
+    assert text_bytes(tokenizer, tokens) == len("the dayü".encode())
+    assert text_bytes(tokenizer, tokens[:-2]) == len("the dayü".encode()) - 1, "half a letter"
+    assert text_bytes(tokenizer, tokens[-1:]) == 0
 
 
 def test_rows_are_limited(tokenizer_of_people: Tokenizer) -> None:
