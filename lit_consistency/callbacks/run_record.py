@@ -208,16 +208,13 @@ class RunRecord(Callback):
         }
         self._write()
         if status == "finished" and forgetting:
-            module.log_now({f"final/{name}": value for name, value in forgetting.latest.items()})
+            module.log_now({f"final/{name}": value for name, value in _headlines(forgetting.latest).items()})
 
     def _log_hyperparameters(self, trainer: Trainer, measured: dict[str, float]) -> None:
         """The HParams page shows only metrics that the first call names, so the final ones are declared now."""
-        retained = [name for name in measured if name.startswith("retain/") and "." not in name]
-        names = {*measured, *(name.replace("retain/", "forget/") for name in retained)}
+        names = _headlines(measured)
         chosen = {key: self.record[key] for key in ("model", "method", "optimizer", "pretraining_optimizer", "seed")}
-        group = trainer.optimizers[0].param_groups[0]
-        chosen |= {k: v for k, v in group.items() if isinstance(v, bool | int | float | str)}
-        chosen["lr"] = chosen.pop("initial_lr", chosen.get("lr"))  # not that of the warm-up's first step
+        chosen["lr"] = trainer.optimizers[0].param_groups[0]["initial_lr"]  # not that of the warm-up's first step
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(chosen, {f"final/{name}": float("nan") for name in sorted(names)})
@@ -256,6 +253,12 @@ class RunRecord(Callback):
         }
         before = read_provenance(module.checkpoint_dir) if module.checkpoint_dir is not None else None
         return before.next_stage(**stage) if before else Provenance(**stage)
+
+
+def _headlines(measured: dict[str, float]) -> dict[str, float]:
+    """What judges a run: the metric of every set, what was forgotten, the distance of the whole model."""
+    judged = ("learn/", "retain/", "forget/", "kl_to_base", "distance/all", "relative_distance/all", "moved/all")
+    return {name: value for name, value in measured.items() if name.startswith(judged) and "." not in name}
 
 
 def _litgpt_style(data: Any) -> PromptStyle | None:
