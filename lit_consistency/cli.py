@@ -119,10 +119,10 @@ class ConsistencyCLI(LightningCLI):
         super()._run_subcommand(str(self.subcommand))
 
     def before_fit(self) -> None:
-        """A new run never writes into the folder of another."""
+        """A new run never writes into the folder of another; `auto` may begin one again that died early."""
         record = self._get(self.config_init, "run")
-        if record.resumed_from is None and os.environ.get("LOCAL_RANK", "0") == "0":
-            record.check_free()
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            record.check_free(continues=record.resumed_from is not None or self.asked_for == "auto")
 
 
 def _loggers(record: RunRecord) -> list[Any]:

@@ -113,6 +113,17 @@ def test_auto_without_a_name_or_a_checkpoint(tmp_path: Path) -> None:
     assert build(arguments(tmp_path, *SCRATCH, AUTO)).config["fit"]["ckpt_path"] is None
 
 
+def test_auto_begins_again_a_run_that_died_before_its_first_checkpoint(tmp_path: Path) -> None:
+    fit(tmp_path / "straight")
+    fit(tmp_path / "died")
+    (tmp_path / "died" / "run" / "run.json").write_text(json.dumps({"status": "running", "total_steps": 4}))
+    fit(tmp_path / "died", AUTO)
+    texts = [(tmp_path / root / "run" / "metrics.jsonl").read_text() for root in ("straight", "died")]
+    steps = [[json.loads(line)["step"] for line in text.splitlines()] for text in texts]
+    assert steps[0] == steps[1]
+    assert record(tmp_path / "died")["status"] == "finished"
+
+
 def test_a_checkpoint_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such checkpoint"):
         build(arguments(tmp_path, *SCRATCH, f"--ckpt_path={tmp_path}/step-00000001.ckpt"))

@@ -53,8 +53,6 @@ class RunRecord(Callback):
     ) -> None:
         if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
             raise ValueError(f"name = {name!r}: expected letters, digits, '.', '_' and '-', at most 100, no path")
-        if final_dir is not None and Path(final_dir).exists() and not overwrite:
-            raise ValueError(f"final_dir = {final_dir}: exists; name another, or set overwrite to replace it")
         # two runs of one second must not share a folder
         self.name = name or f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
         self.root = Path(root)
@@ -72,11 +70,13 @@ class RunRecord(Callback):
         """The run's folder."""
         return self.root / self.name
 
-    def check_free(self) -> None:
+    def check_free(self, continues: bool) -> None:
         """ValueError when the folder holds another run, or ``final_dir`` something that is no model."""
         if self.final_dir is not None:
+            if self.final_dir.exists() and not self.overwrite:
+                raise ValueError(f"final_dir = {self.final_dir}: exists; name another, or set overwrite to replace it")
             check_free(self.final_dir, self.overwrite)
-        if self.directory.exists() and any(self.directory.iterdir()):
+        if not continues and self.directory.exists() and any(self.directory.iterdir()):
             raise ValueError(
                 f"run.name = {self.name!r}: {self.directory} is not empty; choose another name, or continue that "
                 "run with --ckpt_path auto"
@@ -103,7 +103,7 @@ class RunRecord(Callback):
         """The step is restored by now: drop the numbers of later steps."""
         for logger in trainer.loggers:
             if isinstance(logger, MetricsFile):
-                logger.keep_until(trainer.global_step)
+                logger.keep_until(trainer.global_step if self.resumed_from else -1)
         forgetting = _find(trainer, Forgetting)
         self._log_hyperparameters(trainer, forgetting.latest if forgetting else {})
 

@@ -10,9 +10,8 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_consistency.callbacks import RunRecord
-from lit_consistency.cli import build
 from lit_consistency.model import read_provenance
-from tests.runs import SCRATCH, arguments, fit
+from tests.runs import fit
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +85,8 @@ def test_another_place_for_the_final_model(base: Path, tmp_path: Path) -> None:
     assert (place / "lit_model.pth").is_file()
     assert not (tmp_path / "run" / "model").exists()
     with pytest.raises(ValueError, match=r"final_dir = .*mine: exists"):
-        build(arguments(tmp_path, *SCRATCH, f"--run.final_dir={place}"))
+        fit(tmp_path / "again", f"--run.final_dir={place}")
+    assert not (tmp_path / "again").exists()
     fit(tmp_path / "again", f"--run.final_dir={place}", "--run.overwrite=true")
 
 
