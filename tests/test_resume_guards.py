@@ -121,6 +121,7 @@ def test_auto_begins_again_a_run_that_died_before_its_first_checkpoint(tmp_path:
     texts = [(tmp_path / root / "run" / "metrics.jsonl").read_text() for root in ("straight", "died")]
     steps = [[json.loads(line)["step"] for line in text.splitlines()] for text in texts]
     assert steps[0] == steps[1]
+    assert steps[0][0] == 0
     assert record(tmp_path / "died")["status"] == "finished"
 
 

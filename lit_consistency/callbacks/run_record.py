@@ -94,6 +94,8 @@ class RunRecord(Callback):
         self.record = self._describe(trainer, module)
         self._warn_of_mismatch()
         self._write_start()
+        if not self.resumed_from:
+            _keep_until(trainer, -1)  # numbers of a run of this name that died before its first checkpoint
         for logger in trainer.loggers:
             if isinstance(logger, RunBoard):
                 logger.begin()
@@ -101,9 +103,8 @@ class RunRecord(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The step is restored by now: drop the numbers of later steps."""
-        for logger in trainer.loggers:
-            if isinstance(logger, MetricsFile):
-                logger.keep_until(trainer.global_step if self.resumed_from else -1)
+        if self.resumed_from:
+            _keep_until(trainer, trainer.global_step)
         forgetting = _find(trainer, Forgetting)
         self._log_hyperparameters(trainer, forgetting.latest if forgetting else {})
 
@@ -253,6 +254,12 @@ class RunRecord(Callback):
         }
         before = read_provenance(module.checkpoint_dir) if module.checkpoint_dir is not None else None
         return before.next_stage(**stage) if before else Provenance(**stage)
+
+
+def _keep_until(trainer: Trainer, step: int) -> None:
+    for logger in trainer.loggers:
+        if isinstance(logger, MetricsFile):
+            logger.keep_until(step)
 
 
 def _headlines(measured: dict[str, float]) -> dict[str, float]:
