@@ -23,6 +23,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lit_consistency.methods import Full, Method
 from lit_consistency.metrics import TokenLoss
 from lit_consistency.model import (
+    IGNORE,
     DocumentMask,
     check_checkpoint_dir,
     check_documents,
@@ -235,7 +236,7 @@ class LitLanguageModel(LightningModule):
         logits = self._logits(batch)
         metric = self.evaluated[stage]
         assert isinstance(metric, TokenLoss)
-        metric.update(token_nll(logits, batch["targets"]), (batch["targets"] != -100).sum())
+        metric.update(token_nll(logits, batch["targets"]), (batch["targets"] != IGNORE).sum())
         self.log(f"{stage}/loss", metric, prog_bar=True)
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> list[dict[str, Any]]:
@@ -245,7 +246,7 @@ class LitLanguageModel(LightningModule):
         """
         logits = self._logits(batch)
         nll = token_nll(logits, batch["targets"]).sum(-1)
-        taken = batch["targets"] != -100
+        taken = batch["targets"] != IGNORE
         greedy = logits.argmax(-1)
         first = (batch_idx * self.trainer.world_size + self.trainer.global_rank) * len(nll)
         rows = []

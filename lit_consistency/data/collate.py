@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_consistency.data.token_rows import IGNORE, TokenRow
+from lit_consistency.data.token_rows import TokenRow
+from lit_consistency.model import IGNORE
 
 Batch = dict[str, Tensor]
 

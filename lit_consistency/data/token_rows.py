@@ -15,8 +15,7 @@ import numpy as np
 
 from lit_consistency.data.packing import Plan, alone, pack
 from lit_consistency.data.shards import Shard
-
-IGNORE = -100
+from lit_consistency.model import IGNORE
 
 
 class TokenRow(NamedTuple):

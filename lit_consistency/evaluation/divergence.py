@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lit_consistency.data.watch import Item
 from lit_consistency.evaluation.score import pad, plan_batches, shift
+from lit_consistency.model import IGNORE
 
 
 def log_probabilities(
@@ -37,7 +38,7 @@ def log_probabilities(
     parts: list[Tensor] = [torch.empty(0)] * len(rows)
     for batch in plan_batches([len(tokens) for tokens, _ in rows], batch_tokens):
         tokens, targets = pad([rows[i] for i in batch], device)
-        taken = targets != -100
+        taken = targets != IGNORE
         # chosen first: a float32 copy of all logits would be the largest tensor of the evaluation
         log_probs = torch.log_softmax(forward(tokens)[taken].float(), dim=-1)
         for row, part in zip(batch, log_probs.split(taken.sum(-1).tolist()), strict=True):
@@ -63,7 +64,7 @@ def _until(items: Sequence[Item], n_positions: int) -> Iterator[tuple[Tensor, Te
             return
         answer = item.candidates[item.gold]
         tokens, targets = shift(answer.tokens, answer.supervised)
-        n_supervised = int((targets != -100).sum())
+        n_supervised = int((targets != IGNORE).sum())
         if n_supervised:  # nothing to compare otherwise, and perhaps not even a token to feed
             found += n_supervised
             yield tokens, targets

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lit_consistency.data.watch import Item
 from lit_consistency.metrics import ItemScores
-from lit_consistency.model import token_nll
+from lit_consistency.model import IGNORE, token_nll
 
 Candidate = tuple[Tensor, Tensor]  # tokens (T,) int64 and shifted targets (T,) int64
 
@@ -34,7 +34,7 @@ def score_items(model: nn.Module, items: Sequence[Item], *, batch_tokens: int, d
         Sums on the CPU, the same on every rank; zeros for a candidate without a supervised token, which is not fed.
     """
     candidates = [shift(c.tokens, c.supervised) for item in items for c in item.candidates]
-    scored = [i for i, (_, targets) in enumerate(candidates) if (targets != -100).any()]
+    scored = [i for i, (_, targets) in enumerate(candidates) if (targets != IGNORE).any()]
     plan = plan_batches([len(candidates[i][0]) for i in scored], batch_tokens)
     batches = [[scored[i] for i in rows] for rows in plan]
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -73,7 +73,7 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
 def pad(candidates: Sequence[Candidate], device: torch.device) -> tuple[Tensor, Tensor]:
     """Stack candidates into tokens and targets (B, T), padded on the right with token 0 and target -100."""
     tokens = nn.utils.rnn.pad_sequence([t for t, _ in candidates], batch_first=True)
-    targets = nn.utils.rnn.pad_sequence([t for _, t in candidates], batch_first=True, padding_value=-100)
+    targets = nn.utils.rnn.pad_sequence([t for _, t in candidates], batch_first=True, padding_value=IGNORE)
     return tokens.to(device), targets.to(device)
 
 
@@ -81,7 +81,7 @@ def _score_batch(model: nn.Module, candidates: Sequence[Candidate], device: torc
     """(3, B): summed nll, number of targets and number of greedy hits of each row."""
     tokens, targets = pad(candidates, device)
     logits = model(tokens)
-    taken = targets != -100
+    taken = targets != IGNORE
     hits = (logits.argmax(-1) == targets) & taken
     sums = (token_nll(logits, targets).cpu().double().sum(-1), taken.sum(-1).cpu(), hits.sum(-1).cpu())
     return torch.stack([part.double() for part in sums])
@@ -90,7 +90,7 @@ def _score_batch(model: nn.Module, candidates: Sequence[Candidate], device: torc
 def shift(tokens: ArrayLike, supervised: ArrayLike) -> Candidate:
     """Token i predicts token i + 1: targets are shifted by one, and the last token is only ever a target."""
     ids = torch.as_tensor(tokens, dtype=torch.int64)
-    targets = torch.where(torch.as_tensor(supervised, dtype=torch.bool), ids, -100)
+    targets = torch.where(torch.as_tensor(supervised, dtype=torch.bool), ids, IGNORE)
     return ids[:-1], targets[1:]
 
 

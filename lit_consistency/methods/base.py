@@ -20,9 +20,6 @@ class Method(ABC):
     A new method is a class in one file of this folder and an overlay in ``configs/methods/``.
     """
 
-    config_class: type[Config] = Config
-    """The configuration ``build`` wants, for ``model_config``."""
-
     @property
     @abstractmethod
     def name(self) -> str:

@@ -45,8 +45,6 @@ class LoRA(Method):
         head: adapt the output head.
     """
 
-    config_class = litgpt.lora.Config
-
     def __init__(
         self,
         r: int = 8,

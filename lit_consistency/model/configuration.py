@@ -50,7 +50,6 @@ def model_config(
     checkpoint_dir: Path | None,
     overrides: dict[str, Any],
     vocab_size: int | None,
-    config_class: type[Config] = Config,
 ) -> Config:
     """The configuration of a model from scratch, or of one in a folder.
 
@@ -60,7 +59,6 @@ def model_config(
         overrides: fields of LitGPT's ``Config`` that differ from the named configuration.
         vocab_size: tokens of the tokenizer: sets the size of a model from scratch that does not override it, and is
             checked against every other model.
-        config_class: the class to build, ``litgpt.lora.Config`` for LoRA.
 
     Raises:
         ValueError: an unknown name or key, a value out of range, or a model with fewer tokens than the tokenizer.
@@ -85,7 +83,7 @@ def model_config(
         settings.update(_dependents(before, settings, overrides))
     check_config(settings)
     try:
-        config = config_class(**settings)
+        config = Config(**settings)
     except AssertionError as error:
         raise ValueError(f"overrides = {overrides}: expected a combination that LitGPT's Config takes") from error
     if vocab_size is not None and config.padded_vocab_size < vocab_size:

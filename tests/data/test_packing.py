@@ -9,11 +9,11 @@ from lit_consistency.data.packing import alone, pack, shuffled
 def slow_pack(lengths: list[int], block_size: int, order: list[int]) -> list[list[int]]:
     """Best fit by looking at every row; of equally full rows the one that became so last."""
     rows: list[tuple[int, int, list[int]]] = []  # (room, when it got this room, documents)
-    for now, document in enumerate(order):
+    for place, document in enumerate(order):
         fitting = [row for row in rows if row[0] >= lengths[document]]
-        chosen = min(fitting, key=lambda row: (row[0], -row[1])) if fitting else (block_size, now, [])
+        chosen = min(fitting, key=lambda row: (row[0], -row[1])) if fitting else (block_size, place, [])
         rows = [row for row in rows if row is not chosen]
-        rows.append((chosen[0] - lengths[document], now, [*chosen[2], document]))
+        rows.append((chosen[0] - lengths[document], place, [*chosen[2], document]))
     return sorted(row[2] for row in rows)
 
 

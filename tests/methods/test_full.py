@@ -17,7 +17,7 @@ def test_all_weights_are_trained() -> None:
     method.prepare(model)
     assert type(model) is GPT
     assert all(parameter.requires_grad for parameter in model.parameters())
-    assert (method.name, method.config_class) == ("full", Config)
+    assert (method.name, type(model.config)) == ("full", Config)
 
 
 def test_loaded_weights_come_out_again() -> None:

@@ -159,7 +159,7 @@ def test_settings_are_those_of_the_method() -> None:
     built = LoRA(r=5, alpha=2.5, dropout=0.25, head=True).build(litgpt.lora.Config(**config, lora_r=64)).config
     assert (built.lora_r, built.lora_alpha, built.lora_dropout, built.lora_head) == (5, 2.5, 0.25, True)
     assert LoRA().name == "lora"
-    assert LoRA.config_class is litgpt.lora.Config
+    assert isinstance(LoRA().build(small_config("pythia-14m")).config, litgpt.lora.Config)
 
 
 def test_missing_or_unexpected_weights_are_named() -> None:

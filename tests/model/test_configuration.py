@@ -101,12 +101,6 @@ def test_a_checkpoint_keeps_its_shape_and_takes_the_rest(tmp_path: Path) -> None
         model_config(None, stored(tmp_path), {"n_embd": 64}, None)
 
 
-def test_the_class_of_the_method_is_built() -> None:
-    config = model_config("pythia-14m", None, TINY, None, config_class=litgpt.lora.Config)
-    assert isinstance(config, litgpt.lora.Config)
-    assert config.n_layer == 2
-
-
 @pytest.mark.parametrize(("name", "checkpoint_dir"), [(None, None), ("pythia-14m", Path("somewhere"))])
 def test_exactly_one_of_name_and_folder(name: str | None, checkpoint_dir: Path | None) -> None:
     with pytest.raises(ValueError, match="expected exactly one of the two"):
