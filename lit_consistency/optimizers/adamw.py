@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,10 +20,12 @@ from torch.optim.optimizer import ParamsT
 
 from lit_consistency.optimizers.base import (
     DECAY_ROLES,
+    Entry,
     GroupOptimizer,
+    LowPrecision,
     decay_by_role,
+    local,
     state_dtype,
-    with_gradient,
     zeros_of_state,
 )
 from lit_consistency.optimizers.checks import check_adam, check_choices
@@ -40,6 +42,8 @@ class AdamW(GroupOptimizer):
         eps: added to the denominator, at least 0.
         weight_decay: per step, parameters shrink by lr * weight_decay; at least 0.
         decay_roles: roles of the parameters that shrink.
+        low_precision: ``master`` moves a float32 copy of parameters in bfloat16 or float16, ``nearest`` rounds every
+            step to them.
     """
 
     def __init__(
@@ -50,29 +54,30 @@ class AdamW(GroupOptimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         decay_roles: Sequence[str] = DECAY_ROLES,
+        low_precision: LowPrecision = "master",
     ) -> None:
         check_adam(lr, betas, eps, weight_decay)
         check_choices("decay_roles", decay_roles, ROLES)
         defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
-        super().__init__(decay_by_role(groups, weight_decay, decay_roles), defaults)
+        super().__init__(decay_by_role(groups, weight_decay, decay_roles), defaults, low_precision)
 
-    def update_group(self, group: dict[str, Any]) -> None:
+    def update_group(self, group: dict[str, Any], entries: list[Entry]) -> None:
         """One AdamW step of the group."""
-        update_adamw([p for _, p, _ in with_gradient(group)], self.state, group)
+        update_adamw(entries, group)
 
 
-def update_adamw(params: Sequence[Tensor], state: MutableMapping[Tensor, Any], group: Mapping[str, Any]) -> None:
-    """One AdamW step of ``params`` with the state in ``state`` and the hyperparameters of ``group``, all in place.
+def update_adamw(entries: Sequence[Entry], group: Mapping[str, Any]) -> None:
+    """One AdamW step of ``entries`` with the hyperparameters of ``group``, in place.
 
     Args:
-        params: parameters that have a gradient.
-        state: parameter -> its ``step``, ``exp_avg`` and ``exp_avg_sq``, made here at the first step.
+        entries: parameters that have a gradient; ``step``, ``exp_avg`` and ``exp_avg_sq`` are made in their state at
+            the first step.
         group: ``lr``, ``betas``, ``eps``, ``weight_decay``.
     """
-    states = [adamw_state(param, state) for param in params]
+    states = [adamw_state(entry) for entry in entries]
     adamw_step(
-        params,
-        [param.grad for param in params if param.grad is not None],
+        [entry.target for entry in entries],
+        [entry.grad for entry in entries],
         [s["exp_avg"] for s in states],
         [s["exp_avg_sq"] for s in states],
         [s["step"] for s in states],
@@ -83,16 +88,14 @@ def update_adamw(params: Sequence[Tensor], state: MutableMapping[Tensor, Any], g
     )
 
 
-def adamw_state(param: Tensor, state: MutableMapping[Tensor, Any]) -> dict[str, Tensor]:
-    """The ``step``, ``exp_avg`` and ``exp_avg_sq`` of a parameter, made and kept in ``state`` at the first call."""
-    if not state[param]:
-        state[param] = {
-            # a bfloat16 counter would stop at 256
-            "step": torch.zeros((), dtype=torch.float32, device=param.device),
-            "exp_avg": zeros_of_state(param),
-            "exp_avg_sq": zeros_of_state(param),
-        }
-    return state[param]
+def adamw_state(entry: Entry) -> dict[str, Tensor]:
+    """Local ``step``, ``exp_avg`` and ``exp_avg_sq`` of a parameter, made and kept in its state at the first call."""
+    if "exp_avg" not in entry.state:
+        # a bfloat16 counter would stop at 256
+        entry.state["step"] = torch.zeros((), dtype=torch.float32, device=entry.param.device)
+        entry.state["exp_avg"] = zeros_of_state(entry.param)
+        entry.state["exp_avg_sq"] = zeros_of_state(entry.param)
+    return {key: local(entry.state[key]) for key in ("step", "exp_avg", "exp_avg_sq")}
 
 
 def adamw_step(

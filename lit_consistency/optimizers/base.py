@@ -1,5 +1,10 @@
 """What the optimizers share: the closure, groups left as they came, weight decay by role, state that stays precise.
 
+An optimizer sees its parameters as entries of local tensors: of a sharded parameter (DTensor) the shard that lies on
+this rank, which may be empty, and of a parameter in bfloat16 or float16 its float32 master copy, from which the
+parameter is rounded after the step. The state is kept in the parameter's own layout, so that distributed checkpoints
+reshard it.
+
 Given up: sparse and complex gradients. The attribute ``_step_supports_amp_scaling`` is never set, so that Lightning
 clips gradients under mixed precision (Lightning issue 21435).
 """
@@ -8,13 +13,28 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from lit_consistency.optimizers.checks import check_choice
+
+LowPrecision = Literal["master", "nearest"]
+LOW_PRECISIONS: tuple[str, ...] = get_args(LowPrecision)
 DECAY_ROLES = ("hidden", "adapter", "embedding", "head")
+
+
+class Entry(NamedTuple):
+    """A parameter that has a gradient, as a step sees it."""
+
+    name: str
+    param: Tensor  # the parameter itself: the key of its state, a DTensor where it is sharded
+    target: Tensor  # local: what the step moves, the parameter's values or their float32 master copy
+    grad: Tensor  # local: of the target's shape, only read
+    state: dict[str, Any]  # the optimizer's state of the parameter, in the parameter's layout; see `local`
 
 
 class GroupOptimizer(Optimizer, ABC):
@@ -23,9 +43,13 @@ class GroupOptimizer(Optimizer, ABC):
     Args:
         groups: of ``parameter_groups(model)``, or parameters as for any optimizer of torch. The dicts are copied.
         defaults: hyperparameters of a group that does not bring its own.
+        low_precision: how parameters in bfloat16 or float16 move: ``master`` keeps a float32 copy that moves, and
+            rounds it to the parameter; ``nearest`` rounds every step to the parameter, which loses small ones.
     """
 
-    def __init__(self, groups: ParamsT, defaults: dict[str, Any]) -> None:
+    def __init__(self, groups: ParamsT, defaults: dict[str, Any], low_precision: LowPrecision = "master") -> None:
+        check_choice("low_precision", low_precision, LOW_PRECISIONS)
+        self.low_precision = low_precision
         super().__init__(copy_groups(groups), defaults)
 
     @torch.no_grad()
@@ -43,12 +67,34 @@ class GroupOptimizer(Optimizer, ABC):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            self.update_group(group)
+            entries = self.entries(group)
+            self.update_group(group, entries)
+            for entry in entries:
+                if "master" in entry.state:
+                    local(entry.param).copy_(entry.target)
         return loss
 
+    def entries(self, group: dict[str, Any]) -> list[Entry]:
+        """The group's parameters that have a gradient; without names, their number in the group."""
+        names = group.get("param_names") or [str(i) for i in range(len(group["params"]))]
+        found = []
+        for name, param in zip(names, group["params"], strict=True):
+            if param.grad is None:
+                continue
+            state = self.state[param]
+            if self.low_precision == "master" and state_dtype(param) != param.dtype and "master" not in state:
+                state["master"] = param.detach().to(state_dtype(param), copy=True)
+            found.append(Entry(name, param, local(state.get("master", param)), local(param.grad), state))
+        return found
+
     @abstractmethod
-    def update_group(self, group: dict[str, Any]) -> None:
-        """Move the parameters of one group, in place; those without a gradient stay, and so does their state."""
+    def update_group(self, group: dict[str, Any], entries: list[Entry]) -> None:
+        """Move the targets of the entries of one group, in place.
+
+        Args:
+            group: its hyperparameters.
+            entries: of ``entries(group)``.
+        """
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a saved state; tensors keep at least float32.
@@ -95,10 +141,9 @@ def require_roles(name: str, groups: ParamsT) -> list[dict[str, Any]]:
     return copies
 
 
-def with_gradient(group: dict[str, Any]) -> list[tuple[str, Tensor, Tensor]]:
-    """(name, parameter, gradient) of a group's parameters that have one; without names, their number in the group."""
-    names = group.get("param_names") or [str(i) for i in range(len(group["params"]))]
-    return [(name, p, p.grad) for name, p in zip(names, group["params"], strict=True) if p.grad is not None]
+def local(tensor: Tensor) -> Tensor:
+    """What lies on this rank of a sharded tensor, sharing its memory; another tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def state_dtype(parameter: Tensor) -> torch.dtype:

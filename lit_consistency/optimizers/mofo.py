@@ -25,10 +25,11 @@ from torch.optim.optimizer import ParamsT
 from lit_consistency.optimizers.adamw import adamw_state, adamw_step, bias_correction, update_adamw
 from lit_consistency.optimizers.base import (
     DECAY_ROLES,
+    Entry,
     GroupOptimizer,
+    LowPrecision,
     decay_by_role,
     require_roles,
-    with_gradient,
 )
 from lit_consistency.optimizers.checks import check_adam, check_choice, check_choices, check_share
 from lit_consistency.optimizers.groups import ROLES, Split, blocks
@@ -56,6 +57,8 @@ class MoFO(GroupOptimizer):
         seed: of the random filter; its choice is a function of seed, parameter name and step.
         unfiltered_roles: roles whose parameters take AdamW's full step.
         decay_roles: roles of the parameters that shrink.
+        low_precision: ``master`` moves a float32 copy of parameters in bfloat16 or float16, ``nearest`` rounds every
+            step to them.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class MoFO(GroupOptimizer):
         seed: int = 0,
         unfiltered_roles: Sequence[str] = ("norm", "bias"),
         decay_roles: Sequence[str] = DECAY_ROLES,
+        low_precision: LowPrecision = "master",
     ) -> None:
         check_adam(lr, betas, eps, weight_decay)
         check_share("fraction", fraction)
@@ -83,23 +87,22 @@ class MoFO(GroupOptimizer):
             {"filtered": group["role"] not in unfiltered_roles} | group for group in require_roles("MoFO", groups)
         ]
         self._moved: dict[str, tuple[list[Tensor], list[int]]] = {}
-        super().__init__(decay_by_role(with_roles, weight_decay, decay_roles), defaults)
+        super().__init__(decay_by_role(with_roles, weight_decay, decay_roles), defaults, low_precision)
 
-    def update_group(self, group: dict[str, Any]) -> None:
+    def update_group(self, group: dict[str, Any], entries: list[Entry]) -> None:
         """One AdamW step of the group; where it is filtered, only the selected coordinates keep it."""
-        named = with_gradient(group)
         if not group["filtered"]:
-            update_adamw([param for _, param, _ in named], self.state, group)
+            update_adamw(entries, group)
             return
         keys = ("lr", "betas", "eps", "weight_decay", "fraction", "filter", "decay_unselected", "split")
         options = {key: group[key] for key in keys}
         counts, numel = self._moved.setdefault(group["role"], ([], []))
-        for name, param, grad in named:
-            state: dict[str, Any] = adamw_state(param, self.state)
+        for entry in entries:
+            state: dict[str, Any] = adamw_state(entry)
             # only the random filter reads the seed, and only it waits for the device to tell the step
-            seed = seed_of(group["seed"], name, int(state["step"])) if group["filter"] == "random" else 0
-            counts.append(mofo_step(param, grad, **state, **options, seed=seed))
-            numel.append(param.numel())
+            seed = seed_of(group["seed"], entry.name, int(state["step"])) if group["filter"] == "random" else 0
+            counts.append(mofo_step(entry.target, entry.grad, **state, **options, seed=seed))
+            numel.append(entry.target.numel())
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:

@@ -25,11 +25,13 @@ from torch.optim.optimizer import ParamsT
 from lit_consistency.optimizers.adamw import update_adamw
 from lit_consistency.optimizers.base import (
     DECAY_ROLES,
+    Entry,
     GroupOptimizer,
+    LowPrecision,
     decay_by_role,
+    local,
     require_roles,
     state_dtype,
-    with_gradient,
     zeros_of_state,
 )
 from lit_consistency.optimizers.checks import check_adam, check_at_least, check_below_one, check_choice, check_choices
@@ -67,6 +69,8 @@ class Muon(GroupOptimizer):
         adamw_eps: added to the rest's denominator, at least 0.
         adamw_weight_decay: decoupled weight decay of the rest, at least 0.
         decay_roles: roles of the parameters that shrink.
+        low_precision: ``master`` moves a float32 copy of parameters in bfloat16 or float16, ``nearest`` rounds every
+            step to them.
     """
 
     def __init__(
@@ -86,6 +90,7 @@ class Muon(GroupOptimizer):
         adamw_eps: float = 1e-8,
         adamw_weight_decay: float = 0.0,
         decay_roles: Sequence[str] = DECAY_ROLES,
+        low_precision: LowPrecision = "master",
     ) -> None:
         check_at_least("lr", lr, 0)
         check_below_one("momentum", momentum)
@@ -107,7 +112,7 @@ class Muon(GroupOptimizer):
         decayed = decay_by_role(matrices, weight_decay, decay_roles) + decay_by_role(
             rest, adamw_weight_decay, decay_roles
         )
-        super().__init__(decayed, {"lr": lr, "weight_decay": weight_decay})
+        super().__init__(decayed, {"lr": lr, "weight_decay": weight_decay}, low_precision)
         self._check_matrices()
 
     def _check_matrices(self) -> None:
@@ -126,19 +131,17 @@ class Muon(GroupOptimizer):
                         "expected a matrix or a stack of matrices"
                     )
 
-    def update_group(self, group: dict[str, Any]) -> None:
+    def update_group(self, group: dict[str, Any], entries: list[Entry]) -> None:
         """One Muon step of a group of matrices, or one AdamW step of another."""
-        named = with_gradient(group)
         if group["role"] not in MATRIX_ROLES:
-            update_adamw([param for _, param, _ in named], self.state, group)
+            update_adamw(entries, group)
             return
         options = {key: group[key] for key in ("lr", "momentum", "nesterov", "weight_decay", "orthogonalized", "split")}
         options |= {key: group[key] for key in ("ns_steps", "ns_coefficients", "lr_scale")}
-        for _, param, grad in named:
-            if not self.state[param]:
-                self.state[param] = {"momentum_buffer": zeros_of_state(param)}
-            dtype = iteration_dtype(group["ns_dtype"], param)
-            muon_step(param, grad, self.state[param]["momentum_buffer"], **options, dtype=dtype)
+        for entry in entries:
+            momentum_buffer = entry.state.setdefault("momentum_buffer", zeros_of_state(entry.param))
+            dtype = iteration_dtype(group["ns_dtype"], entry.target)
+            muon_step(entry.target, entry.grad, local(momentum_buffer), **options, dtype=dtype)
 
 
 def muon_step(

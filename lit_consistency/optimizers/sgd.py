@@ -16,10 +16,12 @@ from torch.optim.optimizer import ParamsT
 
 from lit_consistency.optimizers.base import (
     DECAY_ROLES,
+    Entry,
     GroupOptimizer,
+    LowPrecision,
     decay_by_role,
+    local,
     state_dtype,
-    with_gradient,
     zeros_of_state,
 )
 from lit_consistency.optimizers.checks import check_at_least, check_below_one, check_choices
@@ -36,6 +38,8 @@ class SGD(GroupOptimizer):
         nesterov: look one step ahead; needs momentum above 0.
         weight_decay: weight_decay * parameter is added to the gradient (coupled, as in torch.optim.SGD); at least 0.
         decay_roles: roles of the parameters that decay.
+        low_precision: ``master`` moves a float32 copy of parameters in bfloat16 or float16, ``nearest`` rounds every
+            step to them.
     """
 
     def __init__(
@@ -46,6 +50,7 @@ class SGD(GroupOptimizer):
         nesterov: bool = False,
         weight_decay: float = 0.0,
         decay_roles: Sequence[str] = DECAY_ROLES,
+        low_precision: LowPrecision = "master",
     ) -> None:
         check_at_least("lr", lr, 0)
         check_below_one("momentum", momentum)
@@ -54,17 +59,17 @@ class SGD(GroupOptimizer):
         check_at_least("weight_decay", weight_decay, 0)
         check_choices("decay_roles", decay_roles, ROLES)
         defaults = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
-        super().__init__(decay_by_role(groups, weight_decay, decay_roles), defaults)
+        super().__init__(decay_by_role(groups, weight_decay, decay_roles), defaults, low_precision)
 
-    def update_group(self, group: dict[str, Any]) -> None:
+    def update_group(self, group: dict[str, Any], entries: list[Entry]) -> None:
         """One SGD step of the group."""
-        for _, param, grad in with_gradient(group):
+        for entry in entries:
             momentum_buffer = None
             if group["momentum"]:
-                momentum_buffer = self.state[param].setdefault("momentum_buffer", zeros_of_state(param))
+                momentum_buffer = local(entry.state.setdefault("momentum_buffer", zeros_of_state(entry.param)))
             sgd_step(
-                param,
-                grad,
+                entry.target,
+                entry.grad,
                 momentum_buffer,
                 lr=group["lr"],
                 momentum=group["momentum"],

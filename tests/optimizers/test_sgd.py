@@ -22,7 +22,7 @@ def test_without_momentum_there_is_no_buffer() -> None:
     parameter, groups = one_matrix(2, 3)
     optimizer = SGD(groups, momentum=0.0)
     follow(optimizer, parameter, random_grads((2, 3), 1))
-    assert optimizer.state_dict()["state"] == {}
+    assert optimizer.state_dict()["state"] == {0: {}}
 
 
 def test_only_decay_roles_decay() -> None:
