@@ -36,6 +36,7 @@ OF_KIND = {
     "code": ("generation",),
 }
 """Keys that only some kinds read."""
+SINGLE_TEMPLATES = ("instruction", "gold", "text", "references", "demonstration", "group", "id")
 EXTRACTIONS = ("none", "gsm8k", "last_number", "first_line")
 
 
@@ -97,12 +98,14 @@ class Task:
         data: the rows that are scored.
         few_shot: the training split: rows that examples are taken from, and that are never scored.
         extract: field -> regular expression, whose named groups become further fields of the row.
+        requires: fields; a row where one of them is null or empty is no row of this task.
         fields: heading -> template: the parts of the question, in order. An empty heading is written in no format.
         instruction: a sentence that says what is to be done, for formats that give one.
         answer_heading: what stands before the answer; empty: the answer continues the last field.
         delimiter: white space between the question, or its answer heading, and the answer.
         choices: the answers: a template that is a list, or a list of templates; for pairs the right one first.
-        contexts: in place of fields, one context per choice (partial evaluation: the end of the sentence is scored).
+        contexts: in place of fields, one context per candidate (partial evaluation); ``choices`` is then the single
+            text that is scored behind each of them.
         gold: template of the right answer: an index, or one of ``gold_values``, or the text of a choice.
         gold_values: what ``gold`` is for each choice, in their order: a list, or a template that is one.
         distractors: this many wrong choices are drawn from the golds of other rows (a cloze from a table of facts).
@@ -122,6 +125,7 @@ class Task:
     data: TaskData
     few_shot: TaskData | None = None
     extract: dict[str, str] = field(default_factory=dict)
+    requires: tuple[str, ...] = ()
     fields: dict[str, str] = field(default_factory=dict)
     instruction: str = ""
     answer_heading: str = "Answer"
@@ -179,10 +183,8 @@ class Task:
             raise ValueError(f"{needs}: expected a template, a task of kind {self.kind} needs it")
         if self.kind == "pairs" and len(self.choices) != 2:
             raise ValueError(f"choices: {len(self.choices)} of them; expected a pair, the right one first")
-        if self.kind == "choice" and self.gold is None and len(self.choices) != 1:
-            raise ValueError("gold: expected a template, only a single choice needs none")
-        if self.kind == "choice" and bool(self.fields) == bool(self.contexts):
-            raise ValueError("fields, contexts: expected exactly one of the two")
+        if self.kind == "choice":
+            self._check_choice()
         if self.kind == "generation" and not self.fields:
             raise ValueError("fields: expected at least one")
         for key in ("max_new_tokens", "n_samples"):
@@ -191,13 +193,21 @@ class Task:
         if self.generation.n_samples > 1 and self.generation.temperature <= 0:
             raise ValueError("generation.n_samples: greedy samples are all the same; expected temperature above 0")
 
+    def _check_choice(self) -> None:
+        if self.gold is None and (len(self.choices) != 1 or self.contexts):
+            raise ValueError("gold: expected a template, only a single choice needs none")
+        if self.contexts and (isinstance(self.choices, str) or len(self.choices) != 1):
+            raise ValueError("choices: expected a list of one template, contexts are the candidates")
+        if bool(self.fields) == bool(self.contexts):
+            raise ValueError("fields, contexts: expected exactly one of the two")
+
     def _check_templates(self) -> None:
         for entry in fields(self):
             value = getattr(self, entry.name)
             if entry.name in ("choices", "contexts"):
                 for template in [value] if isinstance(value, str) else value:
                     check_template(entry.name, template)
-            elif entry.name in ("gold", "text", "references", "demonstration", "group", "id") and value is not None:
+            elif entry.name in SINGLE_TEMPLATES and value is not None:
                 check_template(entry.name, value)
         for heading, template in self.fields.items():
             check_template(f"fields.{heading}", template)
