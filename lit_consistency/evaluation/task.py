@@ -21,6 +21,8 @@ METRICS: dict[str, tuple[str, ...]] = {
     "generation": ("exact_match", "rouge_l", "pass@K", "maj@K"),
 }
 """Per kind; the first number of a task's `metrics` judges it. K is a number of samples."""
+DEFAULT_METRICS = {**METRICS, "choice": ("accuracy", "accuracy_per_byte", "balanced_accuracy"), "generation": ()}
+LOWER_IS_BETTER = METRICS["text"]
 KINDS = tuple(METRICS)
 OF_KIND = {
     "contexts": ("choice",),
@@ -198,6 +200,8 @@ class Task:
             raise ValueError("gold: expected a template, only a single choice needs none")
         if self.contexts and (isinstance(self.choices, str) or len(self.choices) != 1):
             raise ValueError("choices: expected a list of one template, contexts are the candidates")
+        if not self.gold and set(self.metrics) - {"exact", "nats_per_token"}:
+            raise ValueError(f"metrics = {list(self.metrics)}: of a single choice, expected exact or nats_per_token")
         if bool(self.fields) == bool(self.contexts):
             raise ValueError("fields, contexts: expected exactly one of the two")
 

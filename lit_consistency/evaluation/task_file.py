@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from lit_consistency.evaluation.task import METRICS, GenerationOptions, Task, TaskData
+from lit_consistency.evaluation.task import DEFAULT_METRICS, GenerationOptions, Task, TaskData
 
 FOLDER = Path("configs/evaluation/tasks")
 """Where a task that is called by its name is looked for."""
@@ -76,8 +76,9 @@ def _task(content: dict[str, Any], path: Path, data_dir: Path | None) -> Task:
     for key in ("kind", "data"):
         if key not in content:
             raise ValueError(f"{path}: no key {key!r}; a task needs it")
-    metrics = METRICS.get(content["kind"] if isinstance(content["kind"], str) else "", ("",))
-    content.setdefault("metrics", list(metrics) if content["kind"] == "text" else [metrics[0]])
+    single = isinstance(content.get("choices"), list) and "gold" not in content and content["kind"] == "choice"
+    default = DEFAULT_METRICS.get(str(content["kind"]), ())
+    content.setdefault("metrics", ["exact", "nats_per_token"] if single else list(default))
     parts = {"data": TaskData, "few_shot": TaskData, "generation": GenerationOptions}
     try:
         for key, kind in parts.items():
