@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from lit_consistency.data.watch import Item
 from lit_consistency.evaluation.prefix_tree import Query, Row, rows
+from lit_consistency.evaluation.targets import Targets, Tree, score_batch, score_targets
 from lit_consistency.metrics import ItemScores
-from lit_consistency.model import IGNORE, DocumentMask, Targets, check_documents, score_targets
+from lit_consistency.model import IGNORE, DocumentMask, check_documents
 
 Candidate = tuple[Tensor, Tensor]  # tokens (T,) int64 and shifted targets (T,) int64
 
@@ -162,12 +163,12 @@ def _score_batch(model: nn.Module, batch: Sequence[Row], device: torch.device) -
         logits = model(tokens).flatten(0, 1)
         nll, hits = score_targets(logits, targets, lambda rows: rows, logits.size(-1))
     elif all(row.is_chain for row in batch):
-        nll, hits = model(tokens, targets=targets)
+        nll, hits = score_batch(model, tokens, targets, None)
     else:
         positions = _stack([row.positions for row in batch], np.zeros(length, dtype=np.int64)).to(device)
         # what is padded sees itself alone: a softmax over nothing would not be a number
         ends = _stack([row.ends for row in batch], np.arange(1, length + 1)).to(device)
-        nll, hits = model(tokens, positions=positions, mask=tree_mask(ends), targets=targets)
+        nll, hits = score_batch(model, tokens, targets, Tree(positions, tree_mask(ends)))
     return nll.cpu(), hits.cpu()
 
 

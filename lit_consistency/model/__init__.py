@@ -14,14 +14,12 @@ from lit_consistency.model.gpt import GPT, DocumentMask, check_documents, docume
 from lit_consistency.model.initialization import init_weights
 from lit_consistency.model.loss import IGNORE, token_nll
 from lit_consistency.model.provenance import Provenance, current_versions, read_provenance
-from lit_consistency.model.targets import Targets, score_targets
 
 __all__ = [
     "GPT",
     "IGNORE",
     "DocumentMask",
     "Provenance",
-    "Targets",
     "check_checkpoint_dir",
     "check_documents",
     "check_free",
@@ -36,7 +34,6 @@ __all__ = [
     "padding_multiple",
     "read_provenance",
     "save_model",
-    "score_targets",
     "token_nll",
     "weights_hash",
 ]

@@ -4,8 +4,7 @@ Stock LitGPT takes no attention mask and no position ids outside of its key-valu
 mixin passes them, so that several documents share a row and each is computed as if it were alone. Without
 ``documents`` the stock forward runs, unchanged. Given up: an explicit mask rules out the flash kernel, and families
 whose attention replaces or adds to the mask (sliding windows, soft-capping) or turns positions per layer are refused
-by ``check_documents``. A mask of the caller's own (``mask``) is the same door, for texts that share their beginning.
-With ``targets`` the head is applied only where a score is asked for.
+by ``check_documents``.
 
 Shapes: B rows, T tokens, V padded vocabulary, R rotated dimensions of a head.
 Source: the loop over the blocks follows ``GPT.forward`` of litgpt 0.5.13, litgpt/model.py.
@@ -13,13 +12,13 @@ Source: the loop over the blocks follows ``GPT.forward`` of litgpt 0.5.13, litgp
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from litgpt.config import Config
 from litgpt.model import GPT as StockGPT
 from litgpt.model import do_softcapping
 from torch import Tensor
-
-from lit_consistency.model.targets import Targets, score_targets
 
 
 class DocumentMask(StockGPT):
@@ -34,10 +33,9 @@ class DocumentMask(StockGPT):
         *,
         positions: Tensor | None = None,
         documents: Tensor | None = None,
-        mask: Tensor | None = None,
-        targets: Targets | None = None,
-    ) -> Tensor | list[Tensor] | tuple[Tensor, Tensor]:
-        """Logits of every token, or the scores of some.
+        body: Callable[[DocumentMask], Tensor] | None = None,
+    ) -> Tensor | list[Tensor]:
+        """Logits of every token.
 
         Args:
             tokens: (B, T) int64.
@@ -47,21 +45,21 @@ class DocumentMask(StockGPT):
             positions: (B, T) int64, rotary positions, restarting at 0 with every document. Read only with
                 ``documents``: a row that holds a single document counts from 0 anyway.
             documents: (B, T) integers naming the document of each token, -1 for padding. None runs the stock forward.
-            mask: (B, 1, T, T) bool, in place of ``documents``: true where the token of the third axis attends to that
-                of the fourth. A row may then be longer than block_size, its positions may not.
-            targets: what is asked, instead of the logits; see ``score_targets``.
+            body: computed instead, from the model; for a caller with its own loop over the blocks. What hangs on this
+                module's call, as FSDP2 does, is then still in its place.
 
         Returns:
-            (B, T, V) logits, or the list of their chunks; with ``targets``, the (Q,) negative log-likelihoods in nats
-            and (Q,) whether each is the first choice.
+            (B, T, V) logits, or the list of their chunks.
 
         Raises:
-            ValueError: ``documents`` or ``mask`` without ``positions``, with a key-value cache, or a row longer than
-                the model allows.
+            ValueError: ``documents`` without ``positions``, with a key-value cache, or in a row longer than the model
+                allows.
         """
-        if documents is None and mask is None and targets is None:
+        if body is not None:
+            return body(self)
+        if documents is None:
             return super().forward(tokens, input_pos, input_pos_maxp1, lm_head_chunk_size)
-        if positions is None and (documents is not None or mask is not None):
+        if positions is None:
             raise ValueError(
                 "positions = None: expected (B, T) positions that restart at every document, as documents are given"
             )
@@ -69,28 +67,20 @@ class DocumentMask(StockGPT):
             raise ValueError(
                 "input_pos with documents: expected one of the two, a key-value cache holds a single document"
             )
-        if self.max_seq_length < tokens.size(1) and mask is None:
+        if self.max_seq_length < tokens.size(1):
             raise ValueError(f"row of {tokens.size(1)} tokens: expected at most block_size = {self.max_seq_length}")
-        x = self._states(tokens, positions, mask if documents is None else document_mask(documents))
-        if targets is not None:
-            return score_targets(x.flatten(0, 1), targets, self._logits, self.config.padded_vocab_size)
-        if lm_head_chunk_size > 0:
-            return [self._logits(part) for part in x.split(lm_head_chunk_size, dim=1)]
-        return self._logits(x)
 
-    def _states(self, tokens: Tensor, positions: Tensor | None, mask: Tensor | None) -> Tensor:
-        """What the head reads, (B, T, n_embd). Without a mask attention is causal and positions count from 0."""
-        if mask is None or positions is None:
-            cos, sin = self.cos[: tokens.size(1)][None], self.sin[: tokens.size(1)][None]
-        else:
-            cos, sin = self.cos[positions], self.sin[positions]
+        cos_BTR, sin_BTR = self.cos[positions], self.sin[positions]
+        mask = document_mask(documents)
         x = self.transformer.wte(tokens)
         if self.config.scale_embeddings:
             x = x * torch.tensor(self.config.n_embd**0.5, dtype=x.dtype)
-        for i, block in enumerate(self.transformer.h):
-            layer = ... if self.config.rope_indices is None else (..., self.config.rope_indices[i])
-            x = block(x, cos[layer], sin[layer], mask)
-        return self.transformer.ln_f(x)
+        for block in self.transformer.h:
+            x = block(x, cos_BTR, sin_BTR, mask)
+        x = self.transformer.ln_f(x)
+        if lm_head_chunk_size > 0:
+            return [self._logits(part) for part in x.split(lm_head_chunk_size, dim=1)]
+        return self._logits(x)
 
     def _logits(self, x: Tensor) -> Tensor:
         logits = self.lm_head(x)

@@ -13,7 +13,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from litgpt.model import do_softcapping
 from torch import Tensor
+
+from lit_consistency.model import DocumentMask
 
 # logits of one chunk, in elements: 32 MiB of float32 stay in a CPU's cache; a GPU wants many rows to one product
 CHUNK = {"cpu": 1 << 23}
@@ -32,6 +35,64 @@ class Targets(NamedTuple):
     places: Tensor
     of: Tensor
     tokens: Tensor
+
+
+class Tree(NamedTuple):
+    """Rows whose tokens see their ancestors only.
+
+    Args:
+        positions: (B, T) int64, rotary positions; all below block_size, however long the row is.
+        mask: (B, 1, T, T) bool, true where the token of the third axis attends to that of the fourth.
+    """
+
+    positions: Tensor
+    mask: Tensor
+
+
+@torch.no_grad()
+def score_batch(gpt: DocumentMask, tokens: Tensor, targets: Targets, tree: Tree | None) -> tuple[Tensor, Tensor]:
+    """One forward of LitGPT's model with the head where it is asked for.
+
+    Args:
+        gpt: the model, perhaps sharded: its own call is made.
+        tokens: (B, T) int64.
+        targets: what is asked of them.
+        tree: None for rows that count from 0 and see all that stands before.
+
+    Returns:
+        As ``score_targets``.
+    """
+    found: list[tuple[Tensor, Tensor]] = []
+
+    def body(gpt: DocumentMask) -> Tensor:
+        states = _states(gpt, tokens, tree).flatten(0, 1)
+        found.append(score_targets(states, targets, lambda x: _logits(gpt, x), gpt.config.padded_vocab_size))
+        return found[0][0]
+
+    # the scores do not leave by the forward's return, which FSDP2 may cast to bfloat16
+    gpt(tokens, body=body)
+    return found[0]
+
+
+def _states(gpt: DocumentMask, tokens: Tensor, tree: Tree | None) -> Tensor:
+    """What the head reads, (B, T, n_embd)."""
+    if tree is None and tokens.size(1) > gpt.max_seq_length:
+        raise ValueError(f"row of {tokens.size(1)} tokens: expected at most block_size = {gpt.max_seq_length}")
+    place = slice(tokens.size(1)) if tree is None else tree.positions
+    cos, sin = (table[place] if tree else table[place][None] for table in (gpt.cos, gpt.sin))
+    x = gpt.transformer.wte(tokens)
+    if gpt.config.scale_embeddings:
+        x = x * torch.tensor(gpt.config.n_embd**0.5, dtype=x.dtype)
+    for i, block in enumerate(gpt.transformer.h):
+        layer = ... if gpt.config.rope_indices is None else (..., gpt.config.rope_indices[i])
+        x = block(x, cos[layer], sin[layer], tree.mask if tree else None)
+    return gpt.transformer.ln_f(x)
+
+
+def _logits(gpt: DocumentMask, states: Tensor) -> Tensor:
+    logits = gpt.lm_head(states)
+    cap = gpt.config.final_logit_softcapping
+    return logits if cap is None else do_softcapping(logits, cap)
 
 
 @torch.no_grad()
