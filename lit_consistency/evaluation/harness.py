@@ -1,0 +1,253 @@
+"""lm-evaluation-harness on our model, in process and without conversion.
+
+``HarnessModel`` answers the three requests of lm-eval (log-likelihood of a continuation, of a whole text, greedy or
+sampled text) with the tokens that lm-eval's Hugging Face path would feed; ``run_harness`` hands it to lm-eval's own
+tasks. lm-eval is imported only there. Given up: chat templates and soft prompts of lm-eval.
+
+Source: the boundary of context and continuation, special tokens, truncation and windows follow ``HFLM`` and
+``TemplateLM`` of lm-eval 0.4.13, lm_eval/models/huggingface.py and lm_eval/api/model.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lit_consistency.data.tokenizer import Tokenizer
+from lit_consistency.evaluation.generate import generate
+from lit_consistency.evaluation.questions import GenerationOptions
+from lit_consistency.evaluation.score import document_model, score_sequences
+
+MAX_NEW_TOKENS = 256
+"""Where a request names no limit; ``HFLM.max_gen_toks``."""
+LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+"""lm-eval's names of the same limit, the first one given holds."""
+Sequenced = tuple[np.ndarray, np.ndarray]  # tokens (T,) int64 and which of them are scored (T,) bool
+
+
+class HarnessModel:
+    """lm-eval's requests, answered by our model.
+
+    Args:
+        model: a LitGPT model in evaluation mode, or a module around one.
+        tokenizer: of the model.
+        batch_tokens: budget of padded tokens in one forward.
+        device: where the model is.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Tokenizer, *, batch_tokens: int, device: torch.device) -> None:
+        gpt = document_model(model)
+        if gpt is None:
+            raise ValueError(f"model = {type(model).__name__}: expected a LitGPT model, or a module around one")
+        self.model = model
+        self.tokenizer = tokenizer
+        self.batch_tokens = batch_tokens
+        self.device = device
+        self.max_length = gpt.max_seq_length
+        bos = tokenizer.special_texts.get("bos_token")
+        self.prefix_id: int = tokenizer.eos_id if bos is None else tokenizer.token_to_id(bos)
+        self._prefix_text = tokenizer.decode(torch.tensor([self.prefix_id]))
+
+    def log_likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
+        """Of every (context, continuation): log-likelihood in nats, and whether greedy decoding would write it."""
+        return self._score(self.pair_tokens(pairs))
+
+    def rolling_log_likelihoods(self, texts: Sequence[str]) -> list[float]:
+        """Log-likelihood of whole texts in nats; long ones in windows that predict every token once."""
+        windows = [self._windows(tokens) for tokens in self.encode(texts)]
+        scores = iter(self._score([window for parts in windows for window in parts]))
+        return [sum(next(scores)[0] for _ in parts) for parts in windows]
+
+    def texts(self, requests: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+        """What the model writes after every context, under the request's own settings, up to its stop strings."""
+        groups: dict[GenerationOptions, list[int]] = {}
+        for i, (_, settings) in enumerate(requests):
+            groups.setdefault(self.generation_options(settings), []).append(i)
+        found = [""] * len(requests)
+        for options, members in groups.items():
+            room = self.max_length - options.max_new_tokens
+            if room < 1:
+                raise ValueError(
+                    f"max_gen_toks = {options.max_new_tokens}: expected less than {self.max_length}, the block_size"
+                )
+            prompts = [np.asarray(ids[-room:]) for ids in self.encode([requests[i][0] for i in members])]
+            written = generate(
+                self.model, prompts, options, self.tokenizer, batch_tokens=self.batch_tokens, device=self.device
+            )
+            for i, samples in zip(members, written, strict=True):
+                found[i] = samples[0].text
+        return found
+
+    def generation_options(self, settings: dict[str, Any]) -> GenerationOptions:
+        """lm-eval's ``gen_kwargs`` in our words.
+
+        Raises:
+            ValueError: a setting that we do not have; the message names it.
+        """
+        known = {"until", "do_sample", "temperature", "top_p", "seed", *LIMITS}
+        if unknown := sorted(settings.keys() - known):
+            raise ValueError(f"generation_kwargs: {', '.join(unknown)}: expected only {', '.join(sorted(known))}")
+        until = settings.get("until") or []
+        until = [until] if isinstance(until, str) else list(until)
+        sampled = settings.get("do_sample", bool(settings.get("temperature")))
+        limit = next((settings[name] for name in LIMITS if settings.get(name) is not None), MAX_NEW_TOKENS)
+        return GenerationOptions(
+            max_new_tokens=int(limit),
+            stop=tuple(text for text in until if text),
+            temperature=float(settings.get("temperature", 1.0)) if sampled else 0.0,
+            top_p=float(settings.get("top_p", 1.0)),
+            n_samples=1,
+            seed=int(settings.get("seed", 0)),
+        )
+
+    # -------------------- tokens
+
+    def encode(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
+        """Token ids as transformers' tokenizer of the same folder gives them.
+
+        Special tokens are those of the tokenizer's post-processor, or a BOS where ``add_bos_token`` says so; a text
+        that opens with the BOS text gets none.
+        """
+        if self.tokenizer.backend != "huggingface":
+            return [self.tokenizer.encode(text, bos=None if special else False).tolist() for text in texts]
+        add_bos = self.tokenizer.config.get("add_bos_token")
+        plain = [not special or text.startswith(self._prefix_text) for text in texts]
+        found: list[list[int]] = [[]] * len(texts)
+        for bare in {*plain}:
+            members = [i for i, is_bare in enumerate(plain) if is_bare == bare]
+            encodings = self.tokenizer.processor.encode_batch_fast(
+                [texts[i] for i in members], add_special_tokens=not bare and add_bos is None
+            )
+            start = [self.prefix_id] if add_bos and not bare else []
+            for i, encoding in zip(members, encodings, strict=True):
+                found[i] = start + encoding.ids
+        return found
+
+    def pair_tokens(self, pairs: Sequence[tuple[str, str]]) -> list[Sequenced]:
+        """Tokens of context and continuation, the continuation's supervised, cut on the left to the model's length.
+
+        Spaces at the context's end belong to the continuation. The whole text is encoded, and so is the context;
+        where the context's tokens end, the continuation begins. An empty context is the prefix token.
+
+        Raises:
+            ValueError: a continuation without a token, or of more than the model takes.
+        """
+        split = [_move_spaces(context, continuation) for context, continuation in pairs]
+        wholes = self.encode([context + continuation for context, continuation in split if context])
+        contexts = {context for context, _ in split if context}
+        n_context = {context: len(ids) for context, ids in zip(contexts, self.encode([*contexts]), strict=True)}
+        alone = self.encode([continuation for context, continuation in split if not context], special=False)
+        whole_ids, alone_ids = iter(wholes), iter(alone)
+        found = []
+        for context, continuation in split:
+            if context:
+                tokens, n = next(whole_ids), n_context[context]
+            else:
+                tokens, n = next(alone_ids), 1
+                tokens = tokens if tokens[:1] == [self.prefix_id] else [self.prefix_id, *tokens]
+            if not 0 < len(tokens) - n <= self.max_length:
+                raise ValueError(
+                    f"continuation {continuation[:80]!r} has {max(len(tokens) - n, 0)} tokens after its context: "
+                    f"expected 1 to {self.max_length}"
+                )
+            found.append(self._sequence(tokens, len(tokens) - n))
+        return found
+
+    def _windows(self, tokens: list[int]) -> list[Sequenced]:
+        """Windows of at most ``max_length`` predictions; all but the first see as much context as there is room for."""
+        tokens = [self.prefix_id, *tokens]
+        found = []
+        for start in range(1, len(tokens), self.max_length):
+            end = min(start + self.max_length, len(tokens))
+            found.append(self._sequence(tokens[:end], end - start))
+        return found
+
+    def _sequence(self, tokens: list[int], n_scored: int) -> Sequenced:
+        kept = np.asarray(tokens[-(self.max_length + 1) :], dtype=np.int64)
+        return kept, np.arange(len(kept)) >= len(kept) - n_scored
+
+    def _score(self, sequences: Sequence[Sequenced]) -> list[tuple[float, bool]]:
+        if not sequences:
+            return []
+        sums = score_sequences(self.model, sequences, batch_tokens=self.batch_tokens, device=self.device)
+        return list(zip((-sums.nll).tolist(), (sums.n_hits == sums.n_tokens).tolist(), strict=True))
+
+
+def run_harness(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    tasks: list[str],
+    *,
+    include_path: Path | str | None = None,
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    batch_tokens: int,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Run tasks of lm-evaluation-harness.
+
+    Args:
+        model: a LitGPT model in evaluation mode, or a module around one.
+        tokenizer: of the model.
+        tasks: names of lm-eval's tasks and groups, or of those under ``include_path``.
+        include_path: folder of further task files. Where it holds all the tasks, lm-eval's own 14,000 are not indexed,
+            which takes ten seconds.
+        limit: documents of each task; None takes all.
+        num_fewshot: examples in the prompt; None takes the task's own number, and tasks that fix it at 0 keep it.
+        batch_tokens: budget of padded tokens in one forward.
+        device: where the model is.
+
+    Returns:
+        lm-eval's results: ``results`` by task, ``samples`` by task, ``configs``, ``versions`` and so on.
+
+    Raises:
+        ValueError: lm-eval is not installed, or an unknown task.
+    """
+    try:
+        from lm_eval.api.model import LM
+        from lm_eval.evaluator import evaluate
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise ValueError(
+            f"harness = {','.join(tasks)}: lm-eval cannot be imported ({error}); pip install 'lit_consistency[eval]'"
+        ) from None
+
+    inner = HarnessModel(model, tokenizer, batch_tokens=batch_tokens, device=device)
+
+    class LitConsistencyLM(LM):
+        """The three requests; every rank gets all of them, and the scoring shares them out."""
+
+        tokenizer_name = tokenizer.folder.name
+
+        def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+            return inner.log_likelihoods([request.args for request in requests])
+
+        def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
+            return inner.rolling_log_likelihoods([request.args[0] for request in requests])
+
+        def generate_until(self, requests: list[Any]) -> list[str]:
+            return inner.texts([request.args for request in requests])
+
+    manager = TaskManager(include_path=include_path, include_defaults=False) if include_path is not None else None
+    if manager is None or not {*tasks} <= {*manager.all_tasks}:
+        manager = TaskManager(include_path=include_path)
+    if unknown := [task for task in tasks if task not in manager.all_tasks]:
+        raise ValueError(f"harness = {','.join(unknown)}: no such task of lm-eval, nor under {include_path}")
+    loaded = manager.load(tasks)
+    for task in loaded["tasks"].values():
+        default = task.get_config("num_fewshot")
+        if default is None or (num_fewshot is not None and default != 0):
+            task.set_config(key="num_fewshot", value=num_fewshot or 0)
+        task.set_fewshot_seed(seed=1234)
+    return evaluate(LitConsistencyLM(), loaded, limit=limit, bootstrap_iters=1000)
+
+
+def _move_spaces(context: str, continuation: str) -> tuple[str, str]:
+    """White space at the context's end goes to the continuation. A context of nothing else stays as it is."""
+    stripped = context.rstrip()
+    return stripped, context[len(stripped) :] + continuation
