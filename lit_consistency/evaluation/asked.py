@@ -1,12 +1,13 @@
 """A row as its task reads it: fields, candidates, the right one. No format, no tokens yet.
 
-A row without a label (gold -1, null or empty) is counted and left out; a task whose rows are all so is refused, which
-is how the test splits of GLUE came to be scored as accuracy 1.000 (see guards.py).
+A row without a label (gold -1, -, null or empty) is counted and left out; a task whose rows are all so is refused:
+the unlabelled test splits of GLUE were once scored as accuracy 1.000 (see guards.py).
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from lit_consistency.evaluation.table import TaskRow, read_rows
 from lit_consistency.evaluation.task import Task, TaskData
 from lit_consistency.evaluation.templates import as_text, render, take
 
-UNLABELLED = (None, -1, "", "-1")
+UNLABELLED = (None, -1, "", "-1", "-")
 
 
 class Asked(NamedTuple):
@@ -97,6 +98,8 @@ def _ask(task: Task, row: TaskRow, pool: list[str]) -> Asked:
         labels, gold = _draw(task, row, pool)
     elif task.gold is not None:
         gold = _gold(task, row, contexts or labels)
+    if task.shuffle:
+        labels, gold = _shuffled(labels, gold, np.random.default_rng(seed_of(task.name, row.id)))
     answer = references[0] if references else labels[0 if contexts else gold]
     return Asked(
         id=row.id,
@@ -165,8 +168,12 @@ def _draw(task: Task, row: TaskRow, pool: list[str]) -> tuple[tuple[str, ...], i
     rng = np.random.default_rng(seed_of(task.name, row.id))
     wrong = [value for value in pool if value != answer]
     found = [answer, *(wrong[i] for i in rng.choice(len(wrong), task.distractors, replace=False))]
-    order = rng.permutation(len(found))
-    return tuple(found[i] for i in order), int(np.flatnonzero(order == 0)[0])
+    return _shuffled(found, 0, rng)
+
+
+def _shuffled(labels: Sequence[str], gold: int, rng: np.random.Generator) -> tuple[tuple[str, ...], int]:
+    order = rng.permutation(len(labels))
+    return tuple(labels[i] for i in order), int(np.flatnonzero(order == gold)[0])
 
 
 def seed_of(*parts: object) -> int:

@@ -19,7 +19,7 @@ from lit_consistency.data.prompts import chat_template
 from lit_consistency.data.tokenizer import Tokenizer
 from lit_consistency.data.watch import Candidate, Item
 from lit_consistency.evaluation.asked import Asked, AskedRows, read_asked, seed_of
-from lit_consistency.evaluation.few_shot import draw_shots, without_shots
+from lit_consistency.evaluation.few_shot import draw_shots_by_group, without_shots
 from lit_consistency.evaluation.formats import Format, check_format
 from lit_consistency.evaluation.questions import Question, Questions
 from lit_consistency.evaluation.task import Task
@@ -34,9 +34,10 @@ class TaskRows(NamedTuple):
 
 
 class Built(NamedTuple):
-    """Questions, and the rows that a few-shot example gave away and that are therefore not asked."""
+    """Questions, their rows, and the rows that a few-shot example gave away and that are therefore not asked."""
 
     questions: Questions
+    asked: list[Asked]
     given_away: list[Asked]
 
 
@@ -65,23 +66,28 @@ def build_questions(
     """
     task = rows.task
     if task.kind == "text":
-        found = list(_windows(task, rows.scored.rows, tokenizer, block_size, limit))
-        return Built(Questions(task, "none", 0, found), [])
+        windows = list(_windows(rows.scored.rows, tokenizer, block_size, limit))
+        found = [question for question, _ in windows]
+        parts = [row._replace(labels=question.labels, answer=question.labels[0]) for question, row in windows]
+        return Built(Questions(task, "none", 0, found), parts, [])
     if task.kind == "pairs":
         asked = _limited(rows.scored.rows, limit, seed)
-        return Built(Questions(task, "none", 0, [_pair(row, tokenizer, block_size) for row in asked]), [])
+        found = [_pair(row, tokenizer, block_size) for row in asked]
+        return Built(Questions(task, "none", 0, found), asked, [])
     check_format(form, task)
-    examples = draw_shots(task, rows.training.rows if rows.training else None, shots, seed)
-    kept, given_away = without_shots(rows.scored.rows, examples)
+    training = rows.training.rows if rows.training else None
+    examples = draw_shots_by_group(task, rows.scored.rows, training, shots, seed)
+    kept, given_away = without_shots(rows.scored.rows, [shot for shots_ in examples.values() for shot in shots_])
     if not kept:
         raise ValueError(f"task {task.name}: every row is a few-shot example too; nothing is left to score")
     fitted = _Fitted(task, form, examples, tokenizer, block_size)
-    return Built(Questions(task, form.name, shots, [fitted.ask(r) for r in _limited(kept, limit, seed)]), given_away)
+    asked = _limited(kept, limit, seed)
+    return Built(Questions(task, form.name, shots, [fitted.ask(row) for row in asked]), asked, given_away)
 
 
-def _limited(rows: Sequence[Asked], limit: int, seed: int) -> Sequence[Asked]:
+def _limited(rows: Sequence[Asked], limit: int, seed: int) -> list[Asked]:
     if not limit or limit >= len(rows):
-        return rows
+        return list(rows)
     taken = np.random.default_rng(seed_of(seed, "limit")).permutation(len(rows))[:limit]
     return [rows[i] for i in sorted(taken)]
 
@@ -89,7 +95,9 @@ def _limited(rows: Sequence[Asked], limit: int, seed: int) -> Sequence[Asked]:
 class _Fitted:
     """Prompts of one task in one format, fitted into the context."""
 
-    def __init__(self, task: Task, form: Format, shots: list[Asked], tokenizer: Tokenizer, block_size: int) -> None:
+    def __init__(
+        self, task: Task, form: Format, shots: dict[str | None, list[Asked]], tokenizer: Tokenizer, block_size: int
+    ) -> None:
         self.task, self.form, self.shots, self.tokenizer = task, form, shots, tokenizer
         self.block_size = block_size
         self.chat: ChatTemplate | None = None
@@ -131,7 +139,7 @@ class _Fitted:
 
     def _fit(self, row: Asked, context: str | None, room: int) -> tuple[str, np.ndarray, int, list[Asked]]:
         """Prompt, its tokens, how many were cut, and the examples that are left."""
-        shots = list(self.shots)
+        shots = list(self.shots[row.group])
         while True:
             prompt = self.form.prompt(self.task, row, shots, self.chat, context)
             tokens = _encode(self.tokenizer, prompt, chat=self.chat is not None)
@@ -192,8 +200,8 @@ def _pair(row: Asked, tokenizer: Tokenizer, block_size: int) -> Question:
 
 
 def _windows(
-    task: Task, rows: Sequence[Asked], tokenizer: Tokenizer, block_size: int, limit: int
-) -> Iterator[Question]:
+    rows: Sequence[Asked], tokenizer: Tokenizer, block_size: int, limit: int
+) -> Iterator[tuple[Question, Asked]]:
     """Every document in windows of ``block_size`` scored tokens; the last one sees as much before it as fits.
 
     As the rolling windows of lm-evaluation-harness (``get_rolling_token_windows`` with ``context_len`` 1).
@@ -213,7 +221,8 @@ def _windows(
             supervised = np.arange(len(window)) >= len(window) - (stop - start)
             item = Item([Candidate(window, supervised, len(part.encode()))], gold=0)
             before = text[ends[max(stop - block_size, 0)] : ends[start]] or text[: ends[start]][-1:]
-            yield Question(f"{row.id}+{start}", row.place, row.group, before, item, None, (), (part,), 0, ())
+            name = f"{row.id}+{start}"
+            yield Question(name, row.place, row.group, before, item, None, (), (part,), 0, ()), row
 
 
 def _encode_with_ends(tokenizer: Tokenizer, text: str) -> tuple[np.ndarray, list[int]]:

@@ -88,7 +88,9 @@ def _join(key: str, first: Sequence[dict[str, Any]], second: Sequence[dict[str, 
     warnings = []
     alone = (len(first) - len(pairs), len(second) - len(pairs))
     if any(alone):
-        warnings.append(f"{key}: {alone[0]} items only in the first, {alone[1]} only in the second; {len(pairs)} compared")
+        warnings.append(
+            f"{key}: {alone[0]} items only in the first, {alone[1]} only in the second; {len(pairs)} compared"
+        )
     n_other = sum(a["shot_ids"] != b["shot_ids"] for a, b in pairs)
     if n_other:
         warnings.append(f"{key}: {n_other} of {len(pairs)} items were asked with other few-shot examples")

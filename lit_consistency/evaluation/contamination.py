@@ -3,8 +3,8 @@
 A row counts as found where any 13 consecutive words of its question and answer stand in one training document, or, for
 a row of 5 to 12 words, all of them; shorter rows are not looked for. Words are compared in lower case and without
 punctuation (13 words: Brown et al., arXiv 2005.14165, appendix C). Hashes of 64 bits stand for the words; the memory
-grows with the evaluation set, not with the training data. Given up: paraphrases and translations; a text that was changed in
-every twelfth word is not found.
+grows with the evaluation set, not with the training data. Given up: paraphrases and translations; a text that was
+changed in every twelfth word is not found.
 """
 
 from __future__ import annotations

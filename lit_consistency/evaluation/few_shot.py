@@ -39,6 +39,26 @@ def draw_shots(task: Task, training: Sequence[Asked] | None, shots: int, seed: i
     return [training[i] for i in order[:shots]]
 
 
+def draw_shots_by_group(
+    task: Task, scored: Sequence[Asked], training: Sequence[Asked] | None, shots: int, seed: int
+) -> dict[str | None, list[Asked]]:
+    """The examples of every group of the scored rows; of one draw for all, unless ``shots_from_group``.
+
+    Raises:
+        ValueError: a group has fewer examples than are asked for.
+    """
+    groups = {row.group for row in scored}
+    if not task.shots_from_group or training is None:
+        return dict.fromkeys(groups, draw_shots(task, training, shots, seed))
+    members: dict[str | None, list[Asked]] = {group: [] for group in groups}
+    for row in training:
+        members.setdefault(row.group, []).append(row)
+    short = min(groups, key=lambda group: len(members[group]))
+    if shots > len(members[short]):
+        raise ValueError(f"shots = {shots}: group {short} of task {task.name} has {len(members[short])} examples")
+    return {group: draw_shots(task, members[group], shots, seed) for group in groups}
+
+
 def without_shots(rows: Sequence[Asked], shots: Sequence[Asked]) -> tuple[list[Asked], list[Asked]]:
     """The rows that may be scored, and those that a few-shot example gives away."""
     given = {same_text(shot) for shot in shots}

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from lit_consistency.evaluation.asked import Asked, AskedRows
-from lit_consistency.evaluation.contamination import Overlap
 from lit_consistency.evaluation.questions import Questions
 from lit_consistency.evaluation.task import Task
 
@@ -71,7 +70,9 @@ def check_truncation(questions: Questions) -> list[Finding]:
     cut = [question.n_truncated for question in asked if question.n_truncated]
     dropped = [questions.shots - len(question.shot_ids) for question in asked]
     if cut:
-        found.append(Finding("truncated", f"{len(cut)} of {len(asked)} questions lost {sum(cut)} tokens of their prompt"))
+        found.append(
+            Finding("truncated", f"{len(cut)} of {len(asked)} questions lost {sum(cut)} tokens of their prompt")
+        )
     if any(dropped):
         n = sum(count > 0 for count in dropped)
         found.append(Finding("truncated", f"{n} of {len(asked)} prompts lost {sum(dropped)} few-shot examples"))
@@ -86,9 +87,11 @@ def check_contamination(asked: Sequence[Asked], overlap: Sequence[int]) -> list[
     return [Finding("contaminated", f"{len(overlap)} of {len(asked)} rows stand in the training data ({places})")]
 
 
-def overlap_of(asked: Sequence[Asked]) -> Overlap:
-    """What is looked for in the training data: question and right answer of every row."""
-    return Overlap([f"{row.text}\n{row.answer}" if row.fields or row.contexts else row.answer for row in asked])
+def overlap_text(row: Asked) -> str:
+    """What is looked for in the training data: question and right answer; of a document or a pair, the text."""
+    if row.contexts:
+        return f"{row.contexts[row.gold]} {row.answer}"
+    return "\n".join([*(value for _, value in row.fields), row.answer])
 
 
 def check_predictions(task: Task, predictions: Sequence[int | str], golds: Sequence[int | str]) -> list[Finding]:
@@ -98,4 +101,6 @@ def check_predictions(task: Task, predictions: Sequence[int | str], golds: Seque
         return []
     most = Counter(golds).most_common(1)[0][1] / len(golds)
     shown = str(predictions[0])[:40]
-    return [Finding("constant", f"all {len(predictions)} predictions are {shown!r}; the majority alone gives {most:.3f}")]
+    return [
+        Finding("constant", f"all {len(predictions)} predictions are {shown!r}; the majority alone gives {most:.3f}")
+    ]

@@ -103,9 +103,7 @@ def record_of(questions: Questions, question: Question) -> dict[str, Any]:
 
 def _by_item(scores: ItemScores) -> _Likelihoods:
     ends = np.cumsum(scores.n_candidates.numpy())[:-1]
-    nll, n_tokens, n_bytes = (
-        np.split(part.numpy(), ends) for part in (scores.nll, scores.n_tokens, scores.n_bytes)
-    )
+    nll, n_tokens, n_bytes = (np.split(part.numpy(), ends) for part in (scores.nll, scores.n_tokens, scores.n_bytes))
     right = scores.gold_rows
     # the argmax of logits that are not numbers is some token all the same, and may be a hit
     known = (scores.n_tokens[right] > 0) & ~scores.nll[right].isnan()
@@ -115,7 +113,9 @@ def _by_item(scores: ItemScores) -> _Likelihoods:
 
 def _wins(costs: Sequence[np.ndarray], golds: np.ndarray) -> np.ndarray:
     """(N,) 1.0 where the right candidate costs strictly less than every other, else 0.0."""
-    return np.asarray([float((np.delete(c, g) > c[g]).all() and c[g] == c[g]) for c, g in zip(costs, golds, strict=True)])
+    return np.asarray(
+        [float((np.delete(c, g) > c[g]).all() and c[g] == c[g]) for c, g in zip(costs, golds, strict=True)]
+    )
 
 
 def _of_gold(found: _Likelihoods) -> Ratio:

@@ -90,9 +90,7 @@ def summarize_result(
     """Numbers with their intervals; items of one group are drawn together where there are several groups."""
     groups = [question.group for question in questions.questions]
     clusters = [str(group) for group in groups] if len(set(groups)) > 1 else None
-    metrics = {
-        name: _as_shown(name, estimate(items, clusters, seed)) for name, items in measured.ratios.items()
-    }
+    metrics = {name: _as_shown(name, estimate(items, clusters, seed)) for name, items in measured.ratios.items()}
     return Result(
         task=questions.task.name,
         kind=questions.task.kind,
@@ -141,7 +139,7 @@ def write_result(folder: Path, result: Result, records: Sequence[dict[str, Any]]
         if other != items:
             path.with_suffix(f".{other}").unlink(missing_ok=True)
     if items == "parquet":
-        require("pyarrow", "--items parquet")
+        require("pyarrow", "--item_format parquet")
         import pyarrow
         from pyarrow import parquet
 

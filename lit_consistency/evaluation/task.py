@@ -30,6 +30,7 @@ OF_KIND = {
     "gold": ("choice",),
     "gold_values": ("choice",),
     "distractors": ("choice",),
+    "shuffle": ("choice",),
     "text": ("text",),
     "references": ("generation",),
     "demonstration": ("generation",),
@@ -99,6 +100,7 @@ class Task:
         metrics: see ``METRICS``; the first one judges the task.
         data: the rows that are scored.
         few_shot: the training split: rows that examples are taken from, and that are never scored.
+        shots_from_group: examples are of the question's own group (the subject of MMLU).
         extract: field -> regular expression, whose named groups become further fields of the row.
         requires: fields; a row where one of them is null or empty is no row of this task.
         fields: heading -> template: the parts of the question, in order. An empty heading is written in no format.
@@ -111,6 +113,7 @@ class Task:
         gold: template of the right answer: an index, or one of ``gold_values``, or the text of a choice.
         gold_values: what ``gold`` is for each choice, in their order: a list, or a template that is one.
         distractors: this many wrong choices are drawn from the golds of other rows (a cloze from a table of facts).
+        shuffle: the order of the choices is drawn, by the row alone; for data whose right answer always comes first.
         text: template of the document.
         references: template of the accepted answer or answers; with ``code``, of the tests.
         demonstration: template of the answer in a few-shot example; the first reference when not given.
@@ -126,6 +129,7 @@ class Task:
     metrics: tuple[str, ...]
     data: TaskData
     few_shot: TaskData | None = None
+    shots_from_group: bool = False
     extract: dict[str, str] = field(default_factory=dict)
     requires: tuple[str, ...] = ()
     fields: dict[str, str] = field(default_factory=dict)
@@ -137,6 +141,7 @@ class Task:
     gold: str | None = None
     gold_values: str | tuple[Any, ...] = ()
     distractors: int = 0
+    shuffle: bool = False
     text: str | None = None
     references: str | None = None
     demonstration: str | None = None
@@ -187,6 +192,8 @@ class Task:
             raise ValueError(f"choices: {len(self.choices)} of them; expected a pair, the right one first")
         if self.kind == "choice":
             self._check_choice()
+        if self.shots_from_group and not self.group:
+            raise ValueError("shots_from_group: expected a template in the key group")
         if self.kind == "generation" and not self.fields:
             raise ValueError("fields: expected at least one")
         for key in ("max_new_tokens", "n_samples"):
@@ -228,6 +235,7 @@ def check_pattern(key: str, pattern: str) -> None:
         groups = re.compile(pattern).groups
     except re.error as error:
         raise ValueError(f"{key} = {pattern!r}: no regular expression ({error})") from None
+    if key == "extraction" and groups != 1:
+        raise ValueError(f"{key} = {pattern!r}: expected one of {', '.join(EXTRACTIONS)}, or a pattern with one group")
     if not groups:
-        allowed = f", or one of {', '.join(EXTRACTIONS)}" if key == "extraction" else ""
-        raise ValueError(f"{key} = {pattern!r}: expected a group in parentheses{allowed}")
+        raise ValueError(f"{key} = {pattern!r}: expected a group in parentheses")

@@ -15,7 +15,7 @@ import yaml
 
 from lit_consistency.evaluation.task import DEFAULT_METRICS, GenerationOptions, Task, TaskData
 
-FOLDER = Path("configs/evaluation/tasks")
+FOLDER = Path("configs/evaluation")
 """Where a task that is called by its name is looked for."""
 
 
@@ -23,7 +23,7 @@ def load_tasks(name: str, data_dir: Path | None = None) -> list[Task]:
     """The tasks of a file.
 
     Args:
-        name: a YAML file, or the name of one in ``configs/evaluation/tasks``.
+        name: a YAML file, or the name of one in ``configs/evaluation``, as ``piqa`` or ``hub/mnli``.
         data_dir: takes the place of the first folder, ``data/``, of every path in the file.
 
     Raises:
@@ -56,7 +56,7 @@ def _find(name: str) -> Path:
         if not path.is_file():
             raise FileNotFoundError(f"tasks: {name}: no such file")
         return path
-    known = sorted(file.stem for file in FOLDER.glob("*.yaml"))
+    known = sorted(file.relative_to(FOLDER).with_suffix("").as_posix() for file in FOLDER.rglob("*.yaml"))
     if name not in known:
         close = get_close_matches(name, known) or known
         expected = f"one of {', '.join(close)}" if close else "a YAML file"

@@ -16,7 +16,7 @@ import numpy as np
 
 N_RESAMPLES = 1000
 MANY = 1000
-"""From so many unequal items on the binomial sum is of numbers with hundreds of digits, and the normal limit is near."""
+"""From so many unequal items on, the binomial sum has numbers of hundreds of digits, and the normal limit is near."""
 
 
 class Ratio(NamedTuple):
