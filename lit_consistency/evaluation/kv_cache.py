@@ -65,6 +65,8 @@ class DecodingCache:
                     attention.__dict__.pop(name)
                     if name in entries:
                         attention.__dict__[name] = entries[name]
+            for layer in self.layers:  # they hold this cache, and the garbage collector would keep the memory for long
+                layer.keys = layer.values = layer.prefix = layer.mask = None
 
     # -------------------- forwards
 
