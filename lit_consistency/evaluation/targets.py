@@ -154,7 +154,8 @@ def _score_rows(states: Tensor, of: Tensor, tokens: Tensor, head: Head, n_column
     edges = torch.searchsorted(tokens, torch.arange(0, head.n_vocab + n_columns, n_columns)).tolist()
     of, columns = of[order].to(states.device), (tokens % n_columns).to(states.device)
     chosen, firsts = [], []
-    most = torch.tensor(-torch.inf, device=states.device)
+    # not minus infinity, from which nothing can be subtracted
+    most = torch.tensor(torch.finfo(torch.float32).min, device=states.device)
     total = torch.zeros((), device=states.device)
     for i, (start, end) in enumerate(pairwise(edges)):
         logits = head.columns(states, i * n_columns, min((i + 1) * n_columns, head.n_vocab))
@@ -172,4 +173,4 @@ def _score_rows(states: Tensor, of: Tensor, tokens: Tensor, head: Head, n_column
     values = torch.cat(chosen)
     back = order.argsort().to(states.device)
     hits = torch.cat(firsts) & (values == most[of])
-    return ((total.log() + most)[of] - values)[back], hits[back]
+    return (total.log()[of] + (most[of] - values))[back], hits[back]
