@@ -6,8 +6,10 @@ the few-shot head of a whole task are all the same case. Identical tokens with i
 token asked for at one node is asked once.
 
 How much goes into a row is decided by cost. A row of n nodes costs n (1 + n / s): matrices are linear, attention under
-a mask is quadratic, and s is the length at which both are equal. A sequence is added while that costs less, relative
-to computing it alone, than the row's average so far; so texts that share nothing stay alone, without a mask.
+a mask is quadratic, and s is the length at which both are equal. A row whose sequences all begin with the same c
+tokens and have x nodes of their own pays x^2 / s for nodes that look past one another; a new row would pay
+c (1 + c / s) for the beginning once more. The cost of a node of one's own is least where both are equal, and there a
+row ends. Texts that share nothing stay alone, without a mask.
 """
 
 from __future__ import annotations
@@ -81,7 +83,7 @@ class _Builder:
     def __init__(self, equal_cost: float) -> None:
         self.equal_cost = equal_cost
         self.n = 0
-        self.alone = 0.0  # what the sequences would have cost one by one
+        self.common = 0  # tokens that all sequences begin with
         self.last = np.empty(0, dtype=np.int64)
         self.path = np.empty(0, dtype=np.int64)
         self.tokens: list[np.ndarray] = []
@@ -93,25 +95,23 @@ class _Builder:
     def welcomes(self, query: Query, budget: int) -> bool:
         """Whether the sequence is better computed here than in a row of its own."""
         shared = _shared(self.last, query.fed)
-        new = len(query.fed) - shared
-        if shared == len(self.last) == self.n or not new:  # continues the only path, or adds nothing
-            return self.n + new <= max(budget, self.n) and shared > 0
-        if not self.equal_cost or not shared or self.n + new > budget:
-            return False
-        added = self._cost(self.n + new) - self._cost(self.n)
-        return added * self.alone <= self._cost(self.n) * self._cost(len(query.fed))
+        n = self.n + len(query.fed) - shared
+        if n == self.n or shared == self.n:  # adds nothing, or continues the only path
+            return True
+        common = min(self.common, shared)
+        return n <= budget and (n - common) ** 2 <= common * (self.equal_cost + common) and self.equal_cost > 0
 
     def add(self, number: int, query: Query) -> None:
         """Append the nodes that are not there yet."""
         shared = _shared(self.last, query.fed)
         fresh = np.arange(self.n, self.n + len(query.fed) - shared)
+        self.common = len(query.fed) if shared == self.n else min(self.common, shared)
         self.closed.append((self.path[shared:], self.n))
         self.path = np.concatenate([self.path[:shared], fresh])
         self.tokens.append(query.fed[shared:])
         self.positions.append(np.arange(shared, len(query.fed)))
         self.n += len(fresh)
         self.last = query.fed
-        self.alone += self._cost(len(query.fed))
         taken = np.flatnonzero(query.targets >= 0)
         self.sequences.append(number)
         self.asked.append((self.path[taken], query.targets[taken]))
@@ -134,9 +134,6 @@ class _Builder:
             members=np.repeat(self.sequences, [len(nodes) for nodes, _ in self.asked]),
             questions=questions.reshape(-1),
         )
-
-    def _cost(self, n: int) -> float:
-        return n * (1 + n / self.equal_cost) if self.equal_cost else float(n)
 
 
 def _shared(a: np.ndarray, b: np.ndarray) -> int:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from lit_consistency.data.watch import Item
 from lit_consistency.evaluation.prefix_tree import Query, Row, rows
-from lit_consistency.evaluation.targets import Targets, Tree, score_batch, score_targets
+from lit_consistency.evaluation.targets import Head, Targets, Tree, score_batch, score_targets
 from lit_consistency.metrics import ItemScores
 from lit_consistency.model import IGNORE, DocumentMask, check_documents
 
@@ -161,7 +161,8 @@ def _score_batch(model: nn.Module, batch: Sequence[Row], device: torch.device) -
     targets = Targets(torch.from_numpy(places), torch.from_numpy(of.reshape(-1)), wanted)
     if not isinstance(model, DocumentMask):
         logits = model(tokens).flatten(0, 1)
-        nll, hits = score_targets(logits, targets, lambda rows: rows, logits.size(-1))
+        head = Head(logits.size(-1), lambda rows, start, end: rows[:, start:end], in_blocks=True)
+        nll, hits = score_targets(logits, targets, head)
     elif all(row.is_chain for row in batch):
         nll, hits = score_batch(model, tokens, targets, None)
     else:
