@@ -195,7 +195,7 @@ def _judge(texts: dict[str, bytes], token: str) -> CodeResult:
         return CodeResult(False, "timeout", output, ())
     report = json.loads(texts["report"])
     code, confined = report["code"], tuple(report["confined"])
-    if report["timed_out"] or code == 128 + signal.SIGXCPU:
+    if report["timed_out"]:
         return CodeResult(False, "timeout", output, confined)
     if texts["result"] == token.encode():
         return CodeResult(True, "passed", output, confined)

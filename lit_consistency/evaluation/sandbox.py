@@ -16,10 +16,12 @@ import contextlib
 import ctypes
 import json
 import os
+import resource
 import signal
 import sys
 import time
 import traceback
+import types
 from typing import Any
 
 NEW_MOUNTS, NEW_IPC, NEW_USER, NEW_PROCESSES, NEW_NETWORK = 0x20000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
@@ -29,7 +31,15 @@ SET_DEATH_SIGNAL, SET_NO_NEW_PRIVILEGES, SET_SUBREAPER = 1, 38, 36
 MOUNT_FLAGS = {"nosuid": NO_SUID, "nodev": NO_DEV, "noexec": NO_EXEC, "noatime": NO_ATIME, "relatime": RELATIME}
 # far from the users of a machine, and one for each run: RLIMIT_NPROC counts by user
 FIRST_USER = 1_000_000_000
-STARTS_PROGRAM = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "ctypes.dlopen")
+STARTS_PROGRAM = (
+    "subprocess.Popen",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.spawn",
+    "ctypes.dlopen",
+    "ctypes.dlsym",
+)
 CHANGES_FILES = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "os.chmod")
 
 libc: Any = ctypes.CDLL(None, use_errno=True)
@@ -53,6 +63,10 @@ def supervise(request: dict[str, Any], token_fd: int, result_fd: int, report_fd:
     os.close(result_fd)
     status, timed_out = wait(child, request["limits"]["wall_seconds"])
     kill_descendants()
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # the limit of the processor kills by the same signal as others do, a moment before its time is booked
+    spent = used.ru_utime + used.ru_stime >= 0.9 * request["limits"]["cpu_seconds"]
+    timed_out |= spent and shell_code(status) == 128 + signal.SIGKILL
     report = {"code": shell_code(status), "timed_out": timed_out, "confined": confined}
     os.write(report_fd, json.dumps(report).encode())
 
@@ -180,13 +194,18 @@ def run(request: dict[str, Any], token_fd: int, result_fd: int, confined: list[s
     """Run candidate and tests; never returns."""
     read, write, leave, streams = os.read, os.write, os._exit, (sys.stdout, sys.stderr)
     passed = False
+    main = types.ModuleType("__main__")
     try:
         limit(request["limits"], confined)
-        forbid(os.getcwd())
-        space: dict[str, Any] = {"__name__": "__main__", "__builtins__": __builtins__}
         # compiled apart: an unfinished string or block of the candidate swallows no test
-        exec(compile(request["candidate"], "<candidate>", "exec"), space)
-        exec(compile(request["tests"], "<tests>", "exec"), space)
+        parts = [compile(request[name], f"<{name}>", "exec") for name in ("candidate", "tests")]
+        execute = exec
+        sys.modules["__main__"] = main
+        for name in ("ctypes", "_ctypes"):
+            sys.modules.pop(name)
+        forbid(os.getcwd())
+        for part in parts:
+            execute(part, main.__dict__)
         passed = True
     except BaseException:
         traceback.print_exc(limit=-8, file=streams[1])
@@ -201,8 +220,6 @@ def run(request: dict[str, Any], token_fd: int, result_fd: int, confined: list[s
 
 def limit(limits: dict[str, int], confined: list[str]) -> None:
     """Limits of this process and its children, no standard input, no rights."""
-    import resource
-
     # the old /proc shows the processes outside; where a new one is not allowed, nothing is shown
     own = "processes" in confined and "files" in confined
     if own and libc.mount(b"proc", b"/proc", b"proc", NO_SUID | NO_DEV | NO_EXEC, None) != 0:
