@@ -10,10 +10,11 @@ import string
 from collections.abc import Sequence
 from functools import lru_cache
 
-# the two filters of lm-evaluation-harness for GSM8K:
+# the two filters of lm-evaluation-harness for GSM8K, save that a number must hold a digit: its flexible filter takes
+# the dots of "7 apples ..." for the answer
 # https://github.com/EleutherAI/lm-evaluation-harness/blob/v0.4.9/lm_eval/tasks/gsm8k/gsm8k.yaml
-STRICT_NUMBER = re.compile(r"#### (-?[0-9.,]+)")
-ANY_NUMBER = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]+")
+STRICT_NUMBER = re.compile(r"#### (-?[.,]*[0-9][0-9.,]*)")
+ANY_NUMBER = re.compile(r"(-?[$.,]*[0-9][$0-9.,]*)")
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
@@ -40,8 +41,8 @@ def extract(text: str, extraction: str = "none") -> str | None:
         found = STRICT_NUMBER.search(text)
         return _number(found.group(1)) if found else None
     if extraction == "last_number":
-        numbers = [number for match in ANY_NUMBER.findall(text) if (number := _number(match)) is not None]
-        return numbers[-1] if numbers else None
+        numbers = ANY_NUMBER.findall(text)
+        return _number(numbers[-1]) if numbers else None
     match = _pattern(extraction).search(text)
     return match.group(1).strip() if match and match.group(1) is not None else None
 
@@ -60,10 +61,8 @@ def _pattern(extraction: str) -> re.Pattern[str]:
     return pattern
 
 
-def _number(text: str) -> str | None:
-    """A number as it is compared; None where punctuation was all there was."""
-    number = text.replace(",", "").replace("$", "").rstrip(".")
-    return number if any(character.isdigit() for character in number) else None
+def _number(text: str) -> str:
+    return text.replace(",", "").replace("$", "").rstrip(".")
 
 
 def normalize(
