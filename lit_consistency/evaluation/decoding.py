@@ -16,13 +16,13 @@ import torch.distributed as dist
 from litgpt.tokenizer import Tokenizer
 from torch import Tensor
 
-from lit_consistency.evaluation.kv_cache import DecodingCache, attached, decode, prefill
+from lit_consistency.evaluation.kv_cache import DecodingCache
 from lit_consistency.evaluation.sampling import next_tokens, uniform_numbers
 from lit_consistency.evaluation.stopping import StopStrings
 from lit_consistency.evaluation.task import GenerationOptions
 from lit_consistency.model import DocumentMask
 
-# a shorter common beginning is not worth its own forward and the explicit mask of the ones after it
+# a shorter common beginning is not worth a forward of its own, and the explicit mask of those that follow
 LEAST_PREFIX = 32
 
 Finished = tuple[int, int]  # index of the prompt, index of the sample
@@ -39,7 +39,7 @@ class Request(NamedTuple):
 class _Row:
     prompt: int
     sample: int
-    position: int  # tokens in the cache
+    n_held: int  # its tokens in the cache, without the prefix
     room: int  # tokens that may be generated
     uniforms: np.ndarray | None
     tokens: list[int] = field(default_factory=list)
@@ -73,7 +73,7 @@ class Decoding:
         self.prompts, self.batch_tokens = prompts, batch_tokens
         self.eos_id = tokenizer.eos_id
         self.stop = StopStrings(tokenizer, options.stop)
-        self.prefix = common_prefix(prompts)
+        self.n_prefix = common_prefix(prompts)
         self.waiting: deque[Request] = deque()
         self.rows: list[_Row] = []
         self.found: dict[Finished, tuple[str, list[int], str]] = {}
@@ -91,9 +91,10 @@ class Decoding:
             n_rows += len(request.samples)
             for i in range(0, len(request.samples), capacity):
                 self.waiting.append(Request(request.prompt, request.samples[i : i + capacity]))
-        self.cache = DecodingCache(len(self.gpt.transformer.h), max(1, min(capacity, n_rows)), slots)
-        with attached(self.gpt, self.cache):
-            self._read_prefix()
+        self.cache = DecodingCache(self.gpt, max(1, min(capacity, n_rows)), slots)
+        with self.cache.attached():
+            if self.n_prefix:
+                self.cache.read_prefix(self._tensor(self.prompts[0][: self.n_prefix]))
             while self._anyone_works():
                 if requests_now := self._next_requests():
                     self._read(requests_now)
@@ -105,23 +106,16 @@ class Decoding:
 
     # -------------------- forwards
 
-    def _read_prefix(self) -> None:
-        if self.prefix:
-            tokens = self._tensor(np.asarray(self.prompts[0][: self.prefix]))[None]
-            prefill(self.gpt, self.cache, tokens, torch.zeros(1, dtype=torch.int64, device=self.device), 0, 0)
-            self.cache.spread(self.prefix)
-
     def _read(self, requests: list[Request]) -> None:
         """Prefill: one row a prompt, copied for its samples, and the first token of each."""
-        parts = [torch.as_tensor(self.prompts[request.prompt][self.prefix :]) for request in requests]
+        parts = [torch.as_tensor(self.prompts[request.prompt][self.n_prefix :]) for request in requests]
         tokens = self._tensor(torch.nn.utils.rnn.pad_sequence(parts, batch_first=True))
         last = self._tensor([len(part) - 1 for part in parts])
         first_row = len(self.rows)
-        logits = prefill(self.gpt, self.cache, tokens, last, first_row, self.prefix)
+        logits = self.cache.read_prompts(tokens, last, first_row)
         copies = [i for i, request in enumerate(requests) for _ in request.samples]
         if len(copies) > len(requests):
-            width = self.prefix + tokens.size(1)
-            self.cache.copy_rows(self._tensor(copies) + first_row, first_row, width)
+            self.cache.copy_rows(self._tensor(copies) + first_row, first_row, tokens.size(1))
         rows = [self._row(request.prompt, sample) for request in requests for sample in request.samples]
         self.rows += rows
         self._extend(first_row, logits[self._tensor(copies)])
@@ -129,10 +123,10 @@ class Decoding:
     def _step(self) -> None:
         """One token more for every row."""
         tokens = self._tensor([row.tokens[-1] for row in self.rows])
-        positions = [row.position for row in self.rows]
-        logits = decode(self.gpt, self.cache, tokens, self._tensor(positions), max(positions) + 1)
+        held = [row.n_held for row in self.rows]
+        logits = self.cache.read_tokens(tokens, self._tensor(held), max(held) + 1)
         for row in self.rows:
-            row.position += 1
+            row.n_held += 1
         self._extend(0, logits)
 
     def _idle(self) -> None:
@@ -170,13 +164,12 @@ class Decoding:
         rows = max(1, min(self.batch_tokens // slots, needed))
         if rows >= 1.25 * self.cache.rows:
             self.cache.resize(rows, slots)
-            self.cache.spread(self.prefix)
 
     def _row(self, prompt: int, sample: int) -> _Row:
         room = self._room(prompt)
         drawn = self.options.temperature > 0
         uniforms = uniform_numbers(self.options.seed, prompt, sample, room) if drawn else None
-        return _Row(prompt, sample, len(self.prompts[prompt]), room, uniforms)
+        return _Row(prompt, sample, len(self.prompts[prompt]) - self.n_prefix, room, uniforms)
 
     def _extend(self, first: int, logits: Tensor) -> None:
         """The next token of the rows from ``first`` on; those that end with it leave."""
@@ -190,7 +183,7 @@ class Decoding:
         for i in reversed(ended):
             last = self.rows.pop()
             if i < len(self.rows):
-                self.cache.move(len(self.rows), i, last.position)
+                self.cache.move(len(self.rows), i, last.n_held)
                 self.rows[i] = last
 
     def _ends(self, row: _Row, token: int) -> bool:
@@ -217,7 +210,7 @@ class Decoding:
         return min(self.options.max_new_tokens, self.gpt.max_seq_length - len(self.prompts[prompt]))
 
     def _slots(self, prompt: int) -> int:
-        return len(self.prompts[prompt]) + self._room(prompt)
+        return len(self.prompts[prompt]) - self.n_prefix + self._room(prompt)
 
     def _tensor(self, values: Sequence[int] | np.ndarray | Tensor) -> Tensor:
         return torch.as_tensor(values, dtype=torch.int64).to(self.device)

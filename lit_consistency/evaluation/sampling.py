@@ -37,7 +37,7 @@ def next_tokens(logits: Tensor, uniforms: Tensor | None, temperature: float, top
         (B,) int64.
     """
     if temperature == 0:
-        return logits.argmax(-1)
+        return _argmax(logits)
     assert uniforms is not None
     p = torch.softmax(logits.float() / temperature, dim=-1)
     if top_p >= 1:
@@ -48,6 +48,13 @@ def next_tokens(logits: Tensor, uniforms: Tensor | None, temperature: float, top
     before = sorted_p.double().cumsum(-1) - sorted_p
     nucleus = torch.where(before < top_p, sorted_p, 0.0).double()
     return order.gather(-1, _inverse(nucleus.cumsum(-1), uniforms)[:, None])[:, 0]
+
+
+def _argmax(logits: Tensor) -> Tensor:
+    if logits.device.type == "cpu" and logits.dtype == torch.float32:
+        # 15 times as fast as torch's on 32 rows of 50k, where torch's takes as long as half of the head
+        return torch.from_numpy(logits.numpy().argmax(-1))
+    return logits.argmax(-1)
 
 
 def _inverse(cumulative: Tensor, uniforms: Tensor) -> Tensor:
