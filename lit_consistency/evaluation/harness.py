@@ -49,9 +49,9 @@ class HarnessModel:
         self.batch_tokens = batch_tokens
         self.device = device
         self.max_length = gpt.max_seq_length
-        bos = tokenizer.special_texts.get("bos_token")
-        self.prefix_id: int = tokenizer.eos_id if bos is None else tokenizer.token_to_id(bos)
-        self._prefix_text = tokenizer.decode(torch.tensor([self.prefix_id]))
+        named = tokenizer.special_texts
+        self.prefix_id: int = tokenizer.token_to_id(named["bos_token"]) if "bos_token" in named else tokenizer.eos_id
+        self._prefix_text = named.get("bos_token", named.get("eos_token"))
 
     def log_likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
         """Of every (context, continuation): log-likelihood in nats, and whether greedy decoding would write it."""
@@ -108,24 +108,23 @@ class HarnessModel:
     # -------------------- tokens
 
     def encode(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
-        """Token ids as transformers' tokenizer of the same folder gives them.
+        """Token ids as transformers' generic tokenizer of the same folder gives them.
 
-        Special tokens are those of the tokenizer's post-processor, or a BOS where ``add_bos_token`` says so; a text
-        that opens with the BOS text gets none.
+        Special tokens are those of the post-processor in tokenizer.json, whatever ``add_bos_token`` says; a text that
+        opens with the BOS text gets none.
         """
         if self.tokenizer.backend != "huggingface":
             return [self.tokenizer.encode(text, bos=None if special else False).tolist() for text in texts]
-        add_bos = self.tokenizer.config.get("add_bos_token")
-        plain = [not special or text.startswith(self._prefix_text) for text in texts]
+        opening = self._prefix_text
+        plain = [not special or (opening is not None and text.startswith(opening)) for text in texts]
         found: list[list[int]] = [[]] * len(texts)
         for bare in {*plain}:
             members = [i for i, is_bare in enumerate(plain) if is_bare == bare]
             encodings = self.tokenizer.processor.encode_batch_fast(
-                [texts[i] for i in members], add_special_tokens=not bare and add_bos is None
+                [texts[i] for i in members], add_special_tokens=not bare
             )
-            start = [self.prefix_id] if add_bos and not bare else []
             for i, encoding in zip(members, encodings, strict=True):
-                found[i] = start + encoding.ids
+                found[i] = encoding.ids
         return found
 
     def pair_tokens(self, pairs: Sequence[tuple[str, str]]) -> list[Sequenced]:
@@ -248,6 +247,6 @@ def run_harness(
 
 
 def _move_spaces(context: str, continuation: str) -> tuple[str, str]:
-    """White space at the context's end goes to the continuation. A context of nothing else stays as it is."""
+    """White space at the context's end goes to the continuation; a context of nothing else is an empty one."""
     stripped = context.rstrip()
     return stripped, context[len(stripped) :] + continuation

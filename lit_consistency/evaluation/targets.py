@@ -31,7 +31,7 @@ class Head(NamedTuple):
 
     Args:
         n_vocab: V.
-        columns: maps states (R, D), start and end to logits (R, end - start).
+        columns: maps states (R, D), start and end to logits (R, end - start), which are overwritten.
         in_blocks: whether a part costs only its share of the whole.
     """
 
@@ -169,7 +169,7 @@ def _score_rows(states: Tensor, of: Tensor, tokens: Tensor, head: Head, n_column
         ties = first.nonzero()[:, 0]
         first[ties] = logits[asked[ties]].argmax(-1) == columns[start:end][ties]
         firsts.append(first)
-        total = total * (before - most).exp() + (logits - most[:, None]).exp_().sum(-1)
+        total = total * (before - most).exp() + logits.sub_(most[:, None]).exp_().sum(-1)
     values = torch.cat(chosen)
     back = order.argsort().to(states.device)
     hits = torch.cat(firsts) & (values == most[of])
