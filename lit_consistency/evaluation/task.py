@@ -195,7 +195,11 @@ class Task:
             self._check_choice()
         if self.shots_from_group and not self.group:
             raise ValueError("shots_from_group: expected a template in the key group")
-        if self.kind == "generation" and not self.fields:
+        if self.kind == "generation":
+            self._check_generation()
+
+    def _check_generation(self) -> None:
+        if not self.fields:
             raise ValueError("fields: expected at least one")
         for key in ("max_new_tokens", "n_samples"):
             if getattr(self.generation, key) < 1:

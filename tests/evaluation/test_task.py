@@ -124,13 +124,8 @@ BAD_ROWS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 @pytest.mark.parametrize("case", BAD_ROWS)
 def test_a_bad_row_is_named_with_file_and_line(case: str, tmp_path: Path) -> None:
     keys, row, message = BAD_ROWS[case]
-    task = task_of(tmp_path, **{**NLI, **keys, "data": [{"p": "1", "h": "2", "label": "yes"}, row]})
-    if "gold_values" in keys:
-        task = task_of(tmp_path, **{**NLI, **keys, "data": [{"p": "1", "h": "2", "label": "A"}, row]})
-    if keys.get("choices") == "{p}":
-        task = task_of(tmp_path, **{**NLI, **keys, "data": [{"p": ["yes", "no"], "h": "2", "label": 1}, row]})
-        message = message.replace("at", "at")
-    with pytest.raises(ValueError, match=rf"task_data\.jsonl:\d: .*{message}"):
+    task = task_of(tmp_path, **{**NLI, **keys, "data": [row]})
+    with pytest.raises(ValueError, match=rf"task_data\.jsonl:1: .*{message}"):
         read_asked(task, task.data)
 
 

@@ -58,7 +58,7 @@ def write_task(path: Path, **keys: Any) -> Path:
         if isinstance(keys.get(key), list):
             keys[key] = {"path": str(write_lines(path.parent / f"{path.stem}_{key}.jsonl", keys[key]))}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(keys))
+    path.write_text(yaml.safe_dump(keys, sort_keys=False))
     return path
 
 
@@ -67,7 +67,9 @@ def task_of(folder: Path, **keys: Any) -> Task:
     return load_tasks(str(write_task(folder / "task.yaml", **keys)))[0]
 
 
-def built(task: Task, tokenizer: Tokenizer, form: str = "default", shots: int = 0, block: int = 256, **options: Any) -> Built:
+def built(
+    task: Task, tokenizer: Tokenizer, form: str = "default", shots: int = 0, block: int = 256, **options: Any
+) -> Built:
     """The task's questions."""
     return build_questions(read_task(task, shots > 0), load_format(form), shots, tokenizer, block, **options)
 
