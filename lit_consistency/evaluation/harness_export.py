@@ -99,7 +99,7 @@ def process_results(doc: Document, results: list[str]) -> dict[str, float]:
 
 
 def _choice(questions: Questions, tokens: HarnessTokens) -> _Exported:
-    rows = []
+    rows: list[Document] = []
     for question in questions.questions:
         assert question.item is not None
         texts = [_texts(candidate, tokens) for candidate in question.item.candidates]

@@ -105,7 +105,8 @@ def real_cases(data: Path, n: int) -> list[Case]:
 def made_up_cases(n: int) -> list[Case]:
     """Words in a row, of lengths as in the real data; pairs that differ in one word."""
     rng = np.random.default_rng(0)
-    words = "the llama eats grass of hill and salt from sea with old wooden hands under cold moving water".split()
+    sentence = "the llama eats grass of hill and salt from sea with old wooden hands under cold moving water"
+    words = sentence.split()
 
     def text(low: int, high: int) -> list[str]:
         return rng.choice(words, rng.integers(low, high)).tolist()
