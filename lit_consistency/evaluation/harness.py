@@ -3,9 +3,6 @@
 ``HarnessModel`` answers the three requests of lm-eval (log-likelihood of a continuation, of a whole text, greedy or
 sampled text) with the tokens that lm-eval's Hugging Face path would feed; ``run_harness`` hands it to lm-eval's own
 tasks. lm-eval is imported only there. Given up: chat templates and soft prompts of lm-eval.
-
-Source: the boundary of context and continuation, special tokens, truncation and windows follow ``HFLM`` and
-``TemplateLM`` of lm-eval 0.4.13, lm_eval/models/huggingface.py and lm_eval/api/model.py.
 """
 
 from __future__ import annotations
@@ -20,6 +17,7 @@ from torch import nn
 
 from lit_consistency.data.tokenizer import Tokenizer
 from lit_consistency.evaluation.generate import generate
+from lit_consistency.evaluation.harness_tokens import HarnessTokens, Sequenced
 from lit_consistency.evaluation.questions import GenerationOptions
 from lit_consistency.evaluation.score import document_model, score_sequences
 
@@ -27,7 +25,6 @@ MAX_NEW_TOKENS = 256
 """Where a request names no limit; ``HFLM.max_gen_toks``."""
 LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """lm-eval's names of the same limit, the first one given holds."""
-Sequenced = tuple[np.ndarray, np.ndarray]  # tokens (T,) int64 and which of them are scored (T,) bool
 
 
 class HarnessModel:
@@ -48,18 +45,15 @@ class HarnessModel:
         self.tokenizer = tokenizer
         self.batch_tokens = batch_tokens
         self.device = device
-        self.max_length = gpt.max_seq_length
-        named = tokenizer.special_texts
-        self.prefix_id: int = tokenizer.token_to_id(named["bos_token"]) if "bos_token" in named else tokenizer.eos_id
-        self._prefix_text = named.get("bos_token", named.get("eos_token"))
+        self.tokens = HarnessTokens(tokenizer, gpt.max_seq_length)
 
     def log_likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
         """Of every (context, continuation): log-likelihood in nats, and whether greedy decoding would write it."""
-        return self._score(self.pair_tokens(pairs))
+        return self._score(self.tokens.pair_tokens(pairs))
 
     def rolling_log_likelihoods(self, texts: Sequence[str]) -> list[float]:
         """Log-likelihood of whole texts in nats; long ones in windows that predict every token once."""
-        windows = [self._windows(tokens) for tokens in self.encode(texts)]
+        windows = [self.tokens.windows(tokens) for tokens in self.tokens.encode(texts)]
         scores = iter(self._score([window for parts in windows for window in parts]))
         return [sum(next(scores)[0] for _ in parts) for parts in windows]
 
@@ -70,12 +64,13 @@ class HarnessModel:
             groups.setdefault(self.generation_options(settings), []).append(i)
         found = [""] * len(requests)
         for options, members in groups.items():
-            room = self.max_length - options.max_new_tokens
+            room = self.tokens.max_length - options.max_new_tokens
             if room < 1:
                 raise ValueError(
-                    f"max_gen_toks = {options.max_new_tokens}: expected less than {self.max_length}, the block_size"
+                    f"max_gen_toks = {options.max_new_tokens}: expected less than the block_size, "
+                    f"{self.tokens.max_length}"
                 )
-            prompts = [np.asarray(ids[-room:]) for ids in self.encode([requests[i][0] for i in members])]
+            prompts = [np.asarray(ids[-room:]) for ids in self.tokens.encode([requests[i][0] for i in members])]
             written = generate(
                 self.model, prompts, options, self.tokenizer, batch_tokens=self.batch_tokens, device=self.device
             )
@@ -104,71 +99,6 @@ class HarnessModel:
             n_samples=1,
             seed=int(settings.get("seed", 0)),
         )
-
-    # -------------------- tokens
-
-    def encode(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
-        """Token ids as transformers' generic tokenizer of the same folder gives them.
-
-        Special tokens are those of the post-processor in tokenizer.json, whatever ``add_bos_token`` says; a text that
-        opens with the BOS text gets none.
-        """
-        if self.tokenizer.backend != "huggingface":
-            return [self.tokenizer.encode(text, bos=None if special else False).tolist() for text in texts]
-        opening = self._prefix_text
-        plain = [not special or (opening is not None and text.startswith(opening)) for text in texts]
-        found: list[list[int]] = [[]] * len(texts)
-        for bare in {*plain}:
-            members = [i for i, is_bare in enumerate(plain) if is_bare == bare]
-            encodings = self.tokenizer.processor.encode_batch_fast(
-                [texts[i] for i in members], add_special_tokens=not bare
-            )
-            for i, encoding in zip(members, encodings, strict=True):
-                found[i] = encoding.ids
-        return found
-
-    def pair_tokens(self, pairs: Sequence[tuple[str, str]]) -> list[Sequenced]:
-        """Tokens of context and continuation, the continuation's supervised, cut on the left to the model's length.
-
-        Spaces at the context's end belong to the continuation. The whole text is encoded, and so is the context;
-        where the context's tokens end, the continuation begins. An empty context is the prefix token.
-
-        Raises:
-            ValueError: a continuation without a token, or of more than the model takes.
-        """
-        split = [_move_spaces(context, continuation) for context, continuation in pairs]
-        wholes = self.encode([context + continuation for context, continuation in split if context])
-        contexts = {context for context, _ in split if context}
-        n_context = {context: len(ids) for context, ids in zip(contexts, self.encode([*contexts]), strict=True)}
-        alone = self.encode([continuation for context, continuation in split if not context], special=False)
-        whole_ids, alone_ids = iter(wholes), iter(alone)
-        found = []
-        for context, continuation in split:
-            if context:
-                tokens, n = next(whole_ids), n_context[context]
-            else:
-                tokens, n = next(alone_ids), 1
-                tokens = tokens if tokens[:1] == [self.prefix_id] else [self.prefix_id, *tokens]
-            if not 0 < len(tokens) - n <= self.max_length:
-                raise ValueError(
-                    f"continuation {continuation[:80]!r} has {max(len(tokens) - n, 0)} tokens after its context: "
-                    f"expected 1 to {self.max_length}"
-                )
-            found.append(self._sequence(tokens, len(tokens) - n))
-        return found
-
-    def _windows(self, tokens: list[int]) -> list[Sequenced]:
-        """Windows of at most ``max_length`` predictions; all but the first see as much context as there is room for."""
-        tokens = [self.prefix_id, *tokens]
-        found = []
-        for start in range(1, len(tokens), self.max_length):
-            end = min(start + self.max_length, len(tokens))
-            found.append(self._sequence(tokens[:end], end - start))
-        return found
-
-    def _sequence(self, tokens: list[int], n_scored: int) -> Sequenced:
-        kept = np.asarray(tokens[-(self.max_length + 1) :], dtype=np.int64)
-        return kept, np.arange(len(kept)) >= len(kept) - n_scored
 
     def _score(self, sequences: Sequence[Sequenced]) -> list[tuple[float, bool]]:
         if not sequences:
@@ -244,9 +174,3 @@ def run_harness(
             task.set_config(key="num_fewshot", value=num_fewshot or 0)
         task.set_fewshot_seed(seed=1234)
     return evaluate(LitConsistencyLM(), loaded, limit=limit, bootstrap_iters=1000)
-
-
-def _move_spaces(context: str, continuation: str) -> tuple[str, str]:
-    """White space at the context's end goes to the continuation; a context of nothing else is an empty one."""
-    stripped = context.rstrip()
-    return stripped, context[len(stripped) :] + continuation

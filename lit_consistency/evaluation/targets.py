@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 from lit_consistency.model import DocumentMask
 
 ELEMENTS = 1 << 27
-"""Logits at a time where they come whole. On a CPU 512 rows by 512 columns stay in its cache, twice as fast."""
+"""Logits at a time where they come whole. On a CPU 768 rows by 512 columns stay in its cache, twice as fast."""
 
 
 class Head(NamedTuple):
@@ -137,7 +137,9 @@ def score_targets(states: Tensor, targets: Targets, head: Head) -> tuple[Tensor,
     Returns:
         (Q,) float32 in nats (float64 for float64 logits), and (Q,) bool: whether ``argmax`` of the logits is the token.
     """
-    n_rows, n_columns = (512, 512) if head.in_blocks and states.is_cpu else (max(ELEMENTS // head.n_vocab, 1), 0)
+    n_rows, n_columns = (768, 512) if head.in_blocks and states.is_cpu else (max(ELEMENTS // head.n_vocab, 1), 0)
+    n_parts = -(-len(targets.places) // n_rows)
+    n_rows = -(-len(targets.places) // n_parts)  # parts alike, rather than a small one at the end
     edges = torch.searchsorted(targets.of, torch.arange(0, len(targets.places) + n_rows, n_rows)).tolist()
     found = []
     for i, (start, end) in enumerate(pairwise(edges)):

@@ -28,28 +28,28 @@ def adapter(folder: Path, block_size: int = 64, new: bool = True, **config: Any)
 
 
 def split(lm: HarnessModel, context: str, continuation: str) -> tuple[list[int], list[int]]:
-    tokens, scored = lm.pair_tokens([(context, continuation)])[0]
+    tokens, scored = lm.tokens.pair_tokens([(context, continuation)])[0]
     return tokens[~scored].tolist(), tokens[scored].tolist()
 
 
 def test_spaces_at_the_end_of_the_context_belong_to_the_continuation(tmp_path: Path) -> None:
     lm = adapter(tmp_path)
     assert split(lm, "the llama ", "eats") == split(lm, "the llama", " eats")
-    assert split(lm, "the llama", " eats") == (lm.encode(["the llama"])[0], lm.encode([" eats"])[0])
+    assert split(lm, "the llama", " eats") == (lm.tokens.encode(["the llama"])[0], lm.tokens.encode([" eats"])[0])
 
 
 def test_the_whole_is_encoded_and_the_context_gives_the_boundary(tmp_path: Path) -> None:
     lm = adapter(tmp_path)
-    context, whole = lm.encode(["the ll", "the llama eats"])
+    context, whole = lm.tokens.encode(["the ll", "the llama eats"])
     assert whole[: len(context)] != context
     assert split(lm, "the ll", "ama eats") == (whole[: len(context)], whole[len(context) :])
 
 
 def test_an_empty_context_is_the_prefix_token(tmp_path: Path) -> None:
     lm = adapter(tmp_path)
-    assert split(lm, "", "the sea") == ([lm.tokenizer.eos_id], lm.encode(["the sea"])[0])
+    assert split(lm, "", "the sea") == ([lm.tokenizer.eos_id], lm.tokens.encode(["the sea"])[0])
     # a continuation that opens with that token lends it
-    assert split(lm, "", "<|end|>the sea") == ([lm.tokenizer.eos_id], lm.encode(["the sea"])[0])
+    assert split(lm, "", "<|end|>the sea") == ([lm.tokenizer.eos_id], lm.tokens.encode(["the sea"])[0])
 
 
 @pytest.mark.parametrize("post_processor", [False, True])
@@ -66,28 +66,28 @@ def test_tokens_are_those_of_transformers(tmp_path: Path, config: dict[str, bool
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     texts = ["the sea", "", "<|end|> the hill", " salt\n\nof é"]
     theirs_of = [theirs.encode(text, add_special_tokens=False) for text in texts]
-    assert lm.encode(texts, special=False) == theirs_of
-    texts = [text for text in texts if not text.startswith(lm._prefix_text)]
-    assert lm.encode(texts) == [theirs.encode(text) for text in texts]
-    assert (lm.encode(["the sea"])[0][0] == lm.prefix_id) == post_processor
-    assert lm.encode([f"{lm._prefix_text}the sea"])[0].count(lm.prefix_id) == 1
+    assert lm.tokens.encode(texts, special=False) == theirs_of
+    texts = [text for text in texts if not text.startswith(lm.tokens.prefix_text)]
+    assert lm.tokens.encode(texts) == [theirs.encode(text) for text in texts]
+    assert (lm.tokens.encode(["the sea"])[0][0] == lm.tokens.prefix_id) == post_processor
+    assert lm.tokens.encode([f"{lm.tokens.prefix_text}the sea"])[0].count(lm.tokens.prefix_id) == 1
 
 
 def test_contexts_lose_their_beginning(tmp_path: Path) -> None:
     lm = adapter(tmp_path, block_size=16)
-    tokens, scored = lm.pair_tokens([("the llama eats the grass of " * 5, "the hill")])[0]
+    tokens, scored = lm.tokens.pair_tokens([("the llama eats the grass of " * 5, "the hill")])[0]
     assert len(tokens) == 17
-    assert tokens.tolist() == lm.encode(["the llama eats the grass of " * 5 + "the hill"])[0][-17:]
-    assert scored.sum() == len(lm.encode([" the hill"])[0])
+    assert tokens.tolist() == lm.tokens.encode(["the llama eats the grass of " * 5 + "the hill"])[0][-17:]
+    assert scored.sum() == len(lm.tokens.encode([" the hill"])[0])
 
 
 def test_windows_predict_every_token_once(tmp_path: Path) -> None:
     lm = adapter(tmp_path, block_size=8)
     ids = list(range(1, 22))
-    windows = lm._windows(ids)
+    windows = lm.tokens.windows(ids)
     assert np.concatenate([tokens[scored] for tokens, scored in windows]).tolist() == ids
     assert [len(tokens) for tokens, _ in windows] == [9, 9, 9]
-    assert windows[0][0][0] == lm.prefix_id
+    assert windows[0][0][0] == lm.tokens.prefix_id
     assert lm.rolling_log_likelihoods([""]) == [0]
 
 
@@ -118,7 +118,7 @@ def test_generation_settings_are_translated(tmp_path: Path) -> None:
 
 
 def test_more_new_tokens_than_the_model_has_room_for_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="max_gen_toks = 64: expected less than 64, the block_size"):
+    with pytest.raises(ValueError, match="max_gen_toks = 64: expected less than the block_size, 64"):
         adapter(tmp_path).texts([("the", {"max_gen_toks": 64})])
 
 
