@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from lit_consistency.evaluation.formats import load_format
 from lit_consistency.evaluation.generate import generate
 from lit_consistency.evaluation.guards import check_predictions, stop_if_strict
 from lit_consistency.evaluation.harness import run_harness
+from lit_consistency.evaluation.harness_export import export_tasks
 from lit_consistency.evaluation.load import PRECISIONS, Loaded, find_device, load_model
 from lit_consistency.evaluation.measure import Measured, measure_likelihood
 from lit_consistency.evaluation.plan import Ask, Cell, plan_cells
@@ -59,6 +60,7 @@ class Options:
     allow_code_execution: bool = False
     harness: Sequence[str] = ()
     harness_include: Path | None = None
+    export_harness: Path | None = None
 
     def __post_init__(self) -> None:
         for key, value, least in (
@@ -107,6 +109,21 @@ def evaluate(options: Options) -> list[Result]:
         _write_summary(options, results, harness)
         print(f"wrote {options.output}", file=sys.stderr)
     return results
+
+
+def export(options: Options) -> None:
+    """Write the tasks as task files of lm-evaluation-harness, with the questions as this model would be asked.
+
+    Raises:
+        ValueError: as ``evaluate``, or lm-eval has no way to ask the same.
+    """
+    assert options.export_harness is not None
+    check_checkpoint_dir(options.model)
+    tasks = [task for name in options.tasks for task in load_tasks(name, options.data_dir)]
+    block_size = model_config(None, options.model, {}, None).block_size
+    for cell in _plan(tasks, replace(options, output=None)):
+        path = export_tasks(cell.questions, options.export_harness, Tokenizer(options.model), block_size)
+        print(f"wrote {path}", file=sys.stderr)
 
 
 def compare(first: Path, second: Path, output: Path | None = None, seed: int = 0) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import subprocess
 import sys
 from pathlib import Path
@@ -13,34 +12,11 @@ import pytest
 
 from lit_consistency.__main__ import main
 from lit_consistency.evaluation import command
-from lit_consistency.evaluation.compare import compare_folders
 from lit_consistency.evaluation.load import load_model
-from lit_consistency.evaluation.results import read_items, read_results, write_result
+from lit_consistency.evaluation.results import read_items, read_results
 from lit_consistency.evaluation.score import score_items
 from lit_consistency.metrics import summarize
-from tests.evaluation.tiny import NLI, built, nli_rows, task_of, tiny_model, write_task
-
-PAIRS: dict[str, Any] = {"kind": "pairs", "choices": ["{good}", "{bad}"], "group": "{part}"}
-WRITTEN: dict[str, Any] = {"kind": "generation", "metrics": ["rouge_l", "exact_match"], "fields": {"Q": "{h}"}}
-
-
-@pytest.fixture
-def tasks(tmp_path: Path) -> list[str]:
-    """One task of each kind."""
-    pairs = [{"good": f"she runs {i}", "bad": f"she run {i}", "part": "ab"[i % 2]} for i in range(8)]
-    files = [
-        write_task(tmp_path / "nli.yaml", **NLI, data=nli_rows(16), few_shot=nli_rows(9, start=50)),
-        write_task(tmp_path / "syntax.yaml", **PAIRS, data=pairs),
-        write_task(tmp_path / "prose.yaml", kind="text", text="{p}", data=nli_rows(4)),
-        write_task(
-            tmp_path / "said.yaml", **WRITTEN, references="{p}", data=nli_rows(3), generation={"max_new_tokens": 5}
-        ),
-    ]
-    return [str(file) for file in files]
-
-
-def evaluate(model: Path, *args: object) -> None:
-    main(["evaluate", "--model", str(model), "--device", "cpu", *map(str, args)])
+from tests.evaluation.tiny import NLI, PAIRS, WRITTEN, built, evaluate, nli_rows, task_of, tiny_model, write_task
 
 
 def refused(capsys: pytest.CaptureFixture[str], *args: object) -> str:
@@ -176,47 +152,6 @@ def test_strict_stops_before_and_after_scoring(
         assert not (tmp_path / "out").exists()
 
 
-def test_the_paired_comparison_of_two_models(
-    tasks: list[str], tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
-    evaluate(tiny_folder, "--tasks", *tasks, "--output", first)
-    evaluate(
-        tiny_model(tmp_path / "other", seed=1), "--tasks", *tasks[:3], "--output", second, "--item_format", "parquet"
-    )
-    capsys.readouterr()
-    main(["evaluate", "--compare", str(first), str(second), "--output", str(tmp_path / "both")])
-    shown = capsys.readouterr().out
-    assert "difference" in shown
-    assert "said.default.0shot: only in" in shown
-    comparisons = {c.task: c for c in compare_folders(first, second)[0]}
-    left, right = ({r.task: r.value for r in read_results(folder)} for folder in (first, second))
-    for task, found in comparisons.items():
-        if found.metric != "nats_per_word":
-            assert (found.first, found.second) == pytest.approx((left[task], right[task]))
-            assert found.difference.value == pytest.approx(right[task] - left[task])
-    assert 0 <= comparisons["nli"].p_value <= 1
-    assert math.isnan(comparisons["prose"].p_value), "no scores of 0 and 1"
-    assert len(json.loads((tmp_path / "both" / "comparison.json").read_text())["comparisons"]) == 3
-
-
-def test_a_comparison_joins_by_id_and_tells_what_differs(tasks: list[str], tiny_folder: Path, tmp_path: Path) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
-    evaluate(tiny_folder, "--tasks", tasks[0], "--shots", 2, "--output", first)
-    evaluate(tiny_folder, "--tasks", tasks[0], "--shots", 2, "--output", second, "--limit", 6, "--seed", 1)
-    (found,), warnings = compare_folders(first, second)
-    assert found.n == 6
-    assert "10 items only in the first, 0 only in the second; 6 compared" in warnings[0]
-    assert "6 of 6 items were asked with other few-shot examples" in warnings[1]
-    result = read_results(second)[0]
-    records = [{**item, "id": f"x{i}"} for i, item in enumerate(read_items(second, result.key))]
-    write_result(second, result, records)
-    with pytest.raises(ValueError, match="no id in common"):
-        compare_folders(first, second)
-    with pytest.raises(FileNotFoundError, match="holds no results"):
-        compare_folders(first, tmp_path / "nowhere")
-
-
 WRONG: dict[str, tuple[list[str], list[str]]] = {
     "no model": (["--model", "nowhere", "--tasks", "x"], ["nowhere", "no such folder"]),
     "no task": (["--model", "{model}"], ["tasks, harness"]),
@@ -278,6 +213,12 @@ def test_help_explains_every_option_and_costs_no_import_of_torch() -> None:
     assert result.returncode == 0, result.stderr
     for shown in ("--strict", "--compare", "few-shot examples", "evaluate --model checkpoints/ORG/MODEL --tasks piqa"):
         assert shown in result.stdout
+
+
+def test_tasks_are_exported_to_lm_eval(tasks: list[str], tiny_folder: Path, tmp_path: Path) -> None:
+    evaluate(tiny_folder, "--tasks", *tasks, "--limit", 2, "--export_harness", tmp_path / "theirs")
+    names = {path.stem for path in (tmp_path / "theirs").rglob("*.yaml")}
+    assert names == {"lit_nli", "lit_syntax", "lit_prose", "lit_said"}
 
 
 def test_options_may_stand_in_a_file(tasks: list[str], tiny_folder: Path, tmp_path: Path) -> None:
