@@ -234,3 +234,16 @@ def test_the_model_is_loaded_as_it_was_saved(tiny_folder: Path) -> None:
     assert {str(p.dtype) for p in loaded.model.parameters()} == {"torch.bfloat16"}
     assert {str(p.dtype) for p in load_model(tiny_folder, "cpu").model.parameters()} == {"torch.float32"}
     assert loaded.model.cos.device.type == "cpu"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lm_eval_asks_the_exported_task_in_process_with_the_same_accuracy(
+    tasks: list[str], tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("lm_eval")
+    evaluate(tiny_folder, "--tasks", tasks[0], "--export_harness", tmp_path / "theirs")
+    harness = ["--harness", "lit_nli", "--harness_include", tmp_path / "theirs"]
+    evaluate(tiny_folder, "--tasks", tasks[0], *harness, "--output", tmp_path / "out")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["harness"]["results"]["lit_nli"]["acc,none"] == summary["results"][0]["metrics"]["accuracy"]["value"]
+    assert "lit_nli: " in capsys.readouterr().out
