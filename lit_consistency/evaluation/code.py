@@ -34,6 +34,7 @@ from typing import NamedTuple
 
 # starting Python and killing what is left, beyond the wall time of the program
 GRACE_SECONDS = 10
+SANDBOX = Path(__file__).with_name("sandbox.py")
 
 
 class Limits(NamedTuple):
@@ -63,8 +64,8 @@ class CodeResult(NamedTuple):
 
     Attributes:
         passed: all tests ran and none failed.
-        reason: "passed", "failed" (an exception), "exited" (before the end of the tests), "timeout", or "killed by" a
-            signal.
+        reason: "passed", "failed" (an exception), "exited" (before the end of the tests), "timeout", "killed by" a
+            signal, or "no report" (the first process of the sandbox itself was killed, or took too long).
         output: beginning of its standard output and error.
         confined: what the kernel granted: "network", "processes", "files", "ipc".
     """
@@ -137,7 +138,7 @@ def _run(candidate: str, tests: str, limits: Limits, folder: Path) -> CodeResult
     theirs = [request_out[0], token_out[0], result_in[1], report_in[1]]
     try:
         process = subprocess.Popen(
-            [sys.executable, "-I", str(Path(__file__).with_name("sandbox.py")), *map(str, theirs)],
+            [sys.executable, "-I", str(SANDBOX), *map(str, theirs)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -192,7 +193,7 @@ def _read(fds: dict[str, int], limits: Limits) -> dict[str, bytes]:
 def _judge(texts: dict[str, bytes], token: str) -> CodeResult:
     output = texts["output"].decode(errors="replace")
     if not texts["report"]:
-        return CodeResult(False, "timeout", output, ())
+        return CodeResult(False, "no report", output, ())
     report = json.loads(texts["report"])
     code, confined = report["code"], tuple(report["confined"])
     if report["timed_out"]:

@@ -164,7 +164,12 @@ def die_with_parent() -> None:
 
 
 def kill_descendants() -> None:
-    """Kill orphans, which have become children of this process, until there are none; their number is limited."""
+    """Kill orphans, which have become children of this process, until there are none; their number is limited.
+
+    Without /proc (macOS) only those are killed that stay in the group of processes, by whoever started this one.
+    """
+    if not os.path.isdir("/proc"):
+        return
     deadline = time.monotonic() + 2
     while time.monotonic() < deadline:
         try:
@@ -231,8 +236,8 @@ def limit(limits: dict[str, int], confined: list[str]) -> None:
         if "files" not in confined:
             os.chown(os.getcwd(), user, user)
         os.setgroups([])
-        os.setresgid(user, user, user)
-        os.setresuid(user, user, user)
+        os.setgid(user)
+        os.setuid(user)
     if sys.platform == "linux":
         drop_capabilities()
         libc.prctl(SET_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
@@ -278,8 +283,11 @@ def forbid(home: str) -> None:
         if event.startswith("socket.") or event in starts:
             raise PermissionError(f"{event} is not allowed here")
         writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-        if (writes or event in CHANGES_FILES) and arguments[0] != os.devnull and outside(arguments[0]):
-            raise PermissionError(f"{event} outside of the working directory: {arguments[0]!r}")
+        if writes or event in CHANGES_FILES:
+            # the second argument is the other path of renaming and linking, else a mode
+            places = [path for path in arguments[:2] if path != os.devnull and outside(path)]
+            if places:
+                raise PermissionError(f"{event} outside of the working directory: {places[0]!r}")
 
     sys.addaudithook(hook)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lit_consistency.evaluation import code
 from lit_consistency.evaluation.code import CodeResult, Limits, humaneval_tests, run_many, run_tests
 
 LIMITS = Limits(wall_seconds=5.0, cpu_seconds=2, memory_bytes=1 << 28, file_bytes=1 << 20, n_files=32, n_processes=8)
@@ -19,6 +20,24 @@ TESTS = humaneval_tests(TEST, "double")
 
 def run(extra: str = "", tests: str = TESTS, **limits: float) -> CodeResult:
     return run_tests(RIGHT + extra, tests, allow_code_execution=True, limits=LIMITS._replace(**limits))
+
+
+@pytest.fixture(params=["what the kernel grants", "nothing"])
+def granted(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The sandbox as it is, and one to which the kernel grants no namespace."""
+    if request.param == "nothing":
+        source, start = code.SANDBOX.read_text(), 'if __name__ == "__main__":'
+        assert source.count(start) == 1
+        without = tmp_path / "sandbox.py"
+        without.write_text(source.replace(start, "isolate = lambda limits: []\n\n" + start))
+        monkeypatch.setattr(code, "SANDBOX", without)
+    return request.param
+
+
+def test_without_namespaces_the_result_says_so(granted: str) -> None:
+    found = run()
+    assert found.passed
+    assert not (granted == "nothing" and found.confined)
 
 
 def test_it_runs_only_when_allowed() -> None:
@@ -49,7 +68,7 @@ def test_right_passes_and_wrong_fails_with_its_error() -> None:
         ("import os\nfor fd in range(3, 20):\n    try: os.write(fd, b'0' * 32)\n    except OSError: pass", "failed"),
     ],
 )
-def test_a_program_that_ends_before_its_tests_has_not_passed(extra: str, reason: str) -> None:
+def test_a_program_that_ends_before_its_tests_has_not_passed(extra: str, reason: str, granted: str) -> None:
     wrong = "def double(x):\n    return 0\n" + extra
     found = run_tests(wrong, TESTS, allow_code_execution=True, limits=LIMITS)
     assert (found.passed, found.reason) == (False, reason)
@@ -93,7 +112,7 @@ def test_memory_is_limited() -> None:
     assert "MemoryError" in found.output
 
 
-def test_processes_are_limited_and_none_is_left_behind() -> None:
+def test_processes_are_limited_and_none_is_left_behind(granted: str) -> None:
     """At most 50 forks, were there no limit; the children leave their session and would sleep on."""
     found = run(
         "import os, time\nn = 0\ntry:\n    for n in range(50):\n        if os.fork() == 0:\n            os.setsid()\n"
@@ -125,7 +144,7 @@ def command(process: str) -> bytes:
         "import subprocess\nsubprocess.run(['touch', PLACE])",
     ],
 )
-def test_nothing_is_written_outside_of_the_working_directory(attempt: str) -> None:
+def test_nothing_is_written_outside_of_the_working_directory(attempt: str, granted: str) -> None:
     place = Path(tempfile.gettempdir()) / f"lit_consistency-outside-{os.getpid()}"
     found = run(f"open('inside', 'w').write('x')\nPLACE = {str(place)!r}\n{attempt}\n")
     assert not place.exists()
@@ -149,7 +168,7 @@ def test_files_in_the_working_directory_are_limited_and_removed() -> None:
         "import ctypes",
     ],
 )
-def test_there_is_no_network(attempt: str) -> None:
+def test_there_is_no_network(attempt: str, granted: str) -> None:
     found = run(attempt)
     assert not found.passed
     assert "not allowed here" in found.output

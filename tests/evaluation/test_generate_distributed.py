@@ -9,9 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from lit_consistency.data.tokenizer import Tokenizer
+from lit_consistency.evaluation.decoding import Decoding, Request
+from lit_consistency.evaluation.task import GenerationOptions
 from tests.evaluation.test_generate import make_prompts, write
 from tests.model.tiny_models import tiny_model, tiny_tokenizer
 
@@ -40,6 +43,27 @@ def main(folder: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
+def test_in_step_an_idle_rank_forwards_as_often_as_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other rank is played by a collective that says: five forwards in all, whatever this one has to do."""
+    forwards, agreed = [], []
+
+    def all_reduce(flag: torch.Tensor, op: object) -> None:
+        agreed.append(int(flag))
+        flag.fill_(int(len(agreed) <= 5))
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    model, tokenizer = tiny_model("Llama-3.2-1B"), Tokenizer(tiny_tokenizer(tmp_path))
+    model.register_forward_hook(lambda *_: forwards.append(1))
+    options = GenerationOptions(max_new_tokens=3)
+    decoding = Decoding(model, make_prompts(1), options, tokenizer, 40, torch.device("cpu"), in_step=True)
+    with torch.no_grad():
+        found = decoding.run([Request(0, (0,))])
+    assert len(found[0, 0][1]) == 3
+    assert len(forwards) == 5
+    assert agreed == [1, 1, 1, 0, 0, 0]
+
+
+@pytest.mark.slow
 def test_two_ranks_give_what_one_gives_plain_and_sharded(tmp_path: Path) -> None:
     tiny_tokenizer(tmp_path)
     with socket.socket() as probe:
