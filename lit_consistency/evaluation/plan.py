@@ -114,7 +114,8 @@ def _drafts(task: Task, ask: Ask, tokenizer: Tokenizer, block_size: int, shared:
             "format": asdict(form) if prompted else None,
             "shots": shots,
         }
-        identity["task"] = {k: v for k, v in identity["task"].items() if k not in ("data", "few_shot")}
+        for source in (identity["task"]["data"], identity["task"]["few_shot"] or {}):
+            source["path"] = None  # the files themselves count, wherever they stand
         mark = fingerprint_of(identity)
         name = form.name if prompted else "none"
         if known := _known(ask.output, result_key(task.name, name, shots), mark):

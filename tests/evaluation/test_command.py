@@ -93,9 +93,12 @@ def test_what_is_done_is_not_measured_again(
     write_task(Path(tasks[1]), **PAIRS, data=[{"good": "it rains", "bad": "it rain", "part": "a"}])
     evaluate(tiny_folder, "--tasks", *tasks[:2], "--output", out)
     assert measured[3:] == ["syntax"], "other data"
+    write_task(Path(tasks[1]), **PAIRS, data={"path": str(tmp_path / "syntax_data.jsonl"), "member": "*.jsonl"})
+    evaluate(tiny_folder, "--tasks", *tasks[:2], "--output", out)
+    assert measured[4:] == ["syntax"], "the same file, read in another way"
     evaluate(tiny_folder, "--tasks", tasks[0], "--output", out, "--limit", 5)
     evaluate(tiny_model(tmp_path / "other", seed=1), "--tasks", tasks[0], "--output", out)
-    assert measured[4:] == ["nli", "nli"], "another limit, another model"
+    assert measured[5:] == ["nli", "nli"], "another limit, another model"
 
 
 def test_a_run_that_dies_leaves_whole_results_and_goes_on(
