@@ -135,7 +135,7 @@ class LitLanguageModel(LightningModule):
                 f"the tokenizer has {tokenizer.vocab_size} tokens, the model {self.config.padded_vocab_size}: "
                 "expected the tokenizer of the checkpoint, or overrides.vocab_size"
             )
-        if getattr(data, "packing", False):
+        if getattr(data, "packing", False) or getattr(data, "replay", None) is not None:
             check_documents(self.config)
 
     def forward(self, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
