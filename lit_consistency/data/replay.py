@@ -1,8 +1,9 @@
 """Replay: rows of what the model has learned before, mixed into what it learns now.
 
 The share counts learned tokens, because the loss is a mean over them: a row of a book weighs more than a row of short
-answers. Which rows are replayed is drawn once, by the seed, and is the same in every epoch; the order mixes them with
-the others. Given up: a fresh draw in every epoch.
+answers. Every epoch replays other rows, until all have had their turn: which ones is a function of seed and epoch.
+The order of rows mixes them with the others. Given up: a share that is exact, since whole rows are replayed and as
+many in every epoch.
 
 Source: Robins 1995, Catastrophic Forgetting, Rehearsal and Pseudorehearsal, Connection Science 7(2); Ibrahim et al.
 2024, Simple and Scalable Strategies to Continually Pre-train Large Language Models, arXiv 2403.08763, which finds
@@ -41,8 +42,8 @@ class Replay:
     def mix(self, train: TokenRows, replayed: Sequence[TokenRows], seed: int) -> MixedRows:
         """All rows of ``train``, and as many of each of ``replayed`` as its share asks for."""
         wanted = train.supervised.sum() * self.share / (1 - self.share) / len(replayed)
-        drawn = [draw(rows.supervised, wanted, seed, number) for number, rows in enumerate(replayed)]
-        return MixedRows(train, replayed, drawn)
+        counts = [max(1, round(wanted / rows.supervised.mean())) for rows in replayed]
+        return MixedRows(train, replayed, counts, seed)
 
     def fingerprint(self) -> dict[str, Any]:
         """The share; the parts have fingerprints of their own."""
@@ -55,13 +56,20 @@ class MixedRows(TokenRows):
     Args:
         train: The training set, of which every row is there.
         others: What is replayed.
-        drawn: For each of ``others`` the numbers of its rows that are there.
+        counts: How many rows of each of ``others`` are there.
+        seed: Of the draw.
+        epoch: Which of the draws.
     """
 
-    def __init__(self, train: TokenRows, others: Sequence[TokenRows], drawn: Sequence[np.ndarray]) -> None:
+    def __init__(
+        self, train: TokenRows, others: Sequence[TokenRows], counts: Sequence[int], seed: int, epoch: int = 0
+    ) -> None:
         self.full = train.full
         self.block_size = train.block_size
+        self.seed = seed
+        self.counts = list(counts)
         self.parts = [train, *others]
+        drawn = [draw(len(rows), n, seed, k, epoch) for k, (rows, n) in enumerate(zip(others, counts, strict=True))]
         numbers = [np.arange(len(train)), *drawn]
         self.number = np.concatenate(numbers)
         self.part = np.repeat(np.arange(len(numbers)), [len(n) for n in numbers])
@@ -70,28 +78,31 @@ class MixedRows(TokenRows):
     @property
     def n_replayed(self) -> int:
         """How many of the rows are replayed."""
-        return int((self.part > 0).sum())
+        return sum(self.counts)
+
+    def of_epoch(self, epoch: int) -> MixedRows:
+        """As many rows, others of them replayed."""
+        return MixedRows(self.parts[0], self.parts[1:], self.counts, self.seed, epoch)
 
     def __getitem__(self, i: int) -> TokenRow:
         """Row i: the training set's first."""
         return self.parts[self.part[i]][int(self.number[i])]
 
 
-def draw(supervised: np.ndarray, wanted: float, seed: int, stream: int) -> np.ndarray:
-    """Numbers of rows whose learned tokens sum up to about ``wanted``: whole rows, at least one.
+def draw(n_rows: int, n: int, seed: int, stream: int, epoch: int) -> np.ndarray:
+    """The rows that an epoch replays: the epoch's piece of an endless sequence of permutations.
 
     Args:
-        supervised: (n_rows,) learned tokens of each row, at least one in all.
-        wanted: How many learned tokens are asked for; more than there are repeat the rows.
-        seed: Decides which rows.
+        n_rows: How many rows there are.
+        n: How many an epoch takes.
+        seed: Decides the permutations.
         stream: Apart from other draws with this seed.
+        epoch: Which piece, from 0 on.
 
     Returns:
-        (n,) int64, every row equally often but for the last, incomplete pass.
+        (n,) int64; over the epochs every row is taken equally often.
     """
-    # epochs number the streams of the order of rows from 0 on
-    order = shuffled(len(supervised), seed, 2**32 + stream)
-    passes, rest = divmod(wanted, int(supervised.sum()))
-    last = int(np.searchsorted(np.cumsum(supervised[order]), rest, side="left"))
-    drawn = np.concatenate([np.tile(order, int(passes)), order[:last]])
-    return drawn if len(drawn) else order[:1]
+    first, last = epoch * n // n_rows, ((epoch + 1) * n - 1) // n_rows
+    # the streams from 0 on belong to the order of rows, which numbers them by epoch
+    passes = [shuffled(n_rows, seed, (stream + 1) * 2**32 + number) for number in range(first, last + 1)]
+    return np.concatenate(passes)[epoch * n - first * n_rows :][:n]

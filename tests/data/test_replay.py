@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from lit_consistency.data.pretrain_data import PretrainData
 from lit_consistency.data.replay import Replay, draw
@@ -65,15 +66,34 @@ def test_the_draw_is_a_function_of_the_seed(tokenizer_folder: Path) -> None:
     assert numbers[0] == numbers[1] != numbers[2]
 
 
+def test_over_the_epochs_every_row_is_replayed_equally_often() -> None:
+    epochs = [draw(7, 3, seed=0, stream=0, epoch=epoch).tolist() for epoch in range(14)]
+    assert [len(epoch) for epoch in epochs] == [3] * 14
+    assert np.bincount(sum(epochs, [])).tolist() == [6] * 7
+    assert sorted(sum(epochs, [])[:7]) == list(range(7))
+
+
 def test_more_than_there_is_repeats_every_row_equally() -> None:
-    drawn = draw(np.array([3, 1, 2]), wanted=14, seed=0, stream=0)
-    counts = np.bincount(drawn, minlength=3)
-    assert counts.min() >= 2
-    assert counts.max() <= 3
+    counts = np.bincount(draw(3, 8, seed=0, stream=0, epoch=1), minlength=3)
+    assert counts.sum() == 8
+    assert counts.max() - counts.min() <= 2
 
 
-def test_at_least_one_row_is_replayed() -> None:
-    assert len(draw(np.array([100, 100]), wanted=0.1, seed=0, stream=0)) == 1
+def test_every_epoch_replays_other_rows_and_a_resumed_one_the_same(tokenizer_folder: Path) -> None:
+    data = opened(tokenizer_folder, Replay({"text": TEXT}, 0.1))
+    loader = data.train_dataloader()
+    epochs = [[batch["tokens"] for batch in loader] for _ in range(2)]
+    old = [data._rows["train"].of_epoch(epoch).number[-2:].tolist() for epoch in range(2)]  # type: ignore[attr-defined]
+    assert set(old[0]).isdisjoint(old[1])
+    again = data.train_dataloader()
+    again.load_state_dict({**loader.state_dict(), "epoch": 1, "global_batch": 2, "micro_batch": 0})
+    rest = [batch["tokens"] for batch in again]
+    assert len(rest) == len(epochs[1]) - 2
+    assert all(torch.equal(a, b) for a, b in zip(rest, epochs[1][2:], strict=True))
+
+
+def test_at_least_one_row_is_replayed(tokenizer_folder: Path) -> None:
+    assert opened(tokenizer_folder, Replay({"text": TEXT}, 0.001)).stats()["train"]["n_replayed"] == 1
 
 
 def test_the_fingerprint_tells_what_is_replayed(tokenizer_folder: Path) -> None:
