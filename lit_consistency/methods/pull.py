@@ -86,7 +86,9 @@ class Pull(Full):
         role = roles_of(model)
         self._start = {name: p.detach().clone() for name, p in model.named_parameters() if role[name] in self.roles}
         if not self._start:
-            raise ValueError(f"roles = {list(self.roles)}: no parameter has one of them; found {sorted(set(role.values()))}")
+            raise ValueError(
+                f"roles = {list(self.roles)}: no parameter has one of them; found {sorted(set(role.values()))}"
+            )
 
     def attach(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Bring the start to where the parameters are; decoupled, pull after every step of ``optimizer``."""

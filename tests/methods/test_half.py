@@ -128,7 +128,9 @@ def test_the_complement_trains_exactly_the_other_matrices(family: str, options: 
 
 
 def test_the_random_half_is_two_of_four_by_the_seed() -> None:
-    chosen = {seed: HFT(selection="random", seed=seed)._frozen(0, "attn", ("q", "k", "v", "proj")) for seed in range(40)}
+    chosen = {
+        seed: HFT(selection="random", seed=seed)._frozen(0, "attn", ("q", "k", "v", "proj")) for seed in range(40)
+    }
     assert {len(names) for names in chosen.values()} == {2}
     assert len({frozenset(names) for names in chosen.values()}) == 6
     again = HFT(selection="random", seed=7)._frozen(0, "attn", ("q", "k", "v", "proj"))
