@@ -16,8 +16,8 @@ from lit_consistency.model import GPT, DocumentMask
 class Method(ABC):
     """A way of training a model.
 
-    A run calls ``build``, then ``load`` or ``init_weights``, then ``prepare`` and ``begin``; ``attach`` when there is an
-    optimizer, ``before_step`` in every step, and ``merged_state`` to save.
+    A run calls ``build``, then ``load`` or ``init_weights``, then ``prepare`` and ``begin``; ``attach`` when there is
+    an optimizer, ``before_step`` in every step, and ``merged_state`` to save.
 
     A new method is a class in one file of this folder and an overlay in ``configs/methods/``.
     """
@@ -43,16 +43,16 @@ class Method(ABC):
     def prepare(self, model: nn.Module) -> None:
         """Set ``requires_grad`` of every parameter."""
 
-    def begin(self, model: nn.Module) -> None:
+    def begin(self, model: nn.Module) -> None:  # noqa: B027
         """Take note of the start: ``model`` holds the weights that training starts from, sharded where it will be.
 
         A resumed run calls it before the checkpoint's weights are loaded, so the start is the base's here too.
         """
 
-    def attach(self, model: nn.Module, optimizer: Optimizer) -> None:
+    def attach(self, model: nn.Module, optimizer: Optimizer) -> None:  # noqa: B027
         """Bind to the parameters, now on their device, and to the steps of ``optimizer``."""
 
-    def before_step(self) -> None:
+    def before_step(self) -> None:  # noqa: B027
         """Change the gradients of a whole optimizer step: summed over micro-batches and ranks, not yet clipped."""
 
     def numbers(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The pull to the start as its equations say it: a penalty that autograd differentiates, and a loop over coordinates."""
+"""The pull to the start as its equations say it: a penalty that autograd differentiates, a loop over coordinates."""
 
 from __future__ import annotations
 
