@@ -18,7 +18,7 @@ decoupled one is what it says with every optimizer, and only the decoupled L1 le
 Given up: one more copy of the pulled weights.
 
 Source: Li et al. 2018, Explicit Inductive Bias for Transfer Learning with Convolutional Networks (L2-SP), arXiv
-1802.01483; soft-thresholding, the proximal step of L1: Parikh and Boyd 2014, Proximal Algorithms, section 6.5.2; the
+1802.01483; soft-thresholding, the proximal step of L1: Parikh and Boyd 2014, Proximal Algorithms; the
 baselines L1 and L2 of Chen et al. 2025, MoFO, arXiv 2407.20999.
 """
 

@@ -7,11 +7,12 @@ with share a: 0 is the base and 1 the finetuned model, bit for bit. Computed in 
 weights, and rounded once, to the wider of the two dtypes. Given up: models whose weights do not have the same names
 and shapes, as after an older conversion by LitGPT; whether the line between the two models is a good one.
 
-Source: Wortsman et al. 2022, Robust fine-tuning of zero-shot models, CVPR, arXiv 2109.01903, equation 1.
+Source: Wortsman et al. 2022, Robust fine-tuning of zero-shot models, CVPR, arXiv 2109.01903.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import cached_property
@@ -71,6 +72,8 @@ def export_interpolated(
     between = Interpolation(base_dir, finetuned_dir)
     if to == "hf":
         hf_config(between.config)
+    if between.stranger:
+        warnings.warn(between.stranger, stacklevel=2)
     for share, folder in zip(shares, folders, strict=True):
         weights, provenance = between.weights(share), between.provenance(share, command)
         if to == "hf":
@@ -112,6 +115,18 @@ class Interpolation:
     @cached_property
     def _hashes(self) -> tuple[str, str]:
         return weights_hash(self.base_dir), weights_hash(self.finetuned_dir)
+
+    @property
+    def stranger(self) -> str | None:
+        """What to say where the finetuned model's provenance knows its bases, and this one is none of them."""
+        provenance = read_provenance(self.finetuned_dir)
+        bases = [stage["base_hash"] for stage in provenance.stages if stage.get("base_hash")] if provenance else []
+        if not bases or self._hashes[0] in bases:
+            return None
+        return (
+            f"{self.finetuned_dir} was not trained from {self.base_dir}, says its provenance; between models that do "
+            "not belong together there is seldom a good one"
+        )
 
     def weights(self, share: float) -> dict[str, Tensor]:
         """Weights of the model at ``share`` of the way from the base to the finetuned model."""

@@ -32,7 +32,7 @@ def pair(root: Path, dtype: torch.dtype = torch.float32, tokenizer_dir: Path | N
         for name, tensor in model.state_dict().items()
     }
     provenance = tiny_provenance(tokens=5).next_stage(
-        model="pythia-14m", optimizer="Muon", method="full", stage="sft", base=str(base)
+        model="pythia-14m", optimizer="Muon", method="full", stage="sft", base=str(base), base_hash=weights_hash(base)
     )
     save_model(finetuned, weights, model.config, tokenizer_dir, provenance)
     return base, finetuned
@@ -213,3 +213,11 @@ def test_a_model_that_transformers_does_not_know_is_refused_before_anything_is_w
     with pytest.raises(ValueError, match="to = hf: Qwen3-0.6B is of neither supported family"):
         export_interpolated(tmp_path / "base", tmp_path / "finetuned", [0.5], tmp_path / "out", to="hf")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_base_that_the_provenance_does_not_know_is_warned_of(tmp_path: Path) -> None:
+    base, finetuned = pair(tmp_path)
+    (stranger,) = export_interpolated(base, finetuned, [0.5], tmp_path / "stranger")
+    with pytest.warns(UserWarning, match=r"finetuned was not trained from .*stranger, says its provenance"):
+        export_interpolated(stranger, finetuned, [0.5], tmp_path / "out")
+    assert (tmp_path / "out" / "lit_model.pth").is_file()
