@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -18,7 +19,8 @@ from torch.distributed.tensor import DTensor
 
 from lit_consistency.methods import HFT, Method, Pull
 from lit_consistency.optimizers import parameter_groups
-from tests.runs import ROOT
+from tests.runs import ROOT, fit, weights
+from tests.test_ddp import DOUBLE, largest_difference, start
 
 from .small import data_loss, optimizer_of, small_model
 
@@ -94,6 +96,29 @@ def test_shards_equal_one_process(ranks: int, replicas: int) -> None:
     for process in processes:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options", [["Pull", "norm=l1", "strength=0.05"], ["Pull", "strength=5", "decoupled=true"], ["HFT"]], ids=str
+)
+def test_two_processes_of_ddp_equal_one(options: list[str], tmp_path: Path) -> None:
+    """The pull is added once, not once for each rank."""
+    method = [f"--model.method=lit_consistency.methods.{options[0]}"]
+    method += [f"--model.method.init_args.{option}" for option in options[1:]]
+    process = start(tmp_path / "two", *DOUBLE, *method)
+    fit(tmp_path / "one", *DOUBLE, *method)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert largest_difference(*(weights(tmp_path / name / "run" / "model") for name in ("one", "two"))) < 1e-9
+    one, two = (penalties(tmp_path / name) for name in ("one", "two"))
+    assert one == pytest.approx(two, rel=1e-9)
+    assert (len(one) == 4) == (options[0] == "Pull")
+
+
+def penalties(root: Path) -> list[float]:
+    lines = [json.loads(line) for line in (root / "run" / "metrics.jsonl").read_text().splitlines()]
+    return [line["train/penalty"] for line in lines if "train/penalty" in line]
 
 
 if __name__ == "__main__":
