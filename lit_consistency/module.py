@@ -120,6 +120,7 @@ class LitLanguageModel(LightningModule):
                 self.method.load(model, load_weights(self.checkpoint_dir))
         self.method.prepare(model)
         self.gpt = model
+        self.method.begin(model)
         if self.keep_start:
             self.start = {n: p.detach().cpu().clone() for n, p in model.named_parameters() if p.requires_grad}
 
@@ -162,6 +163,7 @@ class LitLanguageModel(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Refuse to move on a number that is not finite, on every rank alike."""
+        self.method.before_step()
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         self._grad_norm = nn.utils.get_total_norm(gradients) if gradients else torch.zeros((), device=self.device)
         self._used_rates = self._rates()
@@ -200,7 +202,7 @@ class LitLanguageModel(LightningModule):
         loss, self._step_loss = self._step_loss, None
         self.log("loss", loss, prog_bar=True, logger=False)
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            numbers = {"train/loss": loss.item(), **self._used_rates, **self._densities()}
+            numbers = {"train/loss": loss.item(), **self._used_rates, **self._densities(), **self.method.numbers()}
             if self._grad_norm is not None:
                 numbers["train/grad_norm"] = self._grad_norm.item()
             self.log_now(numbers)
@@ -265,6 +267,7 @@ class LitLanguageModel(LightningModule):
         groups = parameter_groups(self.gpt, self.qkv, self.roles)
         self.parameter_table = group_table(groups)
         optimizer = self.optimizer(groups)
+        self.method.attach(self.gpt, optimizer)
         total = self.total_steps()
         self.schedule.check(total)
         scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, total))

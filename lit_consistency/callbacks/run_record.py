@@ -99,7 +99,8 @@ class RunRecord(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, RunBoard):
                 logger.begin()
-        rank_zero_info(f"run folder: {self.directory}\n{format_table(module.parameter_table)}")
+        share = f"trained: {self.record['trained_share']:.1%} of the model's parameters"
+        rank_zero_info(f"run folder: {self.directory}\n{format_table(module.parameter_table)}\n{share}")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The step is restored by now: drop the numbers of later steps."""
@@ -171,6 +172,7 @@ class RunRecord(Callback):
             "data": inputs["data"],
             "data_stats": data.stats(),
             "parameters": module.parameter_table,
+            "trained_share": module.method.trained_share(module.gpt),
             "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
             "world_size": trainer.world_size,
             "precision": str(trainer.precision),
