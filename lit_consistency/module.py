@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from lit_consistency.gradients import clip_gradients, gradient_norm
 from lit_consistency.methods import Full, Method
 from lit_consistency.metrics import TokenLoss
 from lit_consistency.model import (
@@ -32,7 +33,9 @@ from lit_consistency.model import (
     model_config,
     token_nll,
 )
+from lit_consistency.model.shards import KeptShards
 from lit_consistency.optimizers import Constant, MoFO, Schedule, group_table, parameter_groups, rehearse
+from lit_consistency.parallel import data_mesh, gathered, shard
 
 OptimizerFactory = Callable[[list[dict]], torch.optim.Optimizer]
 
@@ -87,7 +90,7 @@ class LitLanguageModel(LightningModule):
         self.config = self._config(vocab_size=None)
         self.parameter_table: list[dict[str, Any]] = []
         self.keep_start = False
-        self.start: dict[str, Tensor] = {}
+        self.start = KeptShards({})
         self.evaluated = nn.ModuleDict({stage: TokenLoss() for stage in ("val", "test")})
         self._step_loss: Tensor | None = None
         self._grad_norm: Tensor | None = None
@@ -104,7 +107,10 @@ class LitLanguageModel(LightningModule):
     # -------------------- model
 
     def configure_model(self) -> None:
-        """Build the model and load or initialize its weights; initialization is a function of the seed alone."""
+        """Build the model, load or initialize its weights, and shard it where the strategy says so.
+
+        Initialization is a function of the seed alone: every rank draws the whole model on the CPU.
+        """
         if hasattr(self, "gpt"):
             return
         data = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -119,9 +125,17 @@ class LitLanguageModel(LightningModule):
             else:
                 self.method.load(model, load_weights(self.checkpoint_dir))
         self.method.prepare(model)
+        mesh = data_mesh(self.device_mesh)
+        if mesh is not None:
+            shard(model, mesh, str(self.trainer.precision))
         self.gpt = model
         if self.keep_start:
-            self.start = {n: p.detach().cpu().clone() for n, p in model.named_parameters() if p.requires_grad}
+            self.start = KeptShards({name: p for name, p in model.named_parameters() if p.requires_grad})
+
+    def merged_state(self) -> dict[str, Tensor]:
+        """The trained weights under the base model's names, whole and on the CPU, on rank 0; empty on the others."""
+        weights = gathered(self.gpt.state_dict(), keep=self.global_rank == 0)
+        return self.method.merged_state(self.gpt, weights) if weights else {}
 
     def _check_data(self, data: Any) -> None:
         block_size = getattr(data, "block_size", None)
@@ -162,8 +176,8 @@ class LitLanguageModel(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Refuse to move on a number that is not finite, on every rank alike."""
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self._grad_norm = nn.utils.get_total_norm(gradients) if gradients else torch.zeros((), device=self.device)
+        norm = gradient_norm(optimizer)
+        self._grad_norm = torch.zeros((), device=self.device) if norm is None else norm
         self._used_rates = self._rates()
         # float16: a gradient that overflowed is skipped by the scaler, which then scales less
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
@@ -182,15 +196,9 @@ class LitLanguageModel(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip what AdamW or SGD moves; an orthogonalized update has no scale to clip."""
-        groups = [g for g in optimizer.param_groups if not g.get("orthogonalized", False)]
-        if not gradient_clip_val or not groups:
-            return
-        parameters = [p for group in groups for p in group["params"]]
-        if gradient_clip_algorithm == "value":
-            nn.utils.clip_grad_value_(parameters, gradient_clip_val)
-        else:
-            nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+        """Clip what AdamW or SGD moves; see ``clip_gradients``."""
+        if gradient_clip_val:
+            clip_gradients(optimizer, gradient_clip_val, by_value=gradient_clip_algorithm == "value")
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log once per optimizer step."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from litgpt.config import Config
 from torch import Tensor, nn
 
 from lit_consistency.model import GPT, DocumentMask
+from lit_consistency.model.shards import whole
 
 
 class Method(ABC):
@@ -55,7 +56,7 @@ class Method(ABC):
         return dict(model.state_dict() if weights is None else weights)
 
     @torch.no_grad()
-    def changes(self, model: nn.Module, start: dict[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
+    def changes(self, model: nn.Module, start: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
         """What training has changed so far, in the base model's terms, one weight at a time.
 
         All at once would put two more copies of the model beside it.
@@ -71,7 +72,7 @@ class Method(ABC):
         now = dict(model.named_parameters())
         for name, tensor in start.items():
             here = tensor.to(now[name].device)
-            yield name, now[name].detach() - here, here
+            yield name, whole(now[name].detach()) - here, here
 
 
 def load_checked(model: nn.Module, weights: dict[str, Tensor], may_miss: str | None = None) -> None:
