@@ -14,8 +14,9 @@ import json
 import os
 import pickle
 import shutil
+import warnings
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.tensor import DTensor
 
 from lit_consistency.callbacks.manifest import (
     TEMPORARY,
@@ -36,8 +38,7 @@ from lit_consistency.model.folder import flush
 
 META = "meta.pt"
 INDEX = ".metadata"
-ALLOWED = ("torch", "torch.serialization", "torch.storage", "torch._utils", "pathlib", "collections", "builtins")
-ALLOWED_BUILTINS = ("set", "frozenset", "dict", "list", "tuple", "slice", "bytearray")
+INDEX_CLASSES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
 
 
 def save_folder(checkpoint: dict[str, Any], path: Path) -> None:
@@ -78,9 +79,11 @@ def fill(tensors: dict[str, Tensor], path: Path) -> None:
     Raises:
         CheckpointError: one is missing or has another shape.
     """
-    sharded = any(hasattr(tensor, "device_mesh") for tensor in tensors.values())
+    sharded = any(isinstance(tensor, DTensor) for tensor in tensors.values())
     try:
-        dcp.load(tensors, storage_reader=_Reader(path), no_dist=not sharded)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*assuming the intent is to load in a single process")
+            dcp.load(tensors, storage_reader=_Reader(path), no_dist=not sharded)
     except (dcp.CheckpointException, RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: does not fit this model: {error}") from error
 
@@ -191,14 +194,15 @@ def _publish(temporary: Path, path: Path, manifest: dict[str, Any]) -> None:
 
 class _IndexUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        """Only classes of the index and plain values: an index may name no function that does something."""
-        plain = module in ALLOWED and (module != "builtins" or name in ALLOWED_BUILTINS)
-        if not plain and not module.startswith("torch.distributed.checkpoint."):
-            raise pickle.UnpicklingError(f"{module}.{name}: not expected in the index of a checkpoint")
-        found = super().find_class(module, name)
-        if not isinstance(found, type | torch.dtype | torch.layout | torch.memory_format):
-            raise pickle.UnpicklingError(f"{module}.{name}: not expected in the index of a checkpoint")
-        return found
+        """Only the classes of an index and plain values: it may name nothing that does something."""
+        found = None if "." in name else super().find_class(module, name)
+        own = module in INDEX_CLASSES and isinstance(found, type) and found.__module__ == module
+        plain = module == "torch" and (found is torch.Size or isinstance(found, torch.dtype))
+        path = module.partition(".")[0] == "pathlib" and isinstance(found, type) and issubclass(found, PurePath)
+        # the name of a layout, as `strided`, to the layout
+        if own or plain or path or (module, name) == ("torch.serialization", "_get_layout"):
+            return found
+        raise pickle.UnpicklingError(f"{module}.{name}: not expected in the index of a checkpoint")
 
 
 class _Reader(dcp.FileSystemReader):
