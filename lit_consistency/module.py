@@ -8,18 +8,17 @@ number is not finite, and clipping that leaves orthogonalized updates alone.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from lit_consistency.building import build_model, check_data
 from lit_consistency.gradients import clip_gradients, gradient_norm
 from lit_consistency.methods import Full, Method
 from lit_consistency.metrics import TokenLoss
@@ -27,15 +26,12 @@ from lit_consistency.model import (
     IGNORE,
     DocumentMask,
     check_checkpoint_dir,
-    check_documents,
-    init_weights,
-    load_weights,
     model_config,
     token_nll,
 )
 from lit_consistency.model.shards import KeptShards
 from lit_consistency.optimizers import Constant, MoFO, Schedule, group_table, parameter_groups, rehearse
-from lit_consistency.parallel import data_mesh, gathered, shard
+from lit_consistency.parallel import data_mesh, gathered
 
 OptimizerFactory = Callable[[list[dict]], torch.optim.Optimizer]
 
@@ -107,50 +103,22 @@ class LitLanguageModel(LightningModule):
     # -------------------- model
 
     def configure_model(self) -> None:
-        """Build the model, load or initialize its weights, and shard it where the strategy says so.
-
-        Initialization is a function of the seed alone: every rank draws the whole model on the CPU.
-        """
+        """Build the model, load or initialize its weights, and shard it where the strategy says so."""
         if hasattr(self, "gpt"):
             return
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         tokenizer = getattr(data, "tokenizer", None)
         self.config = self._config(tokenizer.vocab_size if tokenizer and self.checkpoint_dir is None else None)
-        self._check_data(data)
-        with isolate_rng():
-            torch.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", 0)))
-            model = self.method.build(self.config)
-            if self.checkpoint_dir is None:
-                init_weights(model, self.config)
-            else:
-                self.method.load(model, load_weights(self.checkpoint_dir))
-        self.method.prepare(model)
-        mesh = data_mesh(self.device_mesh)
-        if mesh is not None:
-            shard(model, mesh, str(self.trainer.precision))
-        self.gpt = model
+        check_data(data, self.config)
+        mesh, precision = data_mesh(self.device_mesh), str(self.trainer.precision)
+        self.gpt = build_model(self.method, self.config, self.checkpoint_dir, mesh, precision)
         if self.keep_start:
-            self.start = KeptShards({name: p for name, p in model.named_parameters() if p.requires_grad})
+            self.start = KeptShards({name: p for name, p in self.gpt.named_parameters() if p.requires_grad})
 
     def merged_state(self) -> dict[str, Tensor]:
         """The trained weights under the base model's names, whole and on the CPU, on rank 0; empty on the others."""
         weights = gathered(self.gpt.state_dict(), keep=self.global_rank == 0)
         return self.method.merged_state(self.gpt, weights) if weights else {}
-
-    def _check_data(self, data: Any) -> None:
-        block_size = getattr(data, "block_size", None)
-        if block_size is not None and block_size > self.config.block_size:
-            raise ValueError(
-                f"data.block_size = {block_size}: expected at most {self.config.block_size}, the model's block_size"
-            )
-        tokenizer = getattr(data, "tokenizer", None)
-        if tokenizer is not None and tokenizer.vocab_size > self.config.padded_vocab_size:
-            raise ValueError(
-                f"the tokenizer has {tokenizer.vocab_size} tokens, the model {self.config.padded_vocab_size}: "
-                "expected the tokenizer of the checkpoint, or overrides.vocab_size"
-            )
-        if getattr(data, "packing", False):
-            check_documents(self.config)
 
     def forward(self, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
         """Logits (B, T, V) for tokens (B, T); documents and positions (B, T) only where rows hold several documents."""

@@ -1,7 +1,7 @@
 """FSDP2 as a strategy of the Trainer: all devices share one model, or several replicas of it (HSDP).
 
-Lightning's ``ModelParallelStrategy`` with sizes that need not be given, and with checkpoints that are atomic, hashed and
-guarded as those of a single device are, and that any number of ranks or a single process continues. Works on CPUs
+Lightning's ``ModelParallelStrategy`` with sizes that need not be given, and with checkpoints that are atomic, hashed
+and guarded as those of a single device are, and that any number of ranks or a single process continues. Works on CPUs
 with gloo. Given up: tensor parallelism, float16 with a gradient scaler.
 """
 
@@ -116,7 +116,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         return state if self._save_distributed_checkpoint else gathered(state, keep=self.is_global_zero)
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """By names of parameters, in shards; as torch's optimizers count, and whole, for a checkpoint that is a file."""
+        """By names of parameters, in shards; whole, and by number as torch counts, for a checkpoint that is a file."""
         state = named_state(optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer)
         if self._save_distributed_checkpoint:
             return state

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from lightning.pytorch.plugins.precision import DoublePrecision
@@ -43,6 +45,7 @@ def check_strategy(strategy: Any) -> None:
     Raises:
         ValueError: naming the value and what is allowed.
     """
+    strategy = _resolved(strategy)
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
     flat = isinstance(strategy, FSDPStrategy | DeepSpeedStrategy)
     if flat or (isinstance(strategy, str) and strategy.startswith(("fsdp", "deepspeed")) and strategy != "fsdp2"):
@@ -61,13 +64,11 @@ def sharded_options(trainer: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: a combination that FSDP2 cannot run, naming the option, its value and what is allowed.
     """
-    strategy: Strategy | str = trainer.get("strategy") or "auto"
-    if strategy == "fsdp2":
-        strategy = FSDP2Strategy()
-    elif isinstance(strategy, ModelParallelStrategy) and not isinstance(strategy, FSDP2Strategy):
+    strategy = _resolved(trainer.get("strategy"))
+    if isinstance(strategy, ModelParallelStrategy) and not isinstance(strategy, FSDP2Strategy):
         strategy = fsdp2_of(strategy)
     if not isinstance(strategy, FSDP2Strategy):
-        return {}
+        return {"strategy": strategy} if isinstance(strategy, Strategy) else {}
     if str(trainer.get("precision")) in ("16-mixed", "16"):
         raise ValueError(
             "trainer.precision = 16-mixed: expected bf16-mixed, bf16-true, 32-true or 64-true with fsdp2, whose "
@@ -80,6 +81,19 @@ def sharded_options(trainer: Mapping[str, Any]) -> dict[str, Any]:
     if str(trainer.get("precision")) in ("64-true", "64"):
         options |= {"precision": None, "plugins": [DoublePrecision()]}
     return options
+
+
+def _resolved(strategy: Any) -> Any:
+    """The strategy; jsonargparse takes a class without options for a name, because names are allowed too."""
+    if strategy == "fsdp2":
+        return FSDP2Strategy()
+    if not isinstance(strategy, str) or "." not in strategy:
+        return strategy
+    module, _, name = strategy.rpartition(".")
+    found = getattr(import_module(module), name, None) if find_spec(module.partition(".")[0]) else None
+    if not (isinstance(found, type) and issubclass(found, Strategy)):
+        raise ValueError(f"trainer.strategy = {strategy}: expected a name, as auto, ddp or fsdp2, or a Strategy's path")
+    return found()
 
 
 def _at_least(key: str, value: Any, least: float, unless: tuple[Any, ...]) -> None:

@@ -1,4 +1,4 @@
-"""A model in shards trains as on one device, in float64 to 1e-9: the weights, the numbers on the way, the final model."""
+"""A model in shards trains as on one device, in float64 to 1e-9: the final weights, and every number on the way."""
 
 from __future__ import annotations
 
@@ -83,4 +83,6 @@ def test_finetuning_from_a_base_equals_one_process(
     method: str, devices: int, strategy: list[str], tmp_path: Path
 ) -> None:
     base = Path(fit(tmp_path / "base").trainer.default_root_dir) / "model"
-    compare(tmp_path, devices, strategy, "adamw", [f"--model.checkpoint_dir={base}", *(LORA if method == "lora" else [])])
+    compare(
+        tmp_path, devices, strategy, "adamw", [f"--model.checkpoint_dir={base}", *(LORA if method == "lora" else [])]
+    )

@@ -20,6 +20,7 @@ LEVELS = {
     "metrics": 1,
     "module": 2,
     "callbacks": 2,
+    "building": 2,
     "gradients": 2,
     "parallel": 2,
     "strategy": 3,

@@ -79,13 +79,18 @@ def fill(tensors: dict[str, Tensor], path: Path) -> None:
     Raises:
         CheckpointError: one is missing or has another shape.
     """
+    stored = stored_tensors(path)
+    for name, tensor in tensors.items():
+        found = tuple(stored[name][0]) if name in stored else "nothing"
+        if found != tuple(tensor.shape):
+            raise CheckpointError(f"{path}: {name}: expected {tuple(tensor.shape)}, found {found}")
     sharded = any(isinstance(tensor, DTensor) for tensor in tensors.values())
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*assuming the intent is to load in a single process")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*assuming the intent is to load in a single process")
+        try:
             dcp.load(tensors, storage_reader=_Reader(path), no_dist=not sharded)
-    except (dcp.CheckpointException, RuntimeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: does not fit this model: {error}") from error
+        except dcp.CheckpointException as error:
+            raise CheckpointError(f"{path}: cannot be read: {_last_line(error)}") from error
 
 
 def read_folder(path: Path) -> dict[str, Any]:
@@ -151,16 +156,22 @@ def _divide(checkpoint: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, An
 
 def _together(path: Path, act: Callable[[], Any]) -> list[Any]:
     """Act on every rank and give all results to all; what fails on one fails on all, instead of letting them wait."""
+    outcome: tuple[str | None, Any]
     try:
         outcome = (None, act())
     except (OSError, RuntimeError, dcp.CheckpointException) as error:
-        outcome = (f"{type(error).__name__}: {error}", None)
+        outcome = (_last_line(error), None)
     outcomes: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(outcomes, outcome)
     problems = [problem for problem, _ in outcomes if problem is not None]
     if problems:
         raise CheckpointError(f"could not save the checkpoint {path}: {problems[0]}")
     return [result for _, result in outcomes]
+
+
+def _last_line(error: BaseException) -> str:
+    """The cause: torch.distributed.checkpoint puts the tracebacks of all ranks into one message."""
+    return str(error).strip().rpartition("\n")[2]
 
 
 def _make(temporary: Path) -> None:

@@ -20,7 +20,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 def part(tensor: Tensor) -> Tensor:
     """What lies on this rank of a tensor, without gradient, sharing its memory."""
-    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor.detach()
+    return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 @torch.no_grad()
