@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from lit_consistency.building import build_model
 from lit_consistency.gradients import clip_gradients, gradient_norm
@@ -199,3 +200,22 @@ def test_clipping_and_norm_are_those_of_one_device(by_value: bool, mesh: DeviceM
         assert max(float(g.abs().max()) for g in left) > 1
     torch.testing.assert_close(norms[0], norms[1])
     torch.testing.assert_close(gradients[0], gradients[1])
+
+
+@pytest.mark.parametrize("rank", range(4))
+def test_a_rank_takes_its_own_rows_of_a_tensor_and_no_more_memory(rank: int) -> None:
+    """Five rows on four ranks, in chunks of two: 2, 2, 1, and none."""
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=4)
+    line = init_device_mesh("cpu", (4,))
+    square = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+    tensor = torch.arange(15.0).view(5, 3)
+    for mesh, placements, rows in (
+        (line, [Shard(0)], [[0, 1], [2, 3], [4], []][rank]),
+        (square, [Replicate(), Shard(0)], [[0, 1, 2], [3, 4]][rank % 2]),
+    ):
+        like = distribute_tensor(torch.zeros(5, 3), mesh, placements, src_data_rank=None)
+        found = laid_out(tensor, like)
+        assert torch.equal(part(found), tensor[rows])
+        assert part(found).untyped_storage().nbytes() == 4 * 3 * len(rows)
+        assert (found.shape, found.stride()) == (like.shape, like.stride())
+        assert part(found).shape == part(like).shape

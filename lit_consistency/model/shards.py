@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -33,7 +33,14 @@ def laid_out(tensor: Tensor, like: Tensor) -> Tensor:
     """
     if not isinstance(like, DTensor):
         return tensor
-    return distribute_tensor(tensor.detach(), like.device_mesh, like.placements, src_data_rank=None)
+    here, mesh = tensor.detach(), like.device_mesh
+    for i, placement in enumerate(like.placements):
+        if isinstance(placement, Shard):
+            pieces, mine = here.chunk(mesh.size(i), placement.dim), mesh.get_local_rank(i)
+            here = pieces[mine] if mine < len(pieces) else here.narrow(placement.dim, 0, 0)
+    device, layout = _layout(like)
+    # copied: a view would keep all of the tensor alive
+    return DTensor.from_local(here.to(device, copy=True), run_check=False, **layout)
 
 
 class KeptShards(Mapping[str, Tensor]):
