@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from litgpt.config import Config
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_consistency.model import GPT, DocumentMask
+from lit_consistency.model.shards import whole
 
 
 class Method(ABC):
@@ -78,7 +79,7 @@ class Method(ABC):
         return dict(model.state_dict() if weights is None else weights)
 
     @torch.no_grad()
-    def changes(self, model: nn.Module, start: dict[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
+    def changes(self, model: nn.Module, start: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
         """What training has changed so far, in the base model's terms, one weight at a time.
 
         All at once would put two more copies of the model beside it.
@@ -94,7 +95,7 @@ class Method(ABC):
         now = dict(model.named_parameters())
         for name, tensor in start.items():
             here = tensor.to(now[name].device)
-            yield name, now[name].detach() - here, here
+            yield name, whole(now[name].detach()) - here, here
 
 
 def load_checked(model: nn.Module, weights: dict[str, Tensor], may_miss: str | None = None) -> None:
