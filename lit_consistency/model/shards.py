@@ -28,10 +28,10 @@ def laid_out(tensor: Tensor, like: Tensor) -> Tensor:
     """A whole tensor cut as ``like`` is, on its device; every rank takes its own part and nothing is sent.
 
     Args:
-        tensor: the same on all ranks, of the shape of ``like``.
+        tensor: the same on all ranks; one of another shape is left as it is, for whoever loads it to refuse.
         like: sharded or not.
     """
-    if not isinstance(like, DTensor):
+    if not isinstance(like, DTensor) or tensor.shape != like.shape:
         return tensor
     here, mesh = tensor.detach(), like.device_mesh
     for i, placement in enumerate(like.placements):
