@@ -20,6 +20,7 @@ from torch import Tensor
 ROUNDED_AT_ONCE = 2**18
 ROUNDED_AT_ONCE_CUDA = 2**24
 LOW_BITS = 16  # that float32 has and bfloat16 has not
+FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
 def round_stochastically(target: Tensor, source: Tensor, generator: torch.Generator) -> None:
@@ -49,7 +50,7 @@ def round_stochastically(target: Tensor, source: Tensor, generator: torch.Genera
         bits = random_low_bits(values.numel(), generator).add_(values.view(torch.int32))
         rounded = bits.bitwise_and_(-(1 << LOW_BITS)).view(torch.float32)
         # the sum could turn a NaN into a number
-        part.copy_(torch.where(values.isfinite(), rounded, values))
+        part.copy_(torch.where(values.abs() <= FLOAT32_MAX, rounded, values))
 
 
 def random_low_bits(numel: int, generator: torch.Generator) -> Tensor:
