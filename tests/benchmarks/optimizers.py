@@ -52,8 +52,8 @@ def adamw(device: str) -> Section:
             "ours": AdamW(groups, weight_decay=0.01).step,
         }
         if name == "4 x 4M":
-            half = shapes.with_gradients(shapes.plain([(2048, 2048)] * 4, device).bfloat16())
             for way in ("master", "stochastic", "nearest"):
+                half = shapes.with_gradients(shapes.plain([(2048, 2048)] * 4, device).bfloat16())
                 steps[way] = AdamW(parameter_groups(half), weight_decay=0.01, low_precision=way).step
         times = medians(steps, device, rounds=15)
         rows += [

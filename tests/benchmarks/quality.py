@@ -17,14 +17,14 @@ from torch.nn.functional import cross_entropy
 from lit_consistency.optimizers import AdamW, Muon, parameter_groups
 from tests.benchmarks.shapes import hidden_matrices
 
-SEEDS, N_STEPS, BATCH, LENGTH, SYMBOLS = range(4), 150, 16, 32, 24
+SEEDS, N_STEPS, BATCH, LENGTH, SYMBOLS = range(4), 120, 16, 32, 10
 RATE, DECAY = 5e-3, 0.01
 MODEL = Config(n_layer=2, n_embd=64, n_head=4, padded_vocab_size=SYMBOLS, block_size=LENGTH, bias=False)
 
 
 def sequences(seed: int, n: int) -> Tensor:
     """(n, LENGTH + 1) symbols; the seed draws the sequences, the chain is always the same."""
-    rows = torch.rand(SYMBOLS, SYMBOLS, SYMBOLS, generator=torch.Generator().manual_seed(0)).pow(8)
+    rows = torch.rand(SYMBOLS, SYMBOLS, SYMBOLS, generator=torch.Generator().manual_seed(0)).pow(12)
     generator = torch.Generator().manual_seed(seed + 1)
     symbols = [torch.randint(SYMBOLS, (n,), generator=generator) for _ in range(2)]
     for _ in range(LENGTH - 1):

@@ -19,10 +19,10 @@ LLAMA_1B |= {"intermediate_size": 8192, "mlp_class_name": "LLaMAMLP", "norm_clas
 
 def with_gradients(model: nn.Module) -> nn.Module:
     """The model with numbers of the usual size in its parameters and their gradients."""
-    generator = torch.Generator(next(model.parameters()).device).manual_seed(0)
+    torch.manual_seed(0)
     for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.02, generator=generator)
-        parameter.grad = torch.empty_like(parameter).normal_(std=1e-3, generator=generator)
+        nn.init.normal_(parameter, std=0.02)
+        parameter.grad = torch.empty_like(parameter).normal_(std=1e-3)
     return model
 
 
