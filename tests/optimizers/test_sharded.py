@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,11 +10,18 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from lit_consistency.optimizers import SGD, AdamW
+from lit_consistency.optimizers import SGD, AdamW, parameter_groups
+from tests.optimizers.models import small_gpt
 
 ROWS, COLUMNS, RANKS = 5, 6, 4  # of 5 rows, 4 ranks hold 2, 2, 1 and none
 
@@ -92,3 +100,51 @@ def test_a_shard_that_is_not_finite_is_refused_where_it_lies(rank: int) -> None:
         return
     with pytest.raises(ValueError, match="exp_avg of w has 1 of"):
         optimizer.load_state_dict(saved)
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def on_a_mesh(model: nn.Module) -> nn.Module:
+    mesh = init_device_mesh("cpu", (1,))
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            module.register_parameter(name, nn.Parameter(distribute_tensor(parameter.detach(), mesh, [Shard(0)])))
+    return model
+
+
+def steps(model: nn.Module, optimizer: torch.optim.Optimizer, seeds: range) -> list[Tensor]:
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in model.parameters():
+            grad = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+            sharded = isinstance(parameter, DTensor)
+            parameter.grad = distribute_tensor(grad, parameter.device_mesh, parameter.placements) if sharded else grad
+        optimizer.step()
+    return [p.full_tensor() if isinstance(p, DTensor) else p.detach() for p in model.parameters()]
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("low_precision", ["master", "stochastic"])
+def test_a_distributed_checkpoint_of_shards_continues_without_them_bit_for_bit(low_precision: str) -> None:
+    def build(model: nn.Module) -> AdamW:
+        return AdamW(parameter_groups(model), lr=1e-3, low_precision=low_precision)
+
+    model = on_a_mesh(small_gpt("pythia-14m").bfloat16())
+    optimizer = build(model)
+    steps(model, optimizer, range(3))
+    options = StateDictOptions(full_state_dict=True)
+    weights = {name: value.clone() for name, value in get_model_state_dict(model, options=options).items()}
+    state = copy.deepcopy(get_optimizer_state_dict(model, optimizer, options=options))
+    expected = steps(model, optimizer, range(3, 5))
+    plain = small_gpt("pythia-14m").bfloat16()
+    resumed = build(plain)
+    plain.load_state_dict(weights)
+    set_optimizer_state_dict(plain, resumed, state, options=options)
+    assert {value.dtype for s in resumed.state.values() for value in s.values()} == {torch.float32}
+    found = steps(plain, resumed, range(3, 5))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
