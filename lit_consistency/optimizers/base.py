@@ -142,7 +142,8 @@ class GroupOptimizer(Optimizer, ABC):
                     dtype = torch.float32 if key == "step" else state_dtype(parameter)
                     value = value.to(device=parameter.device, dtype=dtype, copy=True)
                 elif isinstance(value, Tensor):
-                    value = value.clone()
+                    # a mask lies where its parameter does; the state of a generator stays on the CPU
+                    value = value.to(parameter.device if value.shape == parameter.shape else value.device, copy=True)
                 self.state[parameter][key] = value
 
     def _check_dtypes(self) -> None:
