@@ -31,7 +31,7 @@ import torch
 from lit_consistency.optimizers import AdamW, MoFO, Muon, parameter_groups
 from tests.benchmarks import quality, shapes
 from tests.benchmarks.measure import Bar, Step, medians, peak_bytes, table
-from tests.reference.topk_mofo import TopkMoFO
+from tests.reference.mofo_topk import TopkMoFO
 
 Section = tuple[list[dict[str, str]], list[Bar]]
 NO_BF16 = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}
