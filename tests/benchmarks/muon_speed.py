@@ -30,17 +30,22 @@ def measured(name: str, device: str) -> dict[str, float]:
     """Milliseconds of a step of each optimizer on one set."""
     make, rounds, size = SETS[name]
     model = make(device)
-    split = shapes.hidden_groups(model)
+    split, by_head = shapes.hidden_groups(model), shapes.hidden_groups(model, "head")
     of_torch = torch.optim.Muon(shapes.hidden_matrices(model), lr=1e-3, adjust_lr_fn="match_rms_adamw")
     steps = {
         "torch.optim.Muon": of_torch.step,
         "Muon": Muon(split, lr=1e-3).step,
-        "Muon, QKV by head": Muon(shapes.hidden_groups(model, "head"), lr=1e-3).step,
+        "Muon, QKV by head": Muon(by_head, lr=1e-3).step,
     }
     times = measure.medians(steps, device, rounds)
     speed = max(measure.gemm_flops(size, dtype, device) for dtype in (torch.float32, torch.bfloat16))
-    flops = sum(measure.newton_schulz_flops(*shape) for shape in shapes.block_shapes(split))
-    return times | {"floor": 1e3 * flops / speed, "TFLOP/s": speed / 1e12}
+    floors = {
+        f"floor{which}": 1e3
+        * sum(map(measure.newton_schulz_flops, *zip(*shapes.block_shapes(groups), strict=True)))
+        / speed
+        for which, groups in (("", split), (", QKV by head", by_head))
+    }
+    return times | floors | {"TFLOP/s": speed / 1e12}
 
 
 def main() -> None:

@@ -108,15 +108,11 @@ def muon_bars(device: str, name: str, times: dict[str, float]) -> list[Bar]:
     """What the ratios must be; where the floor itself misses a bar, the bar says so and stays."""
     ratios = {key: times["torch.optim.Muon"] / ms for key, ms in times.items()}
     whole, by_head = (8.0, 10.0) if device == "cpu" else (2.0 if name.startswith("gpt2,") else 1.0,) * 2
-    return [
-        Bar(
-            f"torch.optim.Muon / {key}, {name}" + (f" (floor {ratios['floor']:.1f})" if "floor" in ratios else ""),
-            ratios[key],
-            limit,
-            at_least=True,
-        )
-        for key, limit in (("Muon", whole), ("Muon, QKV by head", by_head))
-    ]
+    bars = []
+    for of, limit in (("", whole), (", QKV by head", by_head)):
+        floor = f" (floor {ratios[f'floor{of}']:.1f})" if ratios[f"floor{of}"] < limit else ""
+        bars.append(Bar(f"torch.optim.Muon / Muon{of}, {name}{floor}", ratios[f"Muon{of}"], limit, at_least=True))
+    return bars
 
 
 def memory(device: str) -> Section:
