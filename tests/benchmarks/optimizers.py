@@ -34,6 +34,7 @@ from tests.benchmarks.measure import Bar, Step, medians, peak_bytes, table
 from tests.reference.mofo_topk import TopkMoFO
 
 Section = tuple[list[dict[str, str]], list[Bar]]
+N_LAYER = 12  # of GPT-2 small
 NO_BF16 = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}
 CONDITIONS: dict[str, dict[str, tuple[dict[str, str], list[str]]]] = {
     # environment and sets of each process
@@ -117,23 +118,25 @@ def muon_bars(device: str, name: str, times: dict[str, float]) -> list[Bar]:
 
 def memory(device: str) -> Section:
     """Peak extra memory of a step against the largest shape group's stack and two workspaces of its size."""
-    model = shapes.gpt2(4, device)
+    model = shapes.gpt2(N_LAYER, device)
     hidden = shapes.hidden_groups(model)
     counts = Counter(shapes.block_shapes(hidden))
     limit = 3 * max(4 * rows * columns * n for (rows, columns), n in counts.items())
-    half = shapes.gpt2(4, device).bfloat16()
+    half = shapes.gpt2(N_LAYER, device).bfloat16()
     for parameter in half.parameters():
         parameter.grad = torch.full_like(parameter, 1e-3)
-    optimizers = {
-        "AdamW": AdamW(parameter_groups(model)),
-        "MoFO sampled": MoFO(parameter_groups(model), selection="sampled"),
-        "MoFO exact": MoFO(parameter_groups(model), selection="exact"),
-        "Muon": Muon(parameter_groups(model)),
-        "AdamW, bfloat16": AdamW(parameter_groups(half)),
-        "Muon, bfloat16": Muon(parameter_groups(half)),
+    # made one after the other, so that their states need not be there together
+    makers: dict[str, Callable[[], torch.optim.Optimizer]] = {
+        "AdamW": lambda: AdamW(parameter_groups(model)),
+        "MoFO sampled": lambda: MoFO(parameter_groups(model), selection="sampled"),
+        "MoFO exact": lambda: MoFO(parameter_groups(model), selection="exact"),
+        "Muon": lambda: Muon(parameter_groups(model)),
+        "AdamW, bfloat16": lambda: AdamW(parameter_groups(half)),
+        "Muon, bfloat16": lambda: Muon(parameter_groups(half)),
     }
     rows, bars = [], []
-    for name, optimizer in optimizers.items():
+    for name, make in makers.items():
+        optimizer = make()
         optimizer.step()
         peak = peak_bytes(optimizer.step, device)
         rows.append({"optimizer": name, "extra MiB": f"{peak / 2**20:.1f}", "stack and two": f"{limit / 2**20:.1f}"})
