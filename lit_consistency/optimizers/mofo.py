@@ -5,8 +5,7 @@ The moments are dense; the kept coordinates take AdamW's ordinary step, the othe
 query-key-value matrix is three blocks.
 
 Given up: shards of a tensor (the block must be whole), and the speed of a sampled threshold: exactly K coordinates
-are kept. Parameters in bfloat16 have no float32 copy here, so that steps below about 0.4% of a weight round to
-nothing: train them in float32.
+are kept.
 
 Source: Chen et al. 2025, MoFO: Momentum-Filtered Optimizer for Mitigating Forgetting in LLM Fine-Tuning, TMLR, arXiv
 2407.20999.
@@ -33,6 +32,7 @@ from lit_consistency.optimizers.base import (
 )
 from lit_consistency.optimizers.checks import check_adam, check_choice, check_choices, check_share
 from lit_consistency.optimizers.groups import ROLES, Split, blocks
+from lit_consistency.optimizers.rounding import seed_of
 from lit_consistency.optimizers.selection import select_largest
 
 Filter = Literal["momentum", "gradient", "adam_update", "second_moment", "random", "complement"]
@@ -54,11 +54,11 @@ class MoFO(GroupOptimizer):
             momentum with 1 - fraction would leave, the smallest abs(m).
         decay_unselected: whether weight decay also shrinks the coordinates that the filter leaves; they stay put if
             not.
-        seed: of the random filter; its choice is a function of seed, parameter name and step.
+        seed: of the random filter and of stochastic rounding; functions of seed, parameter name and step.
         unfiltered_roles: roles whose parameters take AdamW's full step.
         decay_roles: roles of the parameters that shrink.
-        low_precision: ``master`` moves a float32 copy of parameters in bfloat16 or float16, ``nearest`` rounds every
-            step to them.
+        low_precision: how parameters in bfloat16 or float16 move: ``master`` moves a float32 copy and rounds it to
+            them; ``stochastic`` rounds each step up or down by chance; ``nearest`` rounds it, and loses small ones.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class MoFO(GroupOptimizer):
             {"filtered": group["role"] not in unfiltered_roles} | group for group in require_roles("MoFO", groups)
         ]
         self._moved: dict[str, tuple[list[Tensor], list[int]]] = {}
-        super().__init__(decay_by_role(with_roles, weight_decay, decay_roles), defaults, low_precision)
+        super().__init__(decay_by_role(with_roles, weight_decay, decay_roles), defaults, low_precision, seed)
 
     def update_group(self, group: dict[str, Any], entries: list[Entry]) -> None:
         """One AdamW step of the group; where it is filtered, only the selected coordinates keep it."""
@@ -232,12 +232,3 @@ def number_kept(fraction: float, numel: int) -> int:
     """K = ceil(fraction * numel), at least 1."""
     # rounded first: 0.07 * 100 is 7.000000000000001 in floats, and K is 7
     return max(1, math.ceil(round(fraction * numel, 6)))
-
-
-def seed_of(seed: int, name: str, step: int) -> int:
-    """A seed in [0, 2^63) for one parameter and one step, the same on every machine, so that nothing needs saving."""
-    # FNV-1a with 64 bits, http://www.isthe.com/chongo/tech/comp/fnv/
-    digest = 0xCBF29CE484222325
-    for byte in f"{seed}/{name}/{step}".encode():
-        digest = ((digest ^ byte) * 0x100000001B3) % 2**64
-    return digest >> 1

@@ -69,8 +69,9 @@ class Muon(GroupOptimizer):
         adamw_eps: added to the rest's denominator, at least 0.
         adamw_weight_decay: decoupled weight decay of the rest, at least 0.
         decay_roles: roles of the parameters that shrink.
-        low_precision: ``master`` moves a float32 copy of parameters in bfloat16 or float16, ``nearest`` rounds every
-            step to them.
+        low_precision: how parameters in bfloat16 or float16 move: ``master`` moves a float32 copy and rounds it to
+            them; ``stochastic`` rounds each step up or down by chance; ``nearest`` rounds it, and loses small ones.
+        seed: of stochastic rounding, a function of seed, parameter name and step.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Muon(GroupOptimizer):
         adamw_weight_decay: float = 0.0,
         decay_roles: Sequence[str] = DECAY_ROLES,
         low_precision: LowPrecision = "master",
+        seed: int = 0,
     ) -> None:
         check_at_least("lr", lr, 0)
         check_below_one("momentum", momentum)
@@ -112,7 +114,7 @@ class Muon(GroupOptimizer):
         decayed = decay_by_role(matrices, weight_decay, decay_roles) + decay_by_role(
             rest, adamw_weight_decay, decay_roles
         )
-        super().__init__(decayed, {"lr": lr, "weight_decay": weight_decay}, low_precision)
+        super().__init__(decayed, {"lr": lr, "weight_decay": weight_decay}, low_precision, seed)
         self._check_matrices()
 
     def _check_matrices(self) -> None:
