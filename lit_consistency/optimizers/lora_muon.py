@@ -5,10 +5,10 @@ orthogonalized, and whitened back: both terms of the change, dB A and B dA, then
 the learning rate, however the factors are scaled against each other. Weight decay acts on the product: each factor
 shrinks by the root. A fused query-key-value adapter is one pair for each block.
 
-Given up: B is zero at the start and its Gram matrix has no inverse. Ours, not the paper's: a tenth of the other factor's
-largest singular value is added in quadrature to the singular values of each, so that A stays where it is while B is
-zero, and does not leap when B is still small. Iterations are in float32 or float64: the matrices are small. LitGPT's
-factor alpha / r on the product is not known here: it multiplies the learning rate.
+Given up: B is zero at the start and its Gram matrix has no inverse. Ours, not the paper's: a tenth of the other
+factor's largest singular value is added in quadrature to the singular values of each, so that A stays where it is while
+B is zero, and does not leap when B is still small. Iterations are in float32 or float64: the matrices are small.
+LitGPT's factor alpha / r on the product is not known here: it multiplies the learning rate.
 
 Source: Cesista et al. 2026, LoRA-Muon: Spectral Steepest Descent on the Low-Rank Manifold, arXiv 2606.12921.
 """
@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from lit_consistency.optimizers.base import Entry, local, zeros_of_state
+from lit_consistency.optimizers.base import Entry
 from lit_consistency.optimizers.exchange import exchange_of
-from lit_consistency.optimizers.muon_step import LrScale, directions, shape_scale
+from lit_consistency.optimizers.muon_step import LrScale, directions, momentum_buffer, shape_scale
 from lit_consistency.optimizers.newton_schulz import Coefficients, newton_schulz
 
 # Share of the other factor's largest singular value that dampens each factor's.
@@ -135,7 +135,7 @@ class Pairs:
     ) -> None:
         moved = []
         for entries in zip(*pairs, strict=True):
-            buffers = [local(e.state.setdefault("momentum_buffer", zeros_of_state(e.param))) for e in entries]
+            buffers = [momentum_buffer(entry) for entry in entries]
             grads = [entry.grad for entry in entries]
             moved.append(directions(buffers, grads, momentum=momentum, nesterov=options["nesterov"]))
         dtype = moved[0][0].dtype

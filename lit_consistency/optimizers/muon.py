@@ -33,10 +33,7 @@ from lit_consistency.optimizers.base import (
     GroupOptimizer,
     LowPrecision,
     decay_by_role,
-    local,
     require_roles,
-    state_dtype,
-    zeros_of_state,
 )
 from lit_consistency.optimizers.checks import check_adam, check_at_least, check_below_one, check_choice, check_choices
 from lit_consistency.optimizers.exchange import Alone, exchange_of
@@ -47,8 +44,10 @@ from lit_consistency.optimizers.muon_step import (
     LR_SCALES,
     LrScale,
     directions,
+    momentum_buffer,
     move,
     normalize_rows,
+    row_second_moment,
     shape_scale,
     warm_momentum,
 )
@@ -188,7 +187,7 @@ class Muon(GroupOptimizer):
 
     def _update_alike(self, options: dict[str, Any], entries: list[Entry], exchange: Alone) -> None:
         """Move parameters of one shape."""
-        buffers = [local(e.state.setdefault("momentum_buffer", zeros_of_state(e.param))) for e in entries]
+        buffers = [momentum_buffer(entry) for entry in entries]
         found = directions(
             buffers, [e.grad for e in entries], momentum=options["momentum"], nesterov=options["nesterov"]
         )
@@ -289,18 +288,3 @@ def chunks(entries: Sequence[Entry], limit: float) -> Iterator[list[Entry]]:
     count = len(entries) if limit == float("inf") else max(1, int(limit // each))
     for start in range(0, len(entries), count):
         yield list(entries[start : start + count])
-
-
-def row_second_moment(entry: Entry) -> Tensor:
-    """Local running mean of the square of each row's update, (rows, 1), in the parameter's layout; NorMuon's state."""
-    if "row_second_moment" not in entry.state:
-        param = entry.param
-        shape = (*local(param).shape[:-1], 1)
-        zeros = torch.zeros(shape, dtype=state_dtype(param), device=param.device)
-        if isinstance(param, DTensor):
-            whole = torch.empty((*param.shape[:-1], 1), device="meta")
-            zeros = DTensor.from_local(
-                zeros, param.device_mesh, param.placements, run_check=False, shape=whole.shape, stride=whole.stride()
-            )
-        entry.state["row_second_moment"] = zeros
-    return local(entry.state["row_second_moment"])

@@ -12,12 +12,14 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
+from lit_consistency.optimizers.base import Entry, local, state_dtype, zeros_of_state
 from lit_consistency.optimizers.sgd import momentum_direction
 
 LrScale = Literal["match_rms_adamw", "original", "spectral"]
 LR_SCALES = ("match_rms_adamw", "original", "spectral")
-# Where the warm-up of the momentum starts: https://github.com/KellerJordan/modded-nanogpt, train_gpt.py, get_muon_momentum
+# Where the warm-up of the momentum starts: github.com/KellerJordan/modded-nanogpt, train_gpt.py, get_muon_momentum
 MOMENTUM_START = 0.85
 # NorMuon's epsilon beside the root of the mean square, which has the order of 1 / sqrt(columns)
 NORMUON_EPS = 1e-8
@@ -40,13 +42,14 @@ def directions(
     if not momentum_buffers:
         return []
     dtype = momentum_buffers[0].dtype
+    buffers = list(momentum_buffers)
     converted = [grad.to(dtype) for grad in grads]
     if not momentum_buffers[0].is_cuda:
         pairs = zip(momentum_buffers, converted, strict=True)
         return [momentum_direction(b, g, momentum=momentum, nesterov=nesterov) for b, g in pairs]
-    torch._foreach_mul_(momentum_buffers, momentum)
-    torch._foreach_add_(momentum_buffers, converted)
-    return list(torch._foreach_add(converted, momentum_buffers, alpha=momentum) if nesterov else momentum_buffers)
+    torch._foreach_mul_(buffers, momentum)
+    torch._foreach_add_(buffers, converted)
+    return list(torch._foreach_add(converted, buffers, alpha=momentum)) if nesterov else buffers
 
 
 def warm_momentum(momentum: float, step: int, warmup_steps: int) -> float:
@@ -78,7 +81,8 @@ def normalize_rows(update: Tensor, row_second_moment: Tensor, *, beta: float) ->
     r"""NorMuon: each row divided by the root of the running mean of its square, at the Frobenius norm that it had.
 
     .. math::
-        v \leftarrow \beta v + (1 - \beta) \, \text{mean}_{columns}(O^2), \quad \hat O = O / (\sqrt{v} + \epsilon), \quad
+        v \leftarrow \beta v + (1 - \beta) \, \text{mean}_{columns}(O^2), \quad
+        \hat O = O / (\sqrt{v} + \epsilon), \quad
         O \leftarrow \hat O \lVert O \rVert_F / \lVert \hat O \rVert_F
 
     Args:
@@ -119,3 +123,25 @@ def move(
     elif weight_decay:
         torch._foreach_mul_(list(targets), 1 - lr * weight_decay)
     torch._foreach_add_(list(targets), list(updates), alpha=-lr)
+
+
+def momentum_buffer(entry: Entry) -> Tensor:
+    """Local sum of a parameter's past gradients, made and kept in its state at the first call."""
+    if "momentum_buffer" not in entry.state:
+        entry.state["momentum_buffer"] = zeros_of_state(entry.param)
+    return local(entry.state["momentum_buffer"])
+
+
+def row_second_moment(entry: Entry) -> Tensor:
+    """Local running mean of the square of each row's update, (rows, 1), in the parameter's layout; NorMuon's state."""
+    if "row_second_moment" not in entry.state:
+        param = entry.param
+        shape = (*local(param).shape[:-1], 1)
+        zeros = torch.zeros(shape, dtype=state_dtype(param), device=param.device)
+        if isinstance(param, DTensor):
+            whole = torch.empty((*param.shape[:-1], 1), device="meta")
+            zeros = DTensor.from_local(
+                zeros, param.device_mesh, param.placements, run_check=False, shape=whole.shape, stride=whole.stride()
+            )
+        entry.state["row_second_moment"] = zeros
+    return local(entry.state["row_second_moment"])

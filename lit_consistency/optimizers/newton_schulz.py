@@ -102,9 +102,8 @@ def newton_schulz(
 def _direct(X: Tensor, polynomials: list[tuple[float, float, float]]) -> Tensor:
     for a, b, c in polynomials:
         A = _symmetric(X, X.mT)
-        # a X is added to the last product, not to the diagonal of P, where it would swallow half of bfloat16's digits
-        P = _symmetric(A, A, A, beta=b, alpha=c)
-        X = _add_product(X, P, X, beta=a)
+        P, rest = _polynomial(A, a, b, c)
+        X = _add_product(X, P, X, beta=rest) if rest else P @ X
     return X
 
 
@@ -112,26 +111,40 @@ def _gram(X: Tensor, polynomials: list[tuple[float, float, float]]) -> Tensor:
     restarts = X.dtype in (torch.bfloat16, torch.float16)
     R, Q = _symmetric(X, X.mT), None
     for step, (a, b, c) in enumerate(polynomials):
-        P = _symmetric(R, R, R, beta=b, alpha=c)
+        P, rest = _polynomial(R, a, b, c)
         if Q is None:
             Q = P.clone()
-            Q.diagonal(dim1=-2, dim2=-1).add_(a)
+            Q.diagonal(dim1=-2, dim2=-1).add_(rest)
         else:
-            Q = _symmetric(P, Q, Q, beta=a)
+            Q = _symmetric(P, Q, Q, beta=rest)
         if step == len(polynomials) - 1:
             break
         if restarts and (step + 1) % RESTART_EVERY == 0:
             X = Q @ X
             R, Q = _symmetric(X, X.mT), None
         else:
-            R = _symmetric(P, R, R, beta=a)
-            R = _symmetric(P, R, R, beta=a)
+            R = _symmetric(P, R, R, beta=rest)
+            R = _symmetric(P, R, R, beta=rest)
     assert Q is not None
     return Q @ X
 
 
+def _polynomial(A: Tensor, a: float, b: float, c: float) -> tuple[Tensor, float]:
+    """The polynomial a I + b A + c A^2, and what of a is still to be added.
+
+    In half precision a stays out: on the diagonal it would swallow half the digits of the rest.
+    """
+    P = _symmetric(A, A, A, beta=b, alpha=c)
+    if A.dtype not in (torch.float32, torch.float64):
+        return P, a
+    # a product without a sum saves a pass over memory
+    P.diagonal(dim1=-2, dim2=-1).add_(a)
+    return P, 0.0
+
+
 def _symmetric(A: Tensor, B: Tensor, C: Tensor | None = None, *, beta: float = 0.0, alpha: float = 1.0) -> Tensor:
     """The symmetric matrix beta C + alpha A B; on a CPU each of its blocks off the diagonal is computed once."""
+    C = C if beta else None
     if not _pays(A):
         return A @ B if C is None else _add_product(C, A, B, beta=beta, alpha=alpha)
     out = A.new_empty(A.size(0), A.size(0))
@@ -160,10 +173,15 @@ def _add_product(C: Tensor, A: Tensor, B: Tensor, *, beta: float, alpha: float =
 
 def _normalize(matrix: Tensor, margin: float, dtype: torch.dtype) -> Tensor:
     """Scaled to Frobenius norm 1 / margin; no epsilon that a small gradient could fall under."""
-    # squares of float32 numbers neither vanish nor overflow in float64
+    matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
+    if matrix.device.type == "cpu" and matrix.ndim == 2:
+        # of the rows' norms: one sum of millions of float32 numbers would lose two digits
+        norm = torch.linalg.vector_norm(torch.linalg.vector_norm(matrix, dim=-1))
+        # far from where squares of float32 numbers vanish or overflow, one pass will do
+        if 1e-12 < float(norm) < 1e12:
+            return matrix.div(norm * margin).to(dtype)
     norm = torch.linalg.vector_norm(matrix, dim=(-2, -1), keepdim=True, dtype=torch.float64) * margin
     norm = norm.masked_fill(norm == 0, 1).masked_fill(~norm.isfinite(), float("nan"))
-    working = torch.promote_types(matrix.dtype, torch.float32)
     # by its square root twice, which float32 can hold for every norm
-    root = norm.sqrt().to(working)
-    return matrix.to(working).div(root).div_(root).to(dtype)
+    root = norm.sqrt().to(matrix.dtype)
+    return matrix.div(root).div(root).to(dtype)

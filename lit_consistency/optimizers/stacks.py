@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,34 +65,47 @@ def by_blocks(
     Returns:
         For each piece the outputs, of the shapes of its inputs ``like``.
     """
-    outputs = [[torch.empty_like(piece[i]) for i in like] for piece in pieces]
-    output_splits = [splits[i] for i in like]
-    found: defaultdict[tuple[torch.Size, ...], list[tuple[list[Tensor], list[Tensor]]]] = defaultdict(list)
-    for piece, output in zip(pieces, outputs, strict=True):
-        for pair in zip(runs(piece, splits), runs(output, output_splits), strict=True):
-            found[tuple(tensor.shape[1:] for tensor in pair[0])].append(pair)
+    outputs: list[list[Tensor]] = [[] for _ in pieces]
+    found: defaultdict[tuple[torch.Size, ...], list[_Run]] = defaultdict(list)
+    for place, piece in enumerate(pieces):
+        found_runs = runs(piece, splits)
+        targets: list[list[Tensor]] = [[]]
+        if len(found_runs) > 1:
+            outputs[place] = [torch.empty_like(piece[i]) for i in like]
+            targets = runs(outputs[place], [splits[i] for i in like])
+        for inputs, target in zip(found_runs, targets, strict=True):
+            found[tuple(tensor.shape[1:] for tensor in inputs)].append(_Run(place, inputs, target))
     for same in found.values():
         for chunk in _chunks(same, limit):
-            inputs = zip(*(given for given, _ in chunk), strict=True)
-            results = fn([torch.cat(tensors) if len(chunk) > 1 else tensors[0] for tensors in inputs])
-            counts = [given[0].size(0) for given, _ in chunk]
-            for result, places in zip(results, zip(*(taken for _, taken in chunk), strict=True), strict=True):
-                for part, place in zip(result.split(counts), places, strict=True):
-                    place.copy_(part)
+            stacks = zip(*(run.inputs for run in chunk), strict=True)
+            results = fn([torch.cat(tensors) if len(chunk) > 1 else tensors[0] for tensors in stacks])
+            counts = [run.inputs[0].size(0) for run in chunk]
+            for run, parts in zip(chunk, zip(*(result.split(counts) for result in results), strict=True), strict=True):
+                if not run.targets:  # the whole piece: no copy
+                    shapes = [pieces[run.place][i].shape for i in like]
+                    outputs[run.place] = [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+                for slot, part in zip(run.targets, parts, strict=False):
+                    slot.copy_(part)
     return outputs
 
 
-def _chunks(
-    same: Sequence[tuple[list[Tensor], list[Tensor]]], limit: float
-) -> Iterator[list[tuple[list[Tensor], list[Tensor]]]]:
+class _Run(NamedTuple):
+    """Blocks of one piece: which piece, their inputs, and where their outputs go if they are not all of it."""
+
+    place: int
+    inputs: list[Tensor]
+    targets: list[Tensor]
+
+
+def _chunks(same: Sequence[_Run], limit: float) -> Iterator[list[_Run]]:
     """Consecutive runs with at most ``limit`` elements in all, or one."""
-    chunk: list[tuple[list[Tensor], list[Tensor]]] = []
+    chunk: list[_Run] = []
     elements = 0
     for run in same:
-        if chunk and elements + run[0][0].numel() > limit:
+        if chunk and elements + run.inputs[0].numel() > limit:
             yield chunk
             chunk, elements = [], 0
         chunk.append(run)
-        elements += run[0][0].numel()
+        elements += run.inputs[0].numel()
     if chunk:
         yield chunk
