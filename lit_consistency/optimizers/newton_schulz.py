@@ -102,8 +102,14 @@ def newton_schulz(
 def _direct(X: Tensor, polynomials: list[tuple[float, float, float]]) -> Tensor:
     for a, b, c in polynomials:
         A = _symmetric(X, X.mT)
-        P, rest = _polynomial(A, a, b, c)
-        X = _add_product(X, P, X, beta=rest) if rest else P @ X
+        P = _symmetric(A, A, A, beta=b, alpha=c)
+        if X.dtype in (torch.float32, torch.float64):
+            # a product without a sum saves a pass over memory
+            P.diagonal(dim1=-2, dim2=-1).add_(a)
+            X = P @ X
+        else:
+            # in half precision a on the diagonal would swallow half the digits of the rest
+            X = _add_product(X, P, X, beta=a)
     return X
 
 
@@ -111,40 +117,27 @@ def _gram(X: Tensor, polynomials: list[tuple[float, float, float]]) -> Tensor:
     restarts = X.dtype in (torch.bfloat16, torch.float16)
     R, Q = _symmetric(X, X.mT), None
     for step, (a, b, c) in enumerate(polynomials):
-        P, rest = _polynomial(R, a, b, c)
+        P = _symmetric(R, R, R, beta=b, alpha=c)
         if Q is None:
             Q = P.clone()
-            Q.diagonal(dim1=-2, dim2=-1).add_(rest)
+            Q.diagonal(dim1=-2, dim2=-1).add_(a)
         else:
-            Q = _symmetric(P, Q, Q, beta=rest)
+            Q = _symmetric(P, Q, Q, beta=a)
         if step == len(polynomials) - 1:
             break
         if restarts and (step + 1) % RESTART_EVERY == 0:
             X = Q @ X
             R, Q = _symmetric(X, X.mT), None
         else:
-            R = _symmetric(P, R, R, beta=rest)
-            R = _symmetric(P, R, R, beta=rest)
+            # a is added to the product: on the diagonal of P it costs float32 a digit for small singular values
+            R = _symmetric(P, R, R, beta=a)
+            R = _symmetric(P, R, R, beta=a)
     assert Q is not None
     return Q @ X
 
 
-def _polynomial(A: Tensor, a: float, b: float, c: float) -> tuple[Tensor, float]:
-    """The polynomial a I + b A + c A^2, and what of a is still to be added.
-
-    In half precision a stays out: on the diagonal it would swallow half the digits of the rest.
-    """
-    P = _symmetric(A, A, A, beta=b, alpha=c)
-    if A.dtype not in (torch.float32, torch.float64):
-        return P, a
-    # a product without a sum saves a pass over memory
-    P.diagonal(dim1=-2, dim2=-1).add_(a)
-    return P, 0.0
-
-
 def _symmetric(A: Tensor, B: Tensor, C: Tensor | None = None, *, beta: float = 0.0, alpha: float = 1.0) -> Tensor:
     """The symmetric matrix beta C + alpha A B; on a CPU each of its blocks off the diagonal is computed once."""
-    C = C if beta else None
     if not _pays(A):
         return A @ B if C is None else _add_product(C, A, B, beta=beta, alpha=alpha)
     out = A.new_empty(A.size(0), A.size(0))
