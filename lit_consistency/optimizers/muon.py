@@ -150,9 +150,9 @@ class Muon(GroupOptimizer):
         decayed = decay_by_role(matrices, weight_decay, decay_roles) + decay_by_role(
             rest, adamw_weight_decay, decay_roles
         )
+        check_matrices(decayed)
         super().__init__(decayed, {"lr": lr, "weight_decay": weight_decay}, low_precision)
         self.share_work = share_work
-        check_matrices(self.param_groups)
         self._pairs = Pairs(self.param_groups, normuon, cautious_decay) if adapters == "paired" else None
         for group in self._matrix_groups():
             for name, param in zip(names_of(group), group["params"], strict=True):

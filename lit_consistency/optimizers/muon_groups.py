@@ -41,6 +41,9 @@ def rated(
 def check_matrices(groups: Sequence[Mapping[str, Any]]) -> None:
     """Refuse to train nothing with Muon, and to orthogonalize what is no matrix.
 
+    Args:
+        groups: as an optimizer is given them, with lists of (name, parameter) or of parameters.
+
     Raises:
         ValueError: there is no matrix, or a group of matrices holds none, one of other dimensions, one without
             elements (on all ranks together), or only frozen ones.
@@ -52,14 +55,14 @@ def check_matrices(groups: Sequence[Mapping[str, Any]]) -> None:
         where = f"role {group['role']}"
         if not group["params"]:
             raise ValueError(f"Muon: a group of {where} is empty: expected a matrix in each, got\n{_table(groups)}")
-        names = group.get("param_names") or range(len(group["params"]))
-        for name, param in zip(names, group["params"], strict=True):
+        named = [entry if isinstance(entry, tuple) else (i, entry) for i, entry in enumerate(group["params"])]
+        for name, param in named:
             if param.ndim not in MATRIX_DIMENSIONS or param.numel() == 0:
                 raise ValueError(
                     f"Muon: parameter {name} of {where} has shape {list(param.shape)}: expected a matrix or a stack of "
                     f"matrices, whole or a DTensor whose shape is that of the whole; got\n{_table(groups)}"
                 )
-        if not any(param.requires_grad for param in group["params"]):
+        if not any(param.requires_grad for _, param in named):
             raise ValueError(f"Muon: a group of {where} is frozen: expected one to train, got\n{_table(groups)}")
 
 
