@@ -26,8 +26,8 @@ Form = Literal["direct", "gram"]
 # Rows of a block of a symmetric product. Measured at 768 x 768, one AVX-512 thread: 0.74 of the full product's time.
 SYMMETRIC_BLOCK = 192
 # A half-precision Gram matrix drifts away from its matrix, so it is formed anew. The Gram source does so after two
-# iterations in float16. In bfloat16, measured on spectra over one to five decades, every three keep the largest singular
-# value at 1.13, where two make it 1.48; the error is up to 3.5 times that of the direct form, below 0.05.
+# iterations in float16. In bfloat16, measured on spectra over one to five decades, every three keep the largest
+# singular value at 1.13, where two make it 1.48; the error is up to 3.5 times that of the direct form, below 0.05.
 RESTART_EVERY = 3
 
 
