@@ -35,13 +35,26 @@ OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]
     "muon normuon": (Muon, {"normuon": True, "momentum_warmup_steps": 2}, "split", False),
     "muon lora": (Muon, {"lr_scale": "spectral"}, "split", True),
     "muon paired": (Muon, {"adapters": "paired", "weight_decay": 0.1}, "split", True),
+    "muon experts": (Muon, {"normuon": True}, "split", False),
     "filtered muon": (FilteredMuon, {}, "split", False),
 }
+
+
+class Experts(nn.Module):
+    """A stack of three matrices, one for each expert, and a matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.experts = nn.Parameter(torch.randn(3, 6, 5, generator=generator, dtype=torch.float64))
+        self.mixed = nn.Linear(5, 7, bias=False, dtype=torch.float64)
 
 
 def build(name: str) -> nn.Module:
     """Two layers; 30 rows of the MLP and 6 of a fused lora_A leave uneven and empty shards on four ranks."""
     torch.manual_seed(0)
+    if name == "muon experts":
+        return Experts()
     options: dict[str, Any] = {**SIZES, "n_layer": 2, "n_query_groups": 2, "head_size": 4, "intermediate_size": 30}
     if not OPTIMIZERS[name][3]:
         return GPT(Config.from_name("Llama-3.2-1B", **options)).double()
@@ -88,8 +101,9 @@ def alone(name: str) -> dict[str, Tensor]:
 
 
 def sharded(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
-    for block in model.transformer.h:
-        fully_shard(block, mesh=mesh)
+    if hasattr(model, "transformer"):
+        for block in model.transformer.h:
+            fully_shard(block, mesh=mesh)
     return fully_shard(model, mesh=mesh)
 
 
@@ -101,7 +115,9 @@ def shape_groups(optimizer: torch.optim.Optimizer, blocks: bool) -> int:
             for name, p in zip(group["param_names"], group["params"], strict=True):
                 if group.get("adapters") == "paired" and name.endswith("lora_A"):
                     continue
-                for rows in set(group["split"] or p.shape[:1]) if blocks else [0]:
+                if p.ndim == 3 and not blocks:  # whole matrices of a stack lie on each rank
+                    continue
+                for rows in set(group["split"] or p.shape[-2:-1]) if blocks else [0]:
                     found.add((number, tuple(p.shape), rows))
     return len(found)
 
