@@ -53,7 +53,7 @@ class LitLanguageModel(LightningModule):
             ``block_size``.
         method: what is trained; all weights when not given.
         schedule: factor on every group's learning rate; constant when not given.
-        qkv: whether a fused query-key-value matrix is three blocks for the optimizer, or one.
+        qkv: what a fused query-key-value matrix is for the optimizer: three blocks, one for each head, or one.
         roles: regular expression over parameter names -> role, where the table of parameters is to differ.
     """
 
@@ -67,7 +67,7 @@ class LitLanguageModel(LightningModule):
         overrides: dict[str, Any] | None = None,
         method: Method | None = None,
         schedule: Schedule | None = None,
-        qkv: Literal["split", "fused"] = "split",
+        qkv: Literal["split", "head", "fused"] = "split",
         roles: dict[str, str] | None = None,
     ) -> None:
         super().__init__()

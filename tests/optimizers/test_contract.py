@@ -28,6 +28,10 @@ VARIANTS = {
     "sgd nesterov": ("sgd", {"nesterov": True, "weight_decay": 0.1}),
     "muon quintic": ("muon", {"ns_coefficients": "quintic", "lr_scale": "spectral", "weight_decay": 0.1}),
     "muon plain": ("muon", {"orthogonalize": False, "nesterov": False}),
+    "muon options": (
+        "muon",
+        {"normuon": True, "cautious_decay": True, "weight_decay": 0.1, "momentum_warmup_steps": 4},
+    ),
     "mofo random": ("mofo", {"filter": "random", "decay_unselected": True, "weight_decay": 0.1}),
 }
 every_file = pytest.mark.parametrize("name", SECTIONS)
