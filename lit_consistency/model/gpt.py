@@ -12,6 +12,8 @@ Source: the loop over the blocks follows ``GPT.forward`` of litgpt 0.5.13, litgp
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from litgpt.config import Config
 from litgpt.model import GPT as StockGPT
@@ -31,6 +33,7 @@ class DocumentMask(StockGPT):
         *,
         positions: Tensor | None = None,
         documents: Tensor | None = None,
+        body: Callable[[DocumentMask], Tensor] | None = None,
     ) -> Tensor | list[Tensor]:
         """Logits of every token.
 
@@ -42,6 +45,8 @@ class DocumentMask(StockGPT):
             positions: (B, T) int64, rotary positions, restarting at 0 with every document. Read only with
                 ``documents``: a row that holds a single document counts from 0 anyway.
             documents: (B, T) integers naming the document of each token, -1 for padding. None runs the stock forward.
+            body: computed instead, from the model; for a caller with its own loop over the blocks. What hangs on this
+                module's call, as FSDP2 does, is then still in its place.
 
         Returns:
             (B, T, V) logits, or the list of their chunks.
@@ -50,6 +55,8 @@ class DocumentMask(StockGPT):
             ValueError: ``documents`` without ``positions``, with a key-value cache, or in a row longer than the model
                 allows.
         """
+        if body is not None:
+            return body(self)
         if documents is None:
             return super().forward(tokens, input_pos, input_pos_maxp1, lm_head_chunk_size)
         if positions is None:

@@ -1,0 +1,219 @@
+"""A task: what is asked, from which rows, and by which number it is judged; one small YAML file.
+
+Four kinds. ``text``: log-likelihood of documents. ``choice``: the likeliest of given answers (a single candidate makes
+a cloze: is it the model's first choice?). ``pairs``: of two sentences, the right one must be likelier.
+``generation``: the model writes, and the text is compared with references. A task names its fields; how they are
+arranged is a format's business (formats.py). Every key is checked when the file is read, before any model is loaded.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
+
+from lit_consistency.evaluation.templates import check_template
+
+METRICS: dict[str, tuple[str, ...]] = {
+    "text": ("bits_per_byte", "nats_per_token", "word_perplexity"),
+    "choice": ("accuracy", "accuracy_per_byte", "balanced_accuracy", "exact", "nats_per_token"),
+    "pairs": ("accuracy", "accuracy_per_byte"),
+    "generation": ("exact_match", "rouge_l", "pass@K", "maj@K"),
+}
+"""Per kind; the first number of a task's `metrics` judges it. K is a number of samples."""
+KINDS = tuple(METRICS)
+OF_KIND = {
+    "contexts": ("choice",),
+    "choices": ("choice", "pairs"),
+    "gold": ("choice",),
+    "gold_values": ("choice",),
+    "distractors": ("choice",),
+    "text": ("text",),
+    "references": ("generation",),
+    "demonstration": ("generation",),
+    "generation": ("generation",),
+    "extraction": ("generation",),
+    "code": ("generation",),
+}
+"""Keys that only some kinds read."""
+EXTRACTIONS = ("none", "gsm8k", "last_number", "first_line")
+
+
+class GenerationOptions(NamedTuple):
+    """How a model is asked to write; temperature 0 is greedy, and then one sample is enough."""
+
+    max_new_tokens: int = 64
+    stop: tuple[str, ...] = ()
+    temperature: float = 0.0
+    top_p: float = 1.0
+    n_samples: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """Where rows come from: files, or a split of a data set of the hub (extra ``hf``).
+
+    Args:
+        path: file, folder, glob pattern or zip: .jsonl, .json (a list, or an object with ``records``), .csv, .txt,
+            .parquet, and .gz of the text formats.
+        member: which files of a zip or folder count, as ``data/test/*.csv``.
+        records: name of the list of rows in a .json object; the object's other fields belong to every row.
+        columns: names of the columns of a .csv without a header.
+        separator: text between two documents of a .txt; None: a file is a document.
+        hub: name on the Hugging Face hub, in place of ``path``.
+        config: configuration of the hub's data set.
+        split: its split.
+        revision: its commit, tag or branch; None takes the newest.
+    """
+
+    path: str | None = None
+    member: str | None = None
+    records: str | None = None
+    columns: tuple[str, ...] = ()
+    separator: str | None = None
+    hub: str | None = None
+    config: str | None = None
+    split: str | None = None
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (self.hub is None):
+            raise ValueError(f"path = {self.path}, hub = {self.hub}: expected exactly one of the two")
+        if (self.split is None) != (self.hub is None):
+            raise ValueError(
+                f"split = {self.split}, hub = {self.hub}: expected a split with a name on the hub, else none"
+            )
+
+
+@dataclass(frozen=True)
+class Task:
+    r"""What is asked and how it is judged. Texts with ``{field}`` are templates of a row, see templates.py.
+
+    Args:
+        name: letters, digits, ``_``, ``-`` and ``.``; the file's name when not given.
+        kind: ``text``, ``choice``, ``pairs`` or ``generation``.
+        metrics: see ``METRICS``; the first one judges the task.
+        data: the rows that are scored.
+        few_shot: the training split: rows that examples are taken from, and that are never scored.
+        extract: field -> regular expression, whose named groups become further fields of the row.
+        fields: heading -> template: the parts of the question, in order. An empty heading is written in no format.
+        instruction: a sentence that says what is to be done, for formats that give one.
+        answer_heading: what stands before the answer; empty: the answer continues the last field.
+        delimiter: white space between the question, or its answer heading, and the answer.
+        choices: the answers: a template that is a list, or a list of templates; for pairs the right one first.
+        contexts: in place of fields, one context per choice (partial evaluation: the end of the sentence is scored).
+        gold: template of the right answer: an index, or one of ``gold_values``, or the text of a choice.
+        gold_values: what ``gold`` is for each choice, in their order: a list, or a template that is one.
+        distractors: this many wrong choices are drawn from the golds of other rows (a cloze from a table of facts).
+        text: template of the document.
+        references: template of the accepted answer or answers; with ``code``, of the tests.
+        demonstration: template of the answer in a few-shot example; the first reference when not given.
+        generation: how the model is asked to write.
+        extraction: of the answer from the text: one of ``EXTRACTIONS`` or a regular expression with one group.
+        code: the answer is a program, run with the references as tests; needs ``--allow_code_execution``.
+        group: template of the phenomenon, subject or other part that is reported by itself.
+        id: template of the row's id; the place in its file when not given.
+    """
+
+    name: str
+    kind: str
+    metrics: tuple[str, ...]
+    data: TaskData
+    few_shot: TaskData | None = None
+    extract: dict[str, str] = field(default_factory=dict)
+    fields: dict[str, str] = field(default_factory=dict)
+    instruction: str = ""
+    answer_heading: str = "Answer"
+    delimiter: str = " "
+    choices: str | tuple[str, ...] = ()
+    contexts: str | tuple[str, ...] = ()
+    gold: str | None = None
+    gold_values: str | tuple[Any, ...] = ()
+    distractors: int = 0
+    text: str | None = None
+    references: str | None = None
+    demonstration: str | None = None
+    generation: GenerationOptions = GenerationOptions()
+    extraction: str = "none"
+    code: bool = False
+    group: str | None = None
+    id: str | None = None
+
+    @property
+    def metric(self) -> str:
+        """The number by which the task is judged."""
+        return self.metrics[0]
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w.-]+", self.name):
+            raise ValueError(f"name = {self.name!r}: expected letters, digits, '_', '-' and '.' only")
+        if self.kind not in KINDS:
+            raise ValueError(f"kind = {self.kind!r}: expected one of {', '.join(KINDS)}")
+        for entry in fields(self):
+            kinds = OF_KIND.get(entry.name, KINDS)
+            if self.kind not in kinds and getattr(self, entry.name) != entry.default:
+                raise ValueError(
+                    f"{entry.name}: only tasks of kind {' or '.join(kinds)} have it, this one is {self.kind}"
+                )
+        self._check_metrics()
+        self._check_kind()
+        self._check_templates()
+
+    def _check_metrics(self) -> None:
+        allowed = METRICS[self.kind]
+        if not self.metrics:
+            raise ValueError(f"metrics: expected at least one of {', '.join(allowed)}")
+        for metric in self.metrics:
+            name, _, k = metric.partition("@")
+            if (f"{name}@K" if k else name) not in allowed:
+                raise ValueError(f"metrics: {metric!r}: expected one of {', '.join(allowed)}")
+            if k and not (k.isdecimal() and 1 <= int(k) <= self.generation.n_samples):
+                raise ValueError(f"metrics: {metric!r}: expected K from 1 to n_samples = {self.generation.n_samples}")
+
+    def _check_kind(self) -> None:
+        needs = {"text": "text", "choice": "choices", "pairs": "choices", "generation": "references"}[self.kind]
+        if self.distractors:
+            needs = "gold"
+        if not getattr(self, needs):
+            raise ValueError(f"{needs}: expected a template, a task of kind {self.kind} needs it")
+        if self.kind == "pairs" and len(self.choices) != 2:
+            raise ValueError(f"choices: {len(self.choices)} of them; expected a pair, the right one first")
+        if self.kind == "choice" and self.gold is None and len(self.choices) != 1:
+            raise ValueError("gold: expected a template, only a single choice needs none")
+        if self.kind == "choice" and bool(self.fields) == bool(self.contexts):
+            raise ValueError("fields, contexts: expected exactly one of the two")
+        if self.kind == "generation" and not self.fields:
+            raise ValueError("fields: expected at least one")
+        for key in ("max_new_tokens", "n_samples"):
+            if getattr(self.generation, key) < 1:
+                raise ValueError(f"generation.{key} = {getattr(self.generation, key)}: expected at least 1")
+        if self.generation.n_samples > 1 and self.generation.temperature <= 0:
+            raise ValueError("generation.n_samples: greedy samples are all the same; expected temperature above 0")
+
+    def _check_templates(self) -> None:
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if entry.name in ("choices", "contexts"):
+                for template in [value] if isinstance(value, str) else value:
+                    check_template(entry.name, template)
+            elif entry.name in ("gold", "text", "references", "demonstration", "group", "id") and value is not None:
+                check_template(entry.name, value)
+        for heading, template in self.fields.items():
+            check_template(f"fields.{heading}", template)
+        patterns = {f"extract.{name}": pattern for name, pattern in self.extract.items()}
+        if self.extraction not in EXTRACTIONS:
+            patterns["extraction"] = self.extraction
+        for key, pattern in patterns.items():
+            check_pattern(key, pattern)
+
+
+def check_pattern(key: str, pattern: str) -> None:
+    """ValueError that names the key unless the pattern is a regular expression with a group."""
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise ValueError(f"{key} = {pattern!r}: no regular expression ({error})") from None
+    if not groups:
+        allowed = f", or one of {', '.join(EXTRACTIONS)}" if key == "extraction" else ""
+        raise ValueError(f"{key} = {pattern!r}: expected a group in parentheses{allowed}")
