@@ -15,6 +15,7 @@ commands:
   validate   loss of the held-out part of the data:     validate --config configs/quickstart.yaml
   test       the same, named test/loss
   predict    per row: log-likelihood and the model's first choice, into <run>/predictions.jsonl
+  evaluate   tasks, formats, guards, comparisons:       evaluate --model DIR --tasks piqa blimp --output OUT
   export     write a model for another library:         export --checkpoint_dir DIR --to hf --out_dir OUT
              or one between it and its base:          export ... --to litgpt --interpolate 0.5 --with BASE
 
@@ -37,12 +38,16 @@ def main(args: Sequence[str] | None = None) -> None:
         from lit_consistency.cli import main as train
 
         train(args)
+    elif command == "evaluate":
+        from lit_consistency.evaluate import main as evaluate
+
+        evaluate(args[1:])
     elif command == "export":
         from lit_consistency.model.export_command import main as export
 
         export(args[1:])
     else:
-        allowed = "fit, validate, test, predict, export"
+        allowed = "fit, validate, test, predict, evaluate, export"
         print(f"error: command {command!r}: expected one of {allowed}; see --help", file=sys.stderr)
         sys.exit(2)
 

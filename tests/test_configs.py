@@ -18,7 +18,9 @@ from lit_consistency.data.tokenizer import write_tokenizer
 from lit_consistency.data.worlds import Biographies
 from tests.runs import ROOT
 
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+CONFIGS = sorted(
+    p for p in (ROOT / "configs").rglob("*.yaml") if "evaluation" not in p.parts
+)  # tasks: tests/evaluation
 DATA = os.environ.get("LIT_CONSISTENCY_TEST_DATA")
 SHORT = ["--trainer.max_steps=2", "--trainer.limit_val_batches=1", "--forgetting.every_n_steps=0", "--run.name=run"]
 SHORT += [

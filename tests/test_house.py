@@ -28,6 +28,7 @@ LEVELS = {
     "parser": 3,
     "trainer_options": 3,
     "cli": 3,
+    "evaluate": 3,
     "__main__": 4,
     "__init__": 0,
 }

@@ -83,7 +83,7 @@ class PromptEncoder:
         self.tokenizer = tokenizer
         self.prompt_style = prompt_style
         self.loss_on = loss_on
-        self._template = _chat_template(tokenizer) if prompt_style == "chat_template" else None
+        self._template = chat_template(tokenizer) if prompt_style == "chat_template" else None
         self._style = prompt_styles[prompt_style]() if prompt_style in prompt_styles else Default()
 
     def encode(self, row: Row) -> Example:
@@ -175,7 +175,8 @@ def _joined(messages: Messages) -> str:
     return "\n\n".join(message["content"] for message in messages)
 
 
-def _chat_template(tokenizer: LitGPTTokenizer) -> ChatTemplate:
+def chat_template(tokenizer: LitGPTTokenizer) -> ChatTemplate:
+    """The tokenizer's own template; ValueError where it has none, or tells no positions of its tokens."""
     if not isinstance(tokenizer, Tokenizer) or tokenizer.chat_template is None:
         raise ValueError(
             "prompt_style = 'chat_template': expected chat_template.jinja, or chat_template in tokenizer_config.json"

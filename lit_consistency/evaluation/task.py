@@ -21,6 +21,8 @@ METRICS: dict[str, tuple[str, ...]] = {
     "generation": ("exact_match", "rouge_l", "pass@K", "maj@K"),
 }
 """Per kind; the first number of a task's `metrics` judges it. K is a number of samples."""
+DEFAULT_METRICS = {**METRICS, "choice": ("accuracy", "accuracy_per_byte", "balanced_accuracy"), "generation": ()}
+LOWER_IS_BETTER = METRICS["text"]
 KINDS = tuple(METRICS)
 OF_KIND = {
     "contexts": ("choice",),
@@ -28,6 +30,7 @@ OF_KIND = {
     "gold": ("choice",),
     "gold_values": ("choice",),
     "distractors": ("choice",),
+    "shuffle": ("choice",),
     "text": ("text",),
     "references": ("generation",),
     "demonstration": ("generation",),
@@ -36,6 +39,7 @@ OF_KIND = {
     "code": ("generation",),
 }
 """Keys that only some kinds read."""
+SINGLE_TEMPLATES = ("instruction", "gold", "text", "references", "demonstration", "group", "id")
 EXTRACTIONS = ("none", "gsm8k", "last_number", "first_line")
 
 
@@ -96,16 +100,20 @@ class Task:
         metrics: see ``METRICS``; the first one judges the task.
         data: the rows that are scored.
         few_shot: the training split: rows that examples are taken from, and that are never scored.
+        shots_from_group: examples are of the question's own group (the subject of MMLU).
         extract: field -> regular expression, whose named groups become further fields of the row.
+        requires: fields; a row where one of them is null or empty is no row of this task.
         fields: heading -> template: the parts of the question, in order. An empty heading is written in no format.
         instruction: a sentence that says what is to be done, for formats that give one.
         answer_heading: what stands before the answer; empty: the answer continues the last field.
         delimiter: white space between the question, or its answer heading, and the answer.
         choices: the answers: a template that is a list, or a list of templates; for pairs the right one first.
-        contexts: in place of fields, one context per choice (partial evaluation: the end of the sentence is scored).
+        contexts: in place of fields, one context per candidate (partial evaluation); ``choices`` is then the single
+            text that is scored behind each of them.
         gold: template of the right answer: an index, or one of ``gold_values``, or the text of a choice.
         gold_values: what ``gold`` is for each choice, in their order: a list, or a template that is one.
         distractors: this many wrong choices are drawn from the golds of other rows (a cloze from a table of facts).
+        shuffle: the order of the choices is drawn, by the row alone; for data whose right answer always comes first.
         text: template of the document.
         references: template of the accepted answer or answers; with ``code``, of the tests.
         demonstration: template of the answer in a few-shot example; the first reference when not given.
@@ -121,7 +129,9 @@ class Task:
     metrics: tuple[str, ...]
     data: TaskData
     few_shot: TaskData | None = None
+    shots_from_group: bool = False
     extract: dict[str, str] = field(default_factory=dict)
+    requires: tuple[str, ...] = ()
     fields: dict[str, str] = field(default_factory=dict)
     instruction: str = ""
     answer_heading: str = "Answer"
@@ -131,6 +141,7 @@ class Task:
     gold: str | None = None
     gold_values: str | tuple[Any, ...] = ()
     distractors: int = 0
+    shuffle: bool = False
     text: str | None = None
     references: str | None = None
     demonstration: str | None = None
@@ -179,10 +190,10 @@ class Task:
             raise ValueError(f"{needs}: expected a template, a task of kind {self.kind} needs it")
         if self.kind == "pairs" and len(self.choices) != 2:
             raise ValueError(f"choices: {len(self.choices)} of them; expected a pair, the right one first")
-        if self.kind == "choice" and self.gold is None and len(self.choices) != 1:
-            raise ValueError("gold: expected a template, only a single choice needs none")
-        if self.kind == "choice" and bool(self.fields) == bool(self.contexts):
-            raise ValueError("fields, contexts: expected exactly one of the two")
+        if self.kind == "choice":
+            self._check_choice()
+        if self.shots_from_group and not self.group:
+            raise ValueError("shots_from_group: expected a template in the key group")
         if self.kind == "generation" and not self.fields:
             raise ValueError("fields: expected at least one")
         for key in ("max_new_tokens", "n_samples"):
@@ -191,13 +202,23 @@ class Task:
         if self.generation.n_samples > 1 and self.generation.temperature <= 0:
             raise ValueError("generation.n_samples: greedy samples are all the same; expected temperature above 0")
 
+    def _check_choice(self) -> None:
+        if self.gold is None and (len(self.choices) != 1 or self.contexts):
+            raise ValueError("gold: expected a template, only a single choice needs none")
+        if self.contexts and (isinstance(self.choices, str) or len(self.choices) != 1):
+            raise ValueError("choices: expected a list of one template, contexts are the candidates")
+        if not self.gold and set(self.metrics) - {"exact", "nats_per_token"}:
+            raise ValueError(f"metrics = {list(self.metrics)}: of a single choice, expected exact or nats_per_token")
+        if bool(self.fields) == bool(self.contexts):
+            raise ValueError("fields, contexts: expected exactly one of the two")
+
     def _check_templates(self) -> None:
         for entry in fields(self):
             value = getattr(self, entry.name)
             if entry.name in ("choices", "contexts"):
                 for template in [value] if isinstance(value, str) else value:
                     check_template(entry.name, template)
-            elif entry.name in ("gold", "text", "references", "demonstration", "group", "id") and value is not None:
+            elif entry.name in SINGLE_TEMPLATES and value is not None:
                 check_template(entry.name, value)
         for heading, template in self.fields.items():
             check_template(f"fields.{heading}", template)
@@ -214,6 +235,7 @@ def check_pattern(key: str, pattern: str) -> None:
         groups = re.compile(pattern).groups
     except re.error as error:
         raise ValueError(f"{key} = {pattern!r}: no regular expression ({error})") from None
+    if key == "extraction" and groups != 1:
+        raise ValueError(f"{key} = {pattern!r}: expected one of {', '.join(EXTRACTIONS)}, or a pattern with one group")
     if not groups:
-        allowed = f", or one of {', '.join(EXTRACTIONS)}" if key == "extraction" else ""
-        raise ValueError(f"{key} = {pattern!r}: expected a group in parentheses{allowed}")
+        raise ValueError(f"{key} = {pattern!r}: expected a group in parentheses")

@@ -7,7 +7,8 @@ reported is derived here from those sums.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -36,6 +37,12 @@ class ItemScores:
     n_bytes: Tensor
     n_candidates: Tensor
     gold: Tensor
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[ItemScores]) -> ItemScores:
+        """The scores of several parts of a set, in their order."""
+        names = [entry.name for entry in fields(cls)]
+        return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
     @property
     def gold_rows(self) -> Tensor:

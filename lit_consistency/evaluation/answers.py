@@ -1,0 +1,95 @@
+"""From generated texts to the numbers of a task: exact match, ROUGE-L, pass@k, maj@k, as means over the questions.
+
+Of several samples of a question the mean counts (exact match, ROUGE-L), whether one of k is right (pass@k, unbiased),
+or whether the majority of the first k is (maj@k).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lit_consistency.evaluation.generate import Generation
+from lit_consistency.evaluation.measure import Measured, record_of
+from lit_consistency.evaluation.questions import Question, Questions
+from lit_consistency.evaluation.task import Task
+from lit_consistency.metrics import (
+    exact_match,
+    extract,
+    maj_at_k,
+    mean_over_samples,
+    normalize,
+    pass_at_k,
+    rouge_l,
+)
+from lit_consistency.metrics.intervals import ratio
+
+NUMBERS = ("gsm8k", "last_number")
+"""Extractions whose answers are numbers: without their punctuation 1.5 would equal 15."""
+
+
+def measure_generation(questions: Questions, generations: Sequence[Sequence[Generation]]) -> Measured:
+    """Numbers of a task whose answers were written.
+
+    Args:
+        questions: of kind generation, without ``code``.
+        generations: the samples of each, in their order.
+    """
+    task = questions.task
+    references = [_accepted(task, question) for question in questions.questions]
+    answers = [[extract(sample.text, task.extraction) for sample in samples] for samples in generations]
+    right = [
+        [_is_right(task, answer, accepted) for answer in given]
+        for given, accepted in zip(answers, references, strict=True)
+    ]
+    values = {
+        metric: [_score(task, metric, *parts) for parts in zip(answers, references, right, strict=True)]
+        for metric in task.metrics
+    }
+    return _measured(questions, generations, values, answers, [accepted[0] for accepted in references])
+
+
+def _measured(
+    questions: Questions,
+    generations: Sequence[Sequence[Generation]],
+    values: dict[str, list[float]],
+    answers: Sequence[Sequence[str | None]],
+    golds: Sequence[str],
+) -> Measured:
+    records = []
+    for i, question in enumerate(questions.questions):
+        record = {**record_of(questions, question), "score": values[questions.task.metric][i], "weight": 1.0}
+        record |= {metric: values[metric][i] for metric in values}
+        record |= {"prediction": answers[i][0], "gold": golds[i]}
+        record |= {"texts": [s.text for s in generations[i]], "finished": [s.finished for s in generations[i]]}
+        records.append(record)
+    predictions: list[int | str] = [given[0] or "" for given in answers]
+    ratios = {metric: ratio(numbers) for metric, numbers in values.items()}
+    return Measured(ratios, records, predictions, list(golds), {})
+
+
+def _accepted(task: Task, question: Question) -> list[str]:
+    """The references' answers; a reference that is an answer by itself needs no extraction."""
+    if task.extraction == "first_line":
+        return [reference.strip() for reference in question.references]
+    return [extract(reference, task.extraction) or reference.strip() for reference in question.references]
+
+
+def _is_right(task: Task, answer: str | None, accepted: Sequence[str]) -> float:
+    words = task.extraction not in NUMBERS
+    return exact_match(answer, accepted, punctuation=words, articles=words)
+
+
+def _score(
+    task: Task, metric: str, answers: Sequence[str | None], accepted: Sequence[str], right: Sequence[float]
+) -> float:
+    """One question's score."""
+    name, _, k = metric.partition("@")
+    if name == "rouge_l":
+        return mean_over_samples([rouge_l(answer or "", accepted) for answer in answers])
+    if name == "pass":
+        return pass_at_k(len(right), int(sum(right)), int(k))
+    if name == "maj":
+        words = task.extraction not in NUMBERS
+        votes = [None if a is None else normalize(a, punctuation=words, articles=words) for a in answers]
+        return maj_at_k(votes, [normalize(r, punctuation=words, articles=words) for r in accepted], int(k))
+    return mean_over_samples(right)

@@ -1,0 +1,233 @@
+"""``evaluate``: plan everything, load the model, measure cell by cell, write each as it is done.
+
+Nothing is written before all tasks have been read and rendered. A run that is interrupted goes on where it stopped,
+since finished cells are found again by their fingerprint (plan.py).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from lit_consistency.data.tokenizer import Tokenizer
+from lit_consistency.evaluation.answers import measure_generation
+from lit_consistency.evaluation.compare import compare_folders
+from lit_consistency.evaluation.formats import load_format
+from lit_consistency.evaluation.generate import generate
+from lit_consistency.evaluation.guards import check_predictions, stop_if_strict
+from lit_consistency.evaluation.harness import run_harness
+from lit_consistency.evaluation.load import PRECISIONS, Loaded, find_device, load_model
+from lit_consistency.evaluation.measure import Measured, measure_likelihood
+from lit_consistency.evaluation.plan import Ask, Cell, plan_cells
+from lit_consistency.evaluation.results import ITEM_FORMATS, Result, summarize_result, write_json, write_result
+from lit_consistency.evaluation.score import score_items
+from lit_consistency.evaluation.state import untouched
+from lit_consistency.evaluation.tables import print_comparison, print_results, sensitivity_to_format, write_scalars
+from lit_consistency.evaluation.task import Task
+from lit_consistency.evaluation.task_file import load_tasks
+from lit_consistency.metrics import ItemScores
+from lit_consistency.model import check_checkpoint_dir, current_versions, model_config, read_provenance, weights_hash
+
+CHUNK = 2048
+"""Questions between two steps of the progress bar."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of the command, see ``lit_consistency/evaluate.py``."""
+
+    model: Path
+    tasks: Sequence[str] = ()
+    format: Sequence[str] = ("default",)
+    shots: Sequence[int] = (0,)
+    limit: int = 0
+    seed: int = 0
+    batch_tokens: int = 16384
+    device: str = "auto"
+    precision: str = "auto"
+    output: Path | None = None
+    item_format: str = "jsonl"
+    strict: bool = False
+    train_data: str | None = None
+    data_dir: Path | None = None
+    allow_code_execution: bool = False
+    harness: Sequence[str] = ()
+    harness_include: Path | None = None
+
+    def __post_init__(self) -> None:
+        for key, value, least in (
+            ("limit", self.limit, 0),
+            ("seed", self.seed, 0),
+            ("batch_tokens", self.batch_tokens, 1),
+            *(("shots", value, 0) for value in self.shots),
+        ):
+            if value < least:
+                raise ValueError(f"{key} = {value}: expected at least {least}")
+        allowed = {"item_format": ITEM_FORMATS, "precision": ("auto", *PRECISIONS)}
+        for key, values in allowed.items():
+            if getattr(self, key) not in values:
+                raise ValueError(f"{key} = {getattr(self, key)!r}: expected one of {', '.join(values)}")
+        if not self.tasks and not self.harness:
+            raise ValueError("tasks, harness: expected at least one of the two")
+        for key in ("format", "shots"):
+            given = getattr(self, key)
+            if not given or len(set(given)) < len(given):
+                raise ValueError(f"{key} = {list(given)}: expected at least one, and none of them twice")
+
+
+def evaluate(options: Options) -> list[Result]:
+    """Measure a model on tasks; prints the table and, with ``output``, writes the results.
+
+    Raises:
+        FileNotFoundError: a model, task or data file is missing.
+        ValueError: something does not fit; names key or file and row. A ``GuardError`` under ``strict``.
+    """
+    check_checkpoint_dir(options.model)
+    find_device(options.device)
+    tasks = [task for name in options.tasks for task in load_tasks(name, options.data_dir)]
+    _check_code(tasks, options.allow_code_execution)
+    cells = _plan(tasks, options)
+    console = Console(stderr=True)
+    results = [cell.result for cell in cells if cell.result is not None]
+    harness: dict[str, Any] = {}
+    if len(results) < len(cells) or options.harness:
+        loaded = load_model(options.model, options.device, options.precision)
+        results = _measure_all(cells, loaded, options, console)
+        if options.harness:
+            harness = _harness(loaded, options)
+    if results:
+        print_results(results, f"{options.model}")
+    if options.output is not None:
+        _write_summary(options, results, harness)
+        print(f"wrote {options.output}", file=sys.stderr)
+    return results
+
+
+def compare(first: Path, second: Path, output: Path | None = None, seed: int = 0) -> None:
+    """Print the paired comparison of two output folders; with ``output``, write ``comparison.json``."""
+    comparisons, warnings = compare_folders(first, second, seed)
+    print_comparison(comparisons, warnings, (str(first), str(second)))
+    if output is not None:
+        found = {"first": str(first), "second": str(second), "warnings": warnings}
+        write_json(output / "comparison.json", {**found, "comparisons": [c.as_json() for c in comparisons]})
+
+
+def _check_code(tasks: Sequence[Task], allowed: bool) -> None:
+    names = [task.name for task in tasks if task.code]
+    if names and not allowed:
+        raise ValueError(f"task {names[0]} runs what the model writes; expected --allow_code_execution")
+
+
+def _plan(tasks: Sequence[Task], options: Options) -> list[Cell]:
+    if not tasks:
+        return []
+    ask = Ask(
+        formats=[load_format(name) for name in options.format],
+        shots=options.shots,
+        limit=options.limit,
+        seed=options.seed,
+        strict=options.strict,
+        train_data=options.train_data,
+        output=options.output,
+    )
+    config = model_config(None, options.model, {}, None)
+    identity = {"weights": weights_hash(options.model), "precision": options.precision}
+    return plan_cells(tasks, ask, Tokenizer(options.model), config.block_size, identity)
+
+
+def _measure_all(cells: Sequence[Cell], loaded: Loaded, options: Options, console: Console) -> list[Result]:
+    results = []
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+        for cell in cells:
+            if cell.result is None:
+                bar = progress.add_task(
+                    f"{cell.task.name} ({cell.questions.format})", total=len(cell.questions.questions)
+                )
+                results.append(_measure(cell, loaded, options, lambda n, bar=bar: progress.advance(bar, n)))
+                progress.remove_task(bar)
+            else:
+                results.append(cell.result)
+    return results
+
+
+def _measure(cell: Cell, loaded: Loaded, options: Options, advance: Any) -> Result:
+    questions = cell.questions
+    with untouched(loaded.model):
+        if cell.task.kind == "generation":
+            measured = _generated(cell, loaded, options, advance)
+        else:
+            measured = measure_likelihood(questions, _scored(cell, loaded, options.batch_tokens, advance))
+    findings = [*cell.findings, *check_predictions(cell.task, measured.predictions, measured.golds)]
+    stop_if_strict(cell.task, findings, options.strict)
+    result = summarize_result(questions, measured, findings, cell.fingerprint, options.seed)
+    if options.output is not None:
+        write_result(options.output, result, measured.records, options.item_format)
+    return result
+
+
+def _scored(cell: Cell, loaded: Loaded, batch_tokens: int, advance: Any) -> ItemScores:
+    parts = []
+    questions = cell.questions.questions
+    for start in range(0, len(questions), CHUNK):
+        items = [question.item for question in questions[start : start + CHUNK] if question.item is not None]
+        parts.append(score_items(loaded.model, items, batch_tokens=batch_tokens, device=loaded.device))
+        advance(len(items))
+    return ItemScores.concatenate(parts)
+
+
+def _generated(cell: Cell, loaded: Loaded, options: Options, advance: Any) -> Measured:
+    questions = cell.questions.questions
+    prompts = [question.tokens for question in questions if question.tokens is not None]
+    generations = generate(
+        loaded.model,
+        prompts,
+        cell.task.generation,
+        loaded.tokenizer,
+        batch_tokens=options.batch_tokens,
+        device=loaded.device,
+    )
+    advance(len(prompts))
+    return measure_generation(cell.questions, generations)
+
+
+def _harness(loaded: Loaded, options: Options) -> dict[str, Any]:
+    """lm-eval's own tasks; a single number of examples is handed on, 0 leaves it to the task."""
+    if len(options.shots) > 1:
+        raise ValueError(f"shots = {list(options.shots)}: expected a single number with harness")
+    found = run_harness(
+        loaded.model,
+        loaded.tokenizer,
+        list(options.harness),
+        include_path=options.harness_include,
+        limit=options.limit or None,
+        num_fewshot=options.shots[0] or None,
+        batch_tokens=options.batch_tokens,
+        device=loaded.device,
+    )
+    for task, numbers in found["results"].items():
+        shown = {k: v for k, v in numbers.items() if isinstance(v, float)}
+        print(f"{task}: " + ", ".join(f"{name} {value:.4f}" for name, value in shown.items()))
+    return {key: found[key] for key in ("results", "versions", "n-shot") if key in found}
+
+
+def _write_summary(options: Options, results: Sequence[Result], harness: dict[str, Any]) -> None:
+    assert options.output is not None
+    provenance = read_provenance(options.model)
+    summary = {
+        "model": str(options.model),
+        "weights_sha256": weights_hash(options.model),
+        "versions": current_versions(),
+        "seed": options.seed,
+        "limit": options.limit,
+        "results": [vars(result) for result in results],
+        "sensitivity_to_format": sensitivity_to_format(results),
+        "harness": harness,
+    }
+    write_json(options.output / "summary.json", summary)
+    write_scalars(options.output / "tensorboard", results, provenance.steps if provenance else 0)

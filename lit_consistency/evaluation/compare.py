@@ -1,0 +1,133 @@
+"""Two models on the same items: the difference, its interval, and how likely it is by chance.
+
+Items are joined by task, format, number of examples and id, and drawn together in the bootstrap, which is far sharper
+than two separate intervals. For scores of 0 and 1 the p-value is McNemar's exact test; for other scores (bits per byte,
+ROUGE-L) the interval alone speaks. It is about these items: another seed of the finetuning moves a score by more than
+their sampling error (Sun & Dredze, arXiv 2408.06663, see ten times as much).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lit_consistency.evaluation.results import Result, read_items, read_results
+from lit_consistency.metrics.intervals import Estimate, Ratio, by_class, estimate, mcnemar, paired_difference, ratio
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One task in one format, of two models.
+
+    Args:
+        task: its name.
+        format: of the prompts.
+        shots: few-shot examples.
+        metric: that judges the task.
+        n: items that both have.
+        first: value of the first model on these items.
+        second: of the second.
+        difference: second minus first.
+        p_value: of McNemar's test; NaN where scores are not 0 or 1.
+        better: ``first``, ``second``, or empty where the interval holds 0.
+    """
+
+    task: str
+    format: str
+    shots: int
+    metric: str
+    n: int
+    first: float
+    second: float
+    difference: Estimate
+    p_value: float
+    better: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain types."""
+        return {**asdict(self), "difference": self.difference._asdict()}
+
+
+def compare_folders(first: Path, second: Path, seed: int = 0) -> tuple[list[Comparison], list[str]]:
+    """Compare every result that both folders hold.
+
+    Returns:
+        The comparisons, and warnings: what only one of them holds, and items that differ.
+
+    Raises:
+        FileNotFoundError: a folder holds no results.
+        ValueError: they have no result, or of a result no item, in common.
+    """
+    left = {result.key: result for result in read_results(first)}
+    right = {result.key: result for result in read_results(second)}
+    warnings = [f"{key}: only in {first}" for key in left if key not in right]
+    warnings += [f"{key}: only in {second}" for key in right if key not in left]
+    found = []
+    for key in (key for key in left if key in right):
+        if left[key].metric != right[key].metric:
+            raise ValueError(f"{key}: judged by {left[key].metric} in {first}, by {right[key].metric} in {second}")
+        pairs, warning = _join(key, read_items(first, key), read_items(second, key))
+        warnings += warning
+        found.append(_compare(left[key], pairs, seed))
+    if not found:
+        raise ValueError(f"compare: {first} and {second} have no task, format and number of examples in common")
+    return found, warnings
+
+
+Pairs = list[tuple[dict[str, Any], dict[str, Any]]]
+
+
+def _join(key: str, first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]]) -> tuple[Pairs, list[str]]:
+    right = {record["id"]: record for record in second}
+    pairs = [(record, right[record["id"]]) for record in first if record["id"] in right]
+    if not pairs:
+        raise ValueError(f"{key}: the two sets of items have no id in common")
+    warnings = []
+    alone = (len(first) - len(pairs), len(second) - len(pairs))
+    if any(alone):
+        warnings.append(
+            f"{key}: {alone[0]} items only in the first, {alone[1]} only in the second; {len(pairs)} compared"
+        )
+    n_other = sum(a["shot_ids"] != b["shot_ids"] for a, b in pairs)
+    if n_other:
+        warnings.append(f"{key}: {n_other} of {len(pairs)} items were asked with other few-shot examples")
+    return pairs, warnings
+
+
+def _compare(result: Result, pairs: Pairs, seed: int) -> Comparison:
+    groups = [str(a["group"]) for a, _ in pairs]
+    clusters = groups if len(set(groups)) > 1 else None
+    first, second = (_ratio(result.metric, [pair[side] for pair in pairs]) for side in (0, 1))
+    difference = paired_difference(first, second, clusters, seed)
+    scores = [[float(pair[side]["score"]) for pair in pairs] for side in (0, 1)]
+    binary = all(score in (0.0, 1.0) for side in scores for score in side)
+    values = [estimate(part, n_resamples=1).value for part in (first, second)]
+    return Comparison(
+        task=result.task,
+        format=result.format,
+        shots=result.shots,
+        metric="nats_per_word" if result.metric == "word_perplexity" else result.metric,  # its logarithm is a mean
+        n=len(pairs),
+        first=values[0],
+        second=values[1],
+        difference=difference,
+        p_value=mcnemar(*scores) if binary else math.nan,
+        better=_better(difference, result.higher_is_better),
+    )
+
+
+def _ratio(metric: str, records: Sequence[dict[str, Any]]) -> Ratio:
+    scores = [float(record["score"]) for record in records]
+    if metric == "balanced_accuracy":
+        return by_class(scores, [int(record["gold"]) for record in records])
+    weights = [float(record["weight"]) for record in records]
+    return ratio([score * weight for score, weight in zip(scores, weights, strict=True)], weights)
+
+
+def _better(difference: Estimate, higher_is_better: bool) -> str:
+    if math.isnan(difference.low) or difference.low <= 0 <= difference.high:
+        return ""
+    return "second" if (difference.value > 0) == higher_is_better else "first"

@@ -1,0 +1,137 @@
+"""Evaluation rows that stand in the training data: a run of words that both share.
+
+A row counts as found where any 13 consecutive words of its question and answer stand in one training document, or, for
+a row of 5 to 12 words, all of them; shorter rows are not looked for. Words are compared in lower case and without
+punctuation (13 words: Brown et al., arXiv 2005.14165, appendix C). Hashes of 64 bits stand for the words; the memory
+grows with the evaluation set, not with the training data. Given up: paraphrases and translations; a text that was
+changed in every twelfth word is not found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lit_consistency.data.files import (
+    find_files,
+    fingerprint_files,
+    read_json_lines,
+    read_parquet,
+    read_text,
+    require,
+)
+
+N_WORDS = 13
+LEAST_WORDS = 5
+BATCH = 1 << 18
+MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio, odd: Knuth, TAOCP 3, 6.4
+SUFFIXES = (".txt", ".md", ".jsonl", ".json", ".parquet")
+
+
+class Overlap:
+    """Finds texts in documents.
+
+    Args:
+        texts: of the evaluation rows.
+    """
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.n_texts = len(texts)
+        hashes: dict[int, list[np.ndarray]] = {}
+        owners: dict[int, list[np.ndarray]] = {}
+        for index, text in enumerate(texts):
+            words = _words(text)
+            n = min(len(words), N_WORDS)
+            if n >= LEAST_WORDS:
+                hashes.setdefault(n, []).append(_runs(words, n))
+                owners.setdefault(n, []).append(np.full(len(words) - n + 1, index))
+        self._grams = {n: (np.concatenate(hashes[n]), np.concatenate(owners[n])) for n in hashes}
+
+    def found_in(self, documents: Iterable[str]) -> list[int]:
+        """Indices of the texts that stand in the documents, sorted."""
+        hit = np.zeros(self.n_texts, dtype=bool)
+        for words in _batches(documents):
+            for n, (hashes, owners) in self._grams.items():
+                if len(words) >= n:
+                    hit[owners[np.isin(hashes, _runs(words, n))]] = True
+        return np.flatnonzero(hit).tolist()
+
+
+def training_documents(path: str) -> Iterator[str]:
+    """The texts of training data: text files, or rows of .jsonl, .json and .parquet with all their texts joined."""
+    for file in find_files("train_data", path, SUFFIXES):
+        if file.suffix in (".txt", ".md"):
+            yield read_text(file)
+        else:
+            for row in _rows(file):
+                yield "\n".join(_texts(row))
+
+
+def training_fingerprint(path: str) -> Any:
+    """Name, size and hash of the files of training data."""
+    return fingerprint_files(find_files("train_data", path, SUFFIXES))
+
+
+def _rows(file: Path) -> Iterator[Any]:
+    if file.suffix == ".parquet":
+        require("pyarrow", "train_data in .parquet files")
+        yield from (row for _, row in read_parquet(file))
+    elif file.suffix == ".jsonl":
+        yield from (row for _, row in read_json_lines(file))
+    else:
+        try:
+            content = json.loads(read_text(file))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{file}: not JSON ({error})") from None
+        lists = [content] if isinstance(content, list) else [v for v in content.values() if isinstance(v, list)]
+        for rows in lists:
+            yield from rows
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for entry in value.values() if isinstance(value, dict) else value:
+            yield from _texts(entry)
+
+
+def _batches(documents: Iterable[str]) -> Iterator[np.ndarray]:
+    """Hashed words of many documents in a row, a hash that no word has between any two of them."""
+    parts: list[np.ndarray] = []
+    n_words = 0
+    for number, document in enumerate(documents):
+        parts += [_words(document), np.asarray([_hash(f" {number}")], dtype=np.uint64)]
+        n_words += len(parts[-2])
+        if n_words >= BATCH:
+            yield np.concatenate(parts)
+            parts, n_words = [], 0
+    if parts:
+        yield np.concatenate(parts)
+
+
+def _words(text: str) -> np.ndarray:
+    return np.fromiter(map(_hash, re.findall(r"\w+", text.casefold())), dtype=np.uint64)
+
+
+@lru_cache(maxsize=1 << 20)
+def _hash(word: str) -> int:
+    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big")
+
+
+def _runs(words: np.ndarray, n: int) -> np.ndarray:
+    """A hash of every run of n words: sum of word times multiplier to the power of its place, modulo 2^64."""
+    found = np.zeros(len(words) - n + 1, dtype=np.uint64)
+    factor = np.uint64(1)
+    with np.errstate(over="ignore"):
+        for place in range(n):
+            found += words[place : len(words) - n + 1 + place] * factor
+            factor = factor * MULTIPLIER
+    return found

@@ -1,0 +1,157 @@
+"""What an evaluation is going to ask, fixed before the model is loaded: a mistake in the last task costs no scoring.
+
+A cell is a task in one format with one number of examples. A cell that stands in the output folder with the same
+fingerprint is taken from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lit_consistency import __version__
+from lit_consistency.data.tokenizer import Tokenizer
+from lit_consistency.evaluation.asked import Asked
+from lit_consistency.evaluation.build import TaskRows, build_questions, read_task
+from lit_consistency.evaluation.contamination import Overlap, training_documents, training_fingerprint
+from lit_consistency.evaluation.formats import Format
+from lit_consistency.evaluation.guards import (
+    Finding,
+    check_contamination,
+    check_labels,
+    check_shots,
+    check_truncation,
+    overlap_text,
+    stop_if_strict,
+)
+from lit_consistency.evaluation.questions import Questions
+from lit_consistency.evaluation.results import Result, fingerprint_of, read_result, result_key
+from lit_consistency.evaluation.table import fingerprint
+from lit_consistency.evaluation.task import Task
+
+
+@dataclass(frozen=True)
+class Ask:
+    """How the tasks are asked.
+
+    Args:
+        formats: of the prompts.
+        shots: numbers of few-shot examples.
+        limit: questions of each task at most; 0: all.
+        seed: of the draws of examples and rows, and of the bootstrap.
+        strict: a finding of a guard is an error.
+        train_data: files in which the rows are looked for.
+        output: folder with results that need not be measured again.
+    """
+
+    formats: Sequence[Format]
+    shots: Sequence[int]
+    limit: int = 0
+    seed: int = 0
+    strict: bool = False
+    train_data: str | None = None
+    output: Path | None = None
+
+
+class Cell(NamedTuple):
+    """A task in one format: what is asked, or the result that is known already."""
+
+    task: Task
+    fingerprint: str
+    questions: Questions
+    findings: list[Finding]
+    result: Result | None
+
+
+class _Draft(NamedTuple):
+    questions: Questions
+    asked: list[Asked]
+    findings: list[Finding]
+    fingerprint: str
+    result: Result | None
+
+
+def plan_cells(tasks: Sequence[Task], ask: Ask, tokenizer: Tokenizer, block_size: int, model: Any) -> list[Cell]:
+    """All cells, with what the guards found so far.
+
+    Args:
+        tasks: what is asked.
+        ask: how.
+        tokenizer: of the model.
+        block_size: of the model.
+        model: what else the numbers depend on (hash of the weights, precision), as JSON.
+
+    Raises:
+        ValueError: a task, its data, or a format does not fit; names file and row.
+        GuardError: a guard found something, under ``strict``.
+    """
+    names = [task.name for task in tasks]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"tasks: {twice[0]} is there twice; expected every name once")
+    shared = {"model": model, "tokenizer": tokenizer.fingerprint(), "block_size": block_size, "version": __version__}
+    shared |= {"limit": ask.limit, "seed": ask.seed}
+    shared["train_data"] = training_fingerprint(ask.train_data) if ask.train_data else None
+    drafts = [draft for task in tasks for draft in _drafts(task, ask, tokenizer, block_size, shared)]
+    if ask.train_data:
+        drafts = _look_into_training(drafts, ask.train_data)
+    for draft in drafts:
+        stop_if_strict(draft.questions.task, draft.findings, ask.strict)
+    return [Cell(d.questions.task, d.fingerprint, d.questions, d.findings, d.result) for d in drafts]
+
+
+def _drafts(task: Task, ask: Ask, tokenizer: Tokenizer, block_size: int, shared: dict[str, Any]) -> Iterator[_Draft]:
+    prompted = task.kind in ("choice", "generation")
+    cells = [(form, shots) for form in ask.formats for shots in ask.shots] if prompted else [(ask.formats[0], 0)]
+    data = {"data": fingerprint(task.data), "few_shot": fingerprint(task.few_shot) if task.few_shot else None}
+    rows: TaskRows | None = None
+    for form, shots in cells:
+        identity = {
+            **shared,
+            **data,
+            "task": asdict(task),
+            "format": asdict(form) if prompted else None,
+            "shots": shots,
+        }
+        identity["task"] = {k: v for k, v in identity["task"].items() if k not in ("data", "few_shot")}
+        mark = fingerprint_of(identity)
+        name = form.name if prompted else "none"
+        if known := _known(ask.output, result_key(task.name, name, shots), mark):
+            findings = [Finding(*finding) for finding in known.findings]
+            yield _Draft(Questions(task, name, shots, []), [], findings, mark, known)
+            continue
+        rows = rows or read_task(task, with_training=max(ask.shots) > 0)
+        built = build_questions(rows, form, shots, tokenizer, block_size, ask.seed, ask.limit)
+        findings = [
+            *check_labels(task, rows.scored),
+            *check_shots(built.given_away, len(rows.scored.rows)),
+            *check_truncation(built.questions),
+        ]
+        yield _Draft(built.questions, built.asked, findings, mark, None)
+
+
+def _known(output: Path | None, key: str, mark: str) -> Result | None:
+    """The result in the folder, unless it depends on something else or cannot be read."""
+    path = output / "results" / f"{key}.json" if output else None
+    if path is None or not path.is_file():
+        return None
+    try:
+        result = read_result(path)
+    except ValueError:
+        return None
+    return result if result.fingerprint == mark else None
+
+
+def _look_into_training(drafts: list[_Draft], path: str) -> list[_Draft]:
+    """The drafts with a finding for each whose rows stand in the training data, which is read once."""
+    numbers: dict[str, int] = {}
+    for draft in drafts:
+        for row in draft.asked:
+            numbers.setdefault(overlap_text(row), len(numbers))
+    found = set(Overlap(list(numbers)).found_in(training_documents(path)))
+    checked = []
+    for draft in drafts:
+        hit = [i for i, row in enumerate(draft.asked) if numbers[overlap_text(row)] in found]
+        checked.append(draft._replace(findings=[*draft.findings, *check_contamination(draft.asked, hit)]))
+    return checked
