@@ -6,8 +6,10 @@ or whether the majority of the first k is (maj@k).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
+from lit_consistency.evaluation.code import run_many
 from lit_consistency.evaluation.generate import Generation
 from lit_consistency.evaluation.measure import Measured, record_of
 from lit_consistency.evaluation.questions import Question, Questions
@@ -46,6 +48,34 @@ def measure_generation(questions: Questions, generations: Sequence[Sequence[Gene
         for metric in task.metrics
     }
     return _measured(questions, generations, values, answers, [accepted[0] for accepted in references])
+
+
+def measure_programs(
+    questions: Questions, generations: Sequence[Sequence[Generation]], *, allow_code_execution: bool
+) -> Measured:
+    """Numbers of a task whose answers are programs, run with their tests; see code.py for what confines them.
+
+    Args:
+        questions: of kind generation, with ``program``.
+        generations: the samples of each, in their order.
+        allow_code_execution: the user's word that generated code may run on this machine.
+
+    Raises:
+        ValueError: it may not.
+    """
+    task = questions.task
+    programs = [
+        (question.labels[0] + sample.text, "\n".join(question.references))
+        for question, samples in zip(questions.questions, generations, strict=True)
+        for sample in samples
+    ]
+    n_parallel = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    results = iter(run_many(programs, allow_code_execution=allow_code_execution, n_parallel=n_parallel))
+    passed = [[next(results) for _ in samples] for samples in generations]
+    right = [[float(result.passed) for result in given] for given in passed]
+    values = {metric: [_score(task, metric, [], [], given) for given in right] for metric in task.metrics}
+    answers = [[result.reason for result in given] for given in passed]
+    return _measured(questions, generations, values, answers, ["passed"] * len(answers))
 
 
 def _measured(

@@ -29,7 +29,7 @@ class Asked(NamedTuple):
         fields: headings and values, in order; of a text, the document.
         instruction: what is to be done, in a sentence.
         contexts: one per candidate, of a partial evaluation.
-        labels: the candidates' texts.
+        labels: the candidates' texts; the text; or what stands before the answer in a program.
         gold: index of the right candidate.
         answer: what a few-shot example answers.
         references: accepted answers, or tests.
@@ -91,7 +91,8 @@ def _unlabelled(task: Task, row: TaskRow) -> bool:
 def _ask(task: Task, row: TaskRow, pool: list[str]) -> Asked:
     place, values = row.place, row.fields
     contexts = _texts(task.contexts, "contexts", row)
-    labels = (render(task.text, values, place),) if task.text else _texts(task.choices, "choices", row)
+    whole = task.text or task.program
+    labels = (render(whole, values, place),) if whole else _texts(task.choices, "choices", row)
     references = _references(task, row)
     gold = 0
     if pool:
@@ -105,7 +106,7 @@ def _ask(task: Task, row: TaskRow, pool: list[str]) -> Asked:
         id=row.id,
         place=place,
         group=render(task.group, values, place) if task.group else None,
-        fields=tuple((name, render(template, values, place).strip()) for name, template in task.fields.items()),
+        fields=tuple((name, _field(task, template, row)) for name, template in task.fields.items()),
         instruction=render(task.instruction, values, place).strip(),
         contexts=contexts,
         labels=labels,
@@ -113,6 +114,11 @@ def _ask(task: Task, row: TaskRow, pool: list[str]) -> Asked:
         answer=render(task.demonstration, values, place) if task.demonstration else answer,
         references=references,
     )
+
+
+def _field(task: Task, template: str, row: TaskRow) -> str:
+    text = render(template, row.fields, row.place)
+    return text if task.program else text.strip()  # the lines of a program need theirs
 
 
 def _texts(templates: str | tuple[str, ...], key: str, row: TaskRow) -> tuple[str, ...]:

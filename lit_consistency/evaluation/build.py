@@ -116,7 +116,7 @@ class _Fitted:
         if self.task.kind == "generation":
             room = self.block_size - self.task.generation.max_new_tokens
             prompt, tokens, lost, shots = self._fit(row, None, room)
-            return self._question(row, prompt, lost, shots, tokens=tokens, references=row.references)
+            return self._question(row, prompt, lost, shots, tokens=tokens, references=row.references, labels=row.labels)
         texts = row.labels * len(row.contexts) if row.contexts else row.labels
         answers = [_encode(self.tokenizer, self.form.answer_text(self.task, text), bos=False) for text in texts]
         for text, answer in zip(texts, answers, strict=True):

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from lit_consistency.data.tokenizer import Tokenizer
-from lit_consistency.evaluation.answers import measure_generation
+from lit_consistency.evaluation.answers import measure_generation, measure_programs
 from lit_consistency.evaluation.compare import compare_folders
 from lit_consistency.evaluation.formats import load_format
 from lit_consistency.evaluation.generate import generate
@@ -119,7 +119,7 @@ def compare(first: Path, second: Path, output: Path | None = None, seed: int = 0
 
 
 def _check_code(tasks: Sequence[Task], allowed: bool) -> None:
-    names = [task.name for task in tasks if task.code]
+    names = [task.name for task in tasks if task.program is not None]
     if names and not allowed:
         raise ValueError(f"task {names[0]} runs what the model writes; expected --allow_code_execution")
 
@@ -193,6 +193,8 @@ def _generated(cell: Cell, loaded: Loaded, options: Options, advance: Any) -> Me
         device=loaded.device,
     )
     advance(len(prompts))
+    if cell.task.program is not None:
+        return measure_programs(cell.questions, generations, allow_code_execution=options.allow_code_execution)
     return measure_generation(cell.questions, generations)
 
 

@@ -22,8 +22,8 @@ class Question(NamedTuple):
         prompt: the rendered prompt with its few-shot examples; of a text, what the model sees before it.
         item: candidates, for text, choice and pairs.
         tokens: (T,) int64, the prompt's tokens, for generation.
-        references: accepted answers of a generation; with code, the tests.
-        labels: the candidates' texts.
+        references: accepted answers of a generation; of a program, the tests.
+        labels: the candidates' texts; of a program, what stands before the answer.
         n_truncated: prompt tokens that were cut because the context is too short.
         shot_ids: ids of the few-shot rows in the prompt.
     """

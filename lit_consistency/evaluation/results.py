@@ -124,8 +124,8 @@ def _groups(items: Ratio, metric: str, clusters: Sequence[str] | None) -> dict[s
 
 
 def fingerprint_of(parts: Any) -> str:
-    """sha256 of the JSON of what a result depends on."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    """sha256 of the JSON of what a result depends on; the order counts, as that of a task's fields does."""
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
 
 
 # -------------------- files

@@ -36,10 +36,10 @@ OF_KIND = {
     "demonstration": ("generation",),
     "generation": ("generation",),
     "extraction": ("generation",),
-    "code": ("generation",),
+    "program": ("generation",),
 }
 """Keys that only some kinds read."""
-SINGLE_TEMPLATES = ("instruction", "gold", "text", "references", "demonstration", "group", "id")
+SINGLE_TEMPLATES = ("instruction", "gold", "text", "references", "demonstration", "program", "group", "id")
 EXTRACTIONS = ("none", "gsm8k", "last_number", "first_line")
 
 
@@ -115,11 +115,12 @@ class Task:
         distractors: this many wrong choices are drawn from the golds of other rows (a cloze from a table of facts).
         shuffle: the order of the choices is drawn, by the row alone; for data whose right answer always comes first.
         text: template of the document.
-        references: template of the accepted answer or answers; with ``code``, of the tests.
+        references: template of the accepted answer or answers; with ``program``, of the tests.
         demonstration: template of the answer in a few-shot example; the first reference when not given.
         generation: how the model is asked to write.
         extraction: of the answer from the text: one of ``EXTRACTIONS`` or a regular expression with one group.
-        code: the answer is a program, run with the references as tests; needs ``--allow_code_execution``.
+        program: template of what stands before the answer in a program, which is run with the references as tests;
+            needs ``--allow_code_execution``. Metrics are then pass@K, or exact_match for the share that passes.
         group: template of the phenomenon, subject or other part that is reported by itself.
         id: template of the row's id; the place in its file when not given.
     """
@@ -147,7 +148,7 @@ class Task:
     demonstration: str | None = None
     generation: GenerationOptions = GenerationOptions()
     extraction: str = "none"
-    code: bool = False
+    program: str | None = None
     group: str | None = None
     id: str | None = None
 
@@ -194,11 +195,17 @@ class Task:
             self._check_choice()
         if self.shots_from_group and not self.group:
             raise ValueError("shots_from_group: expected a template in the key group")
-        if self.kind == "generation" and not self.fields:
+        if self.kind == "generation":
+            self._check_generation()
+
+    def _check_generation(self) -> None:
+        if not self.fields:
             raise ValueError("fields: expected at least one")
         for key in ("max_new_tokens", "n_samples"):
             if getattr(self.generation, key) < 1:
                 raise ValueError(f"generation.{key} = {getattr(self.generation, key)}: expected at least 1")
+        if self.program and not all(metric.startswith(("pass@", "exact_match")) for metric in self.metrics):
+            raise ValueError(f"metrics = {list(self.metrics)}: of programs, expected pass@K or exact_match")
         if self.generation.n_samples > 1 and self.generation.temperature <= 0:
             raise ValueError("generation.n_samples: greedy samples are all the same; expected temperature above 0")
 

@@ -1,0 +1,295 @@
+"""The command: from task files to the table, the files, and the comparison of two models."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lit_consistency.__main__ import main
+from lit_consistency.evaluation import command
+from lit_consistency.evaluation.compare import compare_folders
+from lit_consistency.evaluation.load import load_model
+from lit_consistency.evaluation.results import read_items, read_results, write_result
+from lit_consistency.evaluation.score import score_items
+from lit_consistency.metrics import summarize
+from tests.evaluation.tiny import NLI, built, nli_rows, task_of, tiny_model, write_task
+
+PAIRS: dict[str, Any] = {"kind": "pairs", "choices": ["{good}", "{bad}"], "group": "{part}"}
+WRITTEN: dict[str, Any] = {"kind": "generation", "metrics": ["rouge_l", "exact_match"], "fields": {"Q": "{h}"}}
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> list[str]:
+    """One task of each kind."""
+    pairs = [{"good": f"she runs {i}", "bad": f"she run {i}", "part": "ab"[i % 2]} for i in range(8)]
+    files = [
+        write_task(tmp_path / "nli.yaml", **NLI, data=nli_rows(16), few_shot=nli_rows(9, start=50)),
+        write_task(tmp_path / "syntax.yaml", **PAIRS, data=pairs),
+        write_task(tmp_path / "prose.yaml", kind="text", text="{p}", data=nli_rows(4)),
+        write_task(
+            tmp_path / "said.yaml", **WRITTEN, references="{p}", data=nli_rows(3), generation={"max_new_tokens": 5}
+        ),
+    ]
+    return [str(file) for file in files]
+
+
+def evaluate(model: Path, *args: object) -> None:
+    main(["evaluate", "--model", str(model), "--device", "cpu", *map(str, args)])
+
+
+def refused(capsys: pytest.CaptureFixture[str], *args: object) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", *map(str, args)])
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_all_kinds_are_measured_and_written(
+    tasks: list[str], tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    evaluate(tiny_folder, "--tasks", *tasks, "--output", out)
+    results = {result.task: result for result in read_results(out)}
+    assert list(results) == ["nli", "prose", "said", "syntax"]
+    assert {r.task: (r.metric, r.n) for r in results.values()} == {
+        "nli": ("accuracy", 16),
+        "prose": ("bits_per_byte", 4),
+        "said": ("rouge_l", 3),
+        "syntax": ("accuracy", 8),
+    }
+    assert results["nli"].baselines == {"chance": 0.5, "majority": 0.5}
+    assert set(results["syntax"].groups) == {"a", "b"}
+    table = capsys.readouterr().out
+    for shown in ("nli", "balanced_accuracy", "bits_per_byte", "chance", "majority", "95% interval"):
+        assert shown in table
+    for result in results.values():
+        items = read_items(out, result.key)
+        total = sum(item["score"] * item["weight"] for item in items)
+        assert total / sum(item["weight"] for item in items) == pytest.approx(result.value)
+    summary = json.loads((out / "summary.json").read_text())
+    assert [entry["task"] for entry in summary["results"]] == ["nli", "syntax", "prose", "said"]
+    assert not list(out.rglob("*.unfinished"))
+
+
+def test_the_numbers_are_those_of_the_engine(tiny_folder: Path, tmp_path: Path) -> None:
+    task = task_of(tmp_path, **NLI, metrics=["accuracy", "nats_per_token"], data=nli_rows(12))
+    loaded = load_model(tiny_folder, "cpu")
+    questions = built(task, loaded.tokenizer, block=128).questions.questions
+    items = [question.item for question in questions if question.item is not None]
+    expected = summarize(score_items(loaded.model, items, batch_tokens=512, device=loaded.device))
+    result = command.evaluate(
+        command.Options(model=tiny_folder, tasks=[str(tmp_path / "task.yaml")], device="cpu", batch_tokens=512)
+    )[0]
+    assert result.value == expected["accuracy"]
+    assert result.metrics["nats_per_token"]["value"] == pytest.approx(expected["loss"], rel=1e-6)
+
+
+def test_scalars_stand_in_tensorboard_at_the_models_step(tasks: list[str], tiny_folder: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    evaluate(tiny_folder, "--tasks", tasks[0], "--output", tmp_path / "out")
+    events = EventAccumulator(str(tmp_path / "out" / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("evaluation/nli/default/0/accuracy")] == [7]
+
+
+def test_what_is_done_is_not_measured_again(
+    tasks: list[str], tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    measured: list[str] = []
+    real = command._measure
+
+    def counting(cell: Any, *rest: Any) -> Any:
+        measured.append(cell.task.name)
+        return real(cell, *rest)
+
+    monkeypatch.setattr(command, "_measure", counting)
+    evaluate(tiny_folder, "--tasks", *tasks[:2], "--output", out)
+    evaluate(tiny_folder, "--tasks", *tasks[:3], "--output", out)
+    assert measured == ["nli", "syntax", "prose"]
+    write_task(Path(tasks[1]), **PAIRS, data=[{"good": "it rains", "bad": "it rain", "part": "a"}])
+    evaluate(tiny_folder, "--tasks", *tasks[:2], "--output", out)
+    assert measured[3:] == ["syntax"], "other data"
+    evaluate(tiny_folder, "--tasks", tasks[0], "--output", out, "--limit", 5)
+    evaluate(tiny_model(tmp_path / "other", seed=1), "--tasks", tasks[0], "--output", out)
+    assert measured[4:] == ["nli", "nli"], "another limit, another model"
+
+
+def test_a_run_that_dies_leaves_whole_results_and_goes_on(
+    tasks: list[str], tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    real = command.summarize_result
+
+    def dying(questions: Any, *rest: Any) -> Any:
+        if questions.task.name == "syntax":
+            raise KeyboardInterrupt
+        return real(questions, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "summarize_result", dying)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(tiny_folder, "--tasks", *tasks[:2], "--output", out)
+    assert [result.task for result in read_results(out)] == ["nli"]
+    assert [path.name for path in (out / "items").iterdir()] == ["nli.default.0shot.jsonl"]
+    before = (out / "results" / "nli.default.0shot.json").stat().st_mtime_ns
+    evaluate(tiny_folder, "--tasks", *tasks[:2], "--output", out)
+    assert [result.task for result in read_results(out)] == ["nli", "syntax"]
+    assert (out / "results" / "nli.default.0shot.json").stat().st_mtime_ns == before
+
+
+def test_several_formats_give_the_sensitivity(
+    tasks: list[str], tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    evaluate(tiny_folder, "--tasks", tasks[0], "--format", "default", "io", "--shots", 0, 2, "--output", out)
+    values: dict[int, list[float]] = {0: [], 2: []}
+    for result in read_results(out):
+        values[result.shots].append(result.value)
+    found = json.loads((out / "summary.json").read_text())["sensitivity_to_format"]
+    assert found == {f"nli/{shots}": max(v) - min(v) for shots, v in values.items()}
+    assert all(len(v) == 2 for v in values.values())
+
+
+def test_strict_stops_before_and_after_scoring(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one_class = write_task(tmp_path / "one.yaml", **NLI, data=[{**row, "label": 0} for row in nli_rows(5)])
+    constant = [{**row, "p": "same", "h": "same " + "x" * i} for i, row in enumerate(nli_rows(12))]
+    same = write_task(tmp_path / "same.yaml", **{**NLI, "fields": {"": "{p}"}}, data=constant)
+    evaluate(tiny_folder, "--tasks", one_class, same)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "warning: one (default, 0 shots): single_class: all 5 gold labels" in said
+    assert "warning: same (default, 0 shots): constant: all 12 predictions" in said
+    for task, guard in (one_class, "single_class"), (same, "constant"):
+        with pytest.raises(SystemExit) as stop:
+            evaluate(tiny_folder, "--tasks", task, "--strict", "--output", tmp_path / "out")
+        assert stop.value.code == 1
+        assert f"error: --strict: task {task.stem}: {guard}" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+
+def test_the_paired_comparison_of_two_models(
+    tasks: list[str], tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    evaluate(tiny_folder, "--tasks", *tasks, "--output", first)
+    evaluate(
+        tiny_model(tmp_path / "other", seed=1), "--tasks", *tasks[:3], "--output", second, "--item_format", "parquet"
+    )
+    capsys.readouterr()
+    main(["evaluate", "--compare", str(first), str(second), "--output", str(tmp_path / "both")])
+    shown = capsys.readouterr().out
+    assert "difference" in shown
+    assert "said.default.0shot: only in" in shown
+    comparisons = {c.task: c for c in compare_folders(first, second)[0]}
+    left, right = ({r.task: r.value for r in read_results(folder)} for folder in (first, second))
+    for task, found in comparisons.items():
+        if found.metric != "nats_per_word":
+            assert (found.first, found.second) == pytest.approx((left[task], right[task]))
+            assert found.difference.value == pytest.approx(right[task] - left[task])
+    assert 0 <= comparisons["nli"].p_value <= 1
+    assert math.isnan(comparisons["prose"].p_value), "no scores of 0 and 1"
+    assert len(json.loads((tmp_path / "both" / "comparison.json").read_text())["comparisons"]) == 3
+
+
+def test_a_comparison_joins_by_id_and_tells_what_differs(tasks: list[str], tiny_folder: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    evaluate(tiny_folder, "--tasks", tasks[0], "--shots", 2, "--output", first)
+    evaluate(tiny_folder, "--tasks", tasks[0], "--shots", 2, "--output", second, "--limit", 6, "--seed", 1)
+    (found,), warnings = compare_folders(first, second)
+    assert found.n == 6
+    assert "10 items only in the first, 0 only in the second; 6 compared" in warnings[0]
+    assert "6 of 6 items were asked with other few-shot examples" in warnings[1]
+    result = read_results(second)[0]
+    records = [{**item, "id": f"x{i}"} for i, item in enumerate(read_items(second, result.key))]
+    write_result(second, result, records)
+    with pytest.raises(ValueError, match="no id in common"):
+        compare_folders(first, second)
+    with pytest.raises(FileNotFoundError, match="holds no results"):
+        compare_folders(first, tmp_path / "nowhere")
+
+
+WRONG: dict[str, tuple[list[str], list[str]]] = {
+    "no model": (["--model", "nowhere", "--tasks", "x"], ["nowhere", "no such folder"]),
+    "no task": (["--model", "{model}"], ["tasks, harness"]),
+    "unknown task": (["--model", "{model}", "--tasks", "piqqa"], ["'piqqa'"]),
+    "unknown format": (["--model", "{model}", "--tasks", "{task}", "--format", "fancy"], ["'fancy'", "default"]),
+    "more shots than examples": (["--model", "{model}", "--tasks", "{task}", "--shots", "10"], ["shots = 10", "has 9"]),
+    "negative limit": (["--model", "{model}", "--tasks", "{task}", "--limit", "-1"], ["limit = -1", "at least 0"]),
+    "no tokens": (["--model", "{model}", "--tasks", "{task}", "--batch_tokens", "0"], ["batch_tokens = 0"]),
+    "unknown device": (["--model", "{model}", "--tasks", "{task}", "--device", "cuda:99"], ["device = 'cuda:99'"]),
+    "unknown precision": (["--model", "{model}", "--tasks", "{task}", "--precision", "int3"], ["int3", "bfloat16"]),
+    "unknown item format": (["--model", "{model}", "--tasks", "{task}", "--item_format", "xml"], ["xml", "parquet"]),
+    "a task twice": (["--model", "{model}", "--tasks", "{task}", "{task}"], ["nli is there twice"]),
+    "a format twice": (["--model", "{model}", "--tasks", "{task}", "--format", "io", "io"], ["format", "twice"]),
+    "training data that are not there": (
+        ["--model", "{model}", "--tasks", "{task}", "--train_data", "no.txt"],
+        ["no.txt"],
+    ),
+    "one folder to compare": (["--compare", "{model}"], ["1 folders; expected two"]),
+    "nothing": ([], ["model"]),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_call_writes_nothing(
+    case: str, tasks: list[str], tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args, parts = WRONG[case]
+    filled = [arg.format(model=tiny_folder, task=tasks[0]) for arg in args]
+    message = refused(capsys, *filled, "--output", tmp_path / "out")
+    assert "Traceback" not in message
+    assert all(part in message for part in parts), message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mistake_in_the_last_task_costs_no_scoring(
+    tasks: list[str], tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = write_task(tmp_path / "bad.yaml", **NLI, data=[*nli_rows(2), {"p": "a", "label": 0}])
+    message = refused(capsys, "--model", tiny_folder, "--tasks", tasks[0], bad, "--output", tmp_path / "out")
+    assert "bad_data.jsonl:3: no field 'h'" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_code_is_not_run_unasked(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = {**WRITTEN, "metrics": ["pass@1"], "program": "{p}", "references": "assert False"}
+    task = write_task(tmp_path / "code.yaml", **keys, data=nli_rows(2), generation={"max_new_tokens": 4})
+    assert "--allow_code_execution" in refused(capsys, "--model", tiny_folder, "--tasks", task)
+    evaluate(tiny_folder, "--tasks", task, "--allow_code_execution", "--output", tmp_path / "out")
+    assert read_results(tmp_path / "out")[0].value == 0.0
+
+
+def test_help_explains_every_option_and_costs_no_import_of_torch() -> None:
+    code = (
+        "import sys; from lit_consistency.__main__ import main\n"
+        "try: main(['evaluate', '--help'])\nexcept SystemExit: pass\n"
+        "sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    for shown in ("--strict", "--compare", "few-shot examples", "evaluate --model checkpoints/ORG/MODEL --tasks piqa"):
+        assert shown in result.stdout
+
+
+def test_options_may_stand_in_a_file(tasks: list[str], tiny_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "options.yaml"
+    file.write_text(json.dumps({"model": str(tiny_folder), "tasks": [tasks[0]], "limit": 3, "device": "cpu"}))
+    main(["evaluate", "--config", str(file), "--output", str(tmp_path / "out")])
+    assert read_results(tmp_path / "out")[0].n == 3
+
+
+def test_the_model_is_loaded_as_it_was_saved(tiny_folder: Path) -> None:
+    loaded = load_model(tiny_folder, "cpu", "bfloat16")
+    assert not loaded.model.training
+    assert {str(p.dtype) for p in loaded.model.parameters()} == {"torch.bfloat16"}
+    assert {str(p.dtype) for p in load_model(tiny_folder, "cpu").model.parameters()} == {"torch.float32"}
+    assert loaded.model.cos.device.type == "cpu"
