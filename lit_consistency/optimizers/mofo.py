@@ -40,7 +40,7 @@ from lit_consistency.optimizers.checks import check_adam, check_at_least, check_
 from lit_consistency.optimizers.groups import ROLES
 from lit_consistency.optimizers.mofo_compile import compiled_one_pass, compiled_two_passes
 from lit_consistency.optimizers.mofo_move import kind_of, move_exactly, move_masked, move_sampled
-from lit_consistency.optimizers.mofo_shares import Counts, Shares
+from lit_consistency.optimizers.mofo_shares import Shares
 from lit_consistency.optimizers.mofo_step import FILTERS, Filter, Rule, coefficients, key_of
 from lit_consistency.optimizers.mofo_work import Work, blocks_of
 from lit_consistency.optimizers.shards import layout_of
@@ -149,12 +149,11 @@ class MoFO(GroupOptimizer):
         buckets: defaultdict[tuple[Any, torch.dtype], list[Work]] = defaultdict(list)
         for work, _ in works:
             buckets[work.layout.group, work.exp_avg.dtype].append(work)
-        for (process_group, _), bucket in buckets.items():
-            counts = self._move(group, bucket)
-            numel = sum(work.layout.bounds[-1] for work in bucket)
-            self._shares.add(group["role"], process_group, numel, counts)
+        for bucket in buckets.values():
+            self._move(group, bucket)
         for work, entry in works:
             _write_back(work, entry)
+            self._shares.add(group["role"], work)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -209,18 +208,18 @@ class MoFO(GroupOptimizer):
             **_mask(group, entry, step),
         )
 
-    def _move(self, group: dict[str, Any], works: list[Work]) -> list[Counts]:
+    def _move(self, group: dict[str, Any], works: list[Work]) -> None:
         """Move works of one process group and one dtype."""
         held = [work for work in works if not work.choose]
-        counts = move_masked(held, group) if held else []
+        if held:
+            move_masked(held, group)
         choosing = [work for work in works if work.choose]
         compiled = [work for work in choosing if self._compiles(group, work)]
         known = {id(work) for work in compiled}
         eager = [work for work in choosing if id(work) not in known]
         if choosing:
             move = move_sampled if group["selection"] == "sampled" else move_exactly
-            counts += move(compiled, eager, group)
-        return counts
+            move(compiled, eager, group)
 
     def _compiles(self, group: dict[str, Any], work: Work) -> bool:
         """Whether a compiled program moves the work."""

@@ -11,7 +11,6 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from lit_consistency.optimizers.mofo_step import Rule, moments_pass, one_pass, param_pass
 from lit_consistency.optimizers.selection import EVERYWHERE, Threshold
@@ -31,7 +30,7 @@ class Kind(NamedTuple):
 
 
 @cache
-def compiled_one_pass(kind: Kind) -> Callable[..., tuple[Tensor, Tensor]]:
+def compiled_one_pass(kind: Kind) -> Callable[..., None]:
     """``one_pass``, compiled and run once on zeros, so that a failing compiler touches nothing.
 
     Raises:
@@ -44,7 +43,7 @@ def compiled_one_pass(kind: Kind) -> Callable[..., tuple[Tensor, Tensor]]:
 
 
 @cache
-def compiled_two_passes(kind: Kind) -> tuple[Callable[..., None], Callable[..., tuple[Tensor, Tensor]]]:
+def compiled_two_passes(kind: Kind) -> tuple[Callable[..., None], Callable[..., None]]:
     """``moments_pass`` and ``param_pass``, likewise."""
     first, second = _compile(moments_pass), _compile(param_pass)
     param, grad, mean, square, numbers, threshold, offset, key = _trial(kind)

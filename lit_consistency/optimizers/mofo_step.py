@@ -115,7 +115,7 @@ def one_pass(
     offset: Tensor,
     key: Tensor,
     rule: Rule,
-) -> tuple[Tensor, Tensor]:
+) -> None:
     """The whole step of a piece of a block whose threshold is known; param and both means change in place.
 
     Args:
@@ -128,16 +128,12 @@ def one_pass(
         offset: index of the first coordinate in its parameter, int64 of shape ().
         key: of the random filter.
         rule: filter, and whether unselected coordinates decay.
-
-    Returns:
-        Numbers of coordinates that were selected, and of those with a non-zero update, float of shape ().
     """
     mean, square = new_mean(grad, exp_avg, numbers), new_square(grad, exp_avg_sq, numbers)
-    result = _moved(param, grad, mean, square, numbers, threshold, offset, key, rule)
+    new = _moved(param, grad, mean, square, numbers, threshold, offset, key, rule)
     exp_avg.copy_(mean)
     exp_avg_sq.copy_(square)
-    param.copy_(result[0])
-    return result[1], result[2]
+    param.copy_(new)
 
 
 def moments_pass(
@@ -167,11 +163,9 @@ def param_pass(
     offset: Tensor,
     key: Tensor,
     rule: Rule,
-) -> tuple[Tensor, Tensor]:
+) -> None:
     """The second half: ``one_pass`` on means that have moved, which are only read."""
-    new, selected, moved = _moved(param, grad, exp_avg, exp_avg_sq, numbers, threshold, offset, key, rule)
-    param.copy_(new)
-    return selected, moved
+    param.copy_(_moved(param, grad, exp_avg, exp_avg_sq, numbers, threshold, offset, key, rule))
 
 
 def _moved(
@@ -184,18 +178,15 @@ def _moved(
     offset: Tensor,
     key: Tensor,
     rule: Rule,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """New parameter, number selected, number of those with a non-zero update."""
+) -> Tensor:
+    """The parameter after the step."""
     index = places(grad, offset)
     scores = score(rule.filter, grad, exp_avg, exp_avg_sq, numbers, index, key)
     selected = chosen(scores, index, threshold, rule.smallest)
     old = param.to(exp_avg.dtype)
     new = old * numbers[4] - numbers[3] * exp_avg / ((exp_avg_sq * numbers[6]).sqrt() + numbers[5])
     left = old * numbers[4] if rule.decay_unselected else old
-    # floats are added in vectors, integers one by one
-    count = torch.where(selected, 1.0, 0.0).sum()
-    moved = torch.where(selected & (exp_avg != 0), 1.0, 0.0).sum()
-    return torch.where(selected, new, left).to(param.dtype), count, moved
+    return torch.where(selected, new, left).to(param.dtype)
 
 
 def places(tensor: Tensor, offset: Tensor) -> Tensor:

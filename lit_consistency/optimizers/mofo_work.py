@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -18,9 +18,10 @@ from torch import Tensor
 
 from lit_consistency.optimizers.groups import Split
 from lit_consistency.optimizers.mofo_step import Rule, new_mean, new_square, number_kept, places, score, seed_of
-from lit_consistency.optimizers.selection import Threshold, row_thresholds
+from lit_consistency.optimizers.selection import EVERYWHERE, Threshold, chosen, row_thresholds
 from lit_consistency.optimizers.shards import Layout, exact_thresholds, gather_rows
 
+DENSEST, LEAST = 64, 4096  # every 64th coordinate costs a quarter of a step; but not fewer coordinates than these
 ROW = 2**17  # longer rows are not stacked: their thresholds are found one by one
 
 
@@ -56,6 +57,7 @@ class Work:
     blocks: list[Block]
     mask: Tensor | None = None  # where a choice is kept for later steps
     choose: bool = True  # whether one is made in this step
+    thresholds: list[Threshold] = field(default_factory=list)  # of the blocks
     moved: bool = False  # whether the means hold this step's gradient
 
     def span(self, block: Block) -> tuple[int, int]:
@@ -76,15 +78,24 @@ class Work:
             end = min(end, block.first + (block.number - 1) * block.stride + 1 - self.layout.begin)
             stride = block.stride
         part = slice(begin, max(begin, end), stride)
-        grad, mean, square = self.grad[part], self.exp_avg[part], self.exp_avg_sq[part]
+        # each number of a sample costs a cache line, once if it is copied first
+        grad, mean = self.grad[part].contiguous(), self.exp_avg[part].contiguous()
+        square = self.exp_avg_sq[part].contiguous() if self.rule.reads_square else mean
         if not self.moved:
+            square = new_square(grad, square, self.numbers) if self.rule.reads_square else mean
             mean = new_mean(grad, mean, self.numbers)
-            # read of few filters, and a sample costs a cache line for each number
-            square = new_square(grad, square, self.numbers) if self.rule.reads_square else square
         index = self.offset(0)
         if self.rule.filter == "random":
             index = places(grad, index) * stride - (self.layout.begin * (stride - 1)) + part.start
         return score(self.rule.filter, grad, mean, square, self.numbers, index, self.key)
+
+    def selected(self, block: Block, threshold: Threshold) -> Tensor:
+        """Mask of the block's local coordinates, whose means have moved."""
+        scores, smallest = self.scores(block, whole=True), self.rule.smallest
+        # without a tie to break no index is compared; asked on a CPU only, another device would have to be waited for
+        if scores.device.type == "cpu" and int(threshold.cut) in (0, EVERYWHERE) and not smallest:
+            return scores >= threshold.low if int(threshold.cut) else scores > threshold.high
+        return chosen(scores, places(scores, self.offset(self.span(block)[0])), threshold, smallest)
 
 
 def blocks_of(
@@ -112,7 +123,9 @@ def blocks_of(
 
 def _block(begin: int, end: int, columns: int, sample_size: int | None, name: str, seed: int, step: int) -> Block:
     numel = end - begin
-    stride = 1 if sample_size is None else numel // sample_size
+    stride = (
+        1 if sample_size is None or numel <= sample_size else max(numel // sample_size, min(DENSEST, numel // LEAST))
+    )
     if stride <= 1:
         return Block(begin, end, begin, 1, numel)
     while stride % 2 == 0 or math.gcd(stride, columns) > 1:
@@ -121,8 +134,8 @@ def _block(begin: int, end: int, columns: int, sample_size: int | None, name: st
     return Block(begin, end, begin + seed_of(seed, name, step) % (numel - (count - 1) * stride), stride, count)
 
 
-def sampled_thresholds(works: Sequence[Work]) -> list[list[Threshold]]:
-    """Thresholds of every block of every work from what is looked at, with at most one all-gather.
+def sampled_thresholds(works: Sequence[Work]) -> None:
+    """Put thresholds of every block into the works, from what is looked at, with at most one all-gather.
 
     Where all of a block is looked at, its threshold is exact. The works have one layout's group and one dtype.
     """
@@ -136,20 +149,22 @@ def sampled_thresholds(works: Sequence[Work]) -> list[list[Threshold]]:
             for bounds in [work.layout.bounds]
         ]
         rows = gather_rows([work.scores(block) for work, block in flat], counts, group)
-    alike: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+    alike: defaultdict[tuple[int, int, bool], list[int]] = defaultdict(list)
     for i, (work, block) in enumerate(flat):
-        alike[block.number, number_kept(work.fraction, block.number)].append(i)
+        alike[block.number, number_kept(work.fraction, block.number), work.moved].append(i)
     found: dict[int, Threshold] = {}
-    for (count, kept), numbers in alike.items():
+    for (count, kept, moved), numbers in alike.items():
         step = len(numbers) if count <= ROW else 1
         for start in range(0, len(numbers), step):
             some = numbers[start : start + step]
             matrix = torch.stack([rows[i] if rows else flat[i][0].scores(flat[i][1]) for i in some])
             low, high, cut = row_thresholds(matrix, kept, smallest)
+            # a compiler may round the moments of the sample and of the pass differently in the last bits
+            margin = 0 if moved else low.abs() * (4 * torch.finfo(low.dtype).eps)
             cut = _to_index(cut, [flat[i][1] for i in some])
-            found |= zip(some, Threshold(low, high, cut).rows(), strict=True)
-    ordered = iter(found[i] for i in range(len(flat)))
-    return [[next(ordered) for _ in work.blocks] for work in works]
+            found |= zip(some, Threshold(low - margin, high + margin, cut).rows(), strict=True)
+    for i, (work, _) in enumerate(flat):
+        work.thresholds.append(found[i])
 
 
 def _to_index(cut: Tensor, blocks: Sequence[Block]) -> Tensor:
@@ -160,8 +175,8 @@ def _to_index(cut: Tensor, blocks: Sequence[Block]) -> Tensor:
     return torch.where(inside, where[:, 0] + (cut - 1) * where[:, 1] + 1, cut)
 
 
-def sharded_exact_thresholds(works: Sequence[Work]) -> list[list[Threshold]]:
-    """Thresholds of exactly K coordinates of every block, over all ranks of one group."""
+def sharded_exact_thresholds(works: Sequence[Work]) -> None:
+    """Put thresholds of exactly K coordinates of every block into the works, over all ranks of one group."""
     flat = [(work, block) for work in works for block in work.blocks]
     found = exact_thresholds(
         [lambda work=work, block=block: work.scores(block, whole=True) for work, block in flat],  # type: ignore[misc]
@@ -170,11 +185,5 @@ def sharded_exact_thresholds(works: Sequence[Work]) -> list[list[Threshold]]:
         works[0].rule.smallest,
         works[0].layout.group,
     )
-    ordered = iter(found)
-    return [[next(ordered) for _ in work.blocks] for work in works]
-
-
-def widened(threshold: Threshold) -> Threshold:
-    """A threshold that also equals numbers whose last bits a compiler has rounded otherwise."""
-    margin = threshold.low.abs() * (4 * torch.finfo(threshold.low.dtype).eps)
-    return Threshold(threshold.low - margin, threshold.high + margin, threshold.cut)
+    for (work, _), threshold in zip(flat, found, strict=True):
+        work.thresholds.append(threshold)

@@ -49,7 +49,7 @@ def select_largest(scores: Tensor, k: int) -> Tensor:
     """Mask of exactly k coordinates whose scores are largest; of equal scores those that come first are taken.
 
     Args:
-        scores: of any shape, float; only read.
+        scores: of any shape, float32 or float64, at least 0; only read.
         k: 0 <= k <= number of scores.
 
     Returns:
@@ -66,29 +66,31 @@ def row_thresholds(scores: Tensor, k: int, smallest: bool = False) -> Threshold:
     """For each row, the threshold of its k largest (or smallest) scores, exactly k of them.
 
     Args:
-        scores: (rows, columns), float; only read.
+        scores: (rows, columns), float32 or float64, at least 0; only read.
         k: 1 <= k <= columns.
         smallest: choose the smallest, and of equal ones the last.
 
     Returns:
         Thresholds of shape (rows,); the index is the column.
     """
-    kth = kth_of_rows(scores.clone() if scores.device.type == "cpu" else scores, k, smallest)
+    cpu = scores.device.type == "cpu"
+    parted = scores.clone() if cpu else scores
+    kth = kth_of_rows(parted, k, smallest)
+    # no tie to break, mostly; asked on a CPU only, because another device would have to be waited for
+    if cpu and not _crosses(parted, kth, k, smallest):
+        return Threshold(kth, kth, torch.full(kth.shape, 0 if smallest else EVERYWHERE))
     beyond = scores < kth[:, None] if smallest else scores > kth[:, None]
     ties = scores == kth[:, None]
     missing, found = k - beyond.count_nonzero(1), ties.count_nonzero(1)
     cut = torch.full_like(found, 0 if smallest else EVERYWHERE)
-    # no tie to break, mostly; asked on a CPU only, because another device would have to be waited for
-    if scores.device.type != "cpu" or bool((found > missing).any()):
-        cut = torch.where(found > missing, place_of(ties, missing, found, smallest), cut)
-    return Threshold(kth, kth, cut)
+    return Threshold(kth, kth, torch.where(found > missing, place_of(ties, missing, found, smallest), cut))
 
 
 def threshold_in_place(scores: Tensor, k: int, smallest: bool, again: Callable[[], Tensor]) -> Threshold:
     """As ``row_thresholds`` of one row, for many scores: no copy, and one look at each.
 
     Args:
-        scores: (columns,), float; its order is lost on a CPU.
+        scores: (columns,), float32 or float64, at least 0; its order is lost on a CPU.
         k: 1 <= k <= columns.
         smallest: choose the smallest, and of equal ones the last.
         again: makes the scores once more; called only where a tie has to be broken.
@@ -98,17 +100,10 @@ def threshold_in_place(scores: Tensor, k: int, smallest: bool, again: Callable[[
     """
     if scores.device.type != "cpu":
         return row_thresholds(scores[None], k, smallest).rows()[0]
-    (kth,) = kth_of_rows(scores[None], k, smallest)
-    numel = scores.numel()
-    left, right = (scores[:k], scores[k:]) if smallest else (scores[numel - k :], scores[: numel - k])
-    crossing = right.numel() > 0 and bool((right.amin() if smallest else right.amax()) == kth)
-    if crossing:
-        missing = k - (left < kth if smallest else left > kth).count_nonzero()
-        ties = again() == kth
-        cut = place_of(ties[None], missing[None], ties.count_nonzero()[None], smallest)[0]
-    else:
-        cut = torch.tensor(0 if smallest else EVERYWHERE)
-    return Threshold(kth, kth, cut)
+    kth = kth_of_rows(scores[None], k, smallest)
+    if _crosses(scores[None], kth, k, smallest):
+        return row_thresholds(again()[None], k, smallest).rows()[0]
+    return Threshold(kth[0], kth[0], torch.tensor(0 if smallest else EVERYWHERE))
 
 
 def kth_of_rows(scores: Tensor, k: int, smallest: bool = False) -> Tensor:
@@ -117,8 +112,19 @@ def kth_of_rows(scores: Tensor, k: int, smallest: bool = False) -> Tensor:
         values = scores.topk(k, dim=1, largest=not smallest, sorted=False).values
         return values.amax(1) if smallest else values.amin(1)
     place = k - 1 if smallest else scores.shape[1] - k
-    scores.numpy().partition(place, axis=1)
+    _bits(scores).numpy().partition(place, axis=1)
     return scores[:, place].clone()
+
+
+def _crosses(scores: Tensor, kth: Tensor, k: int, smallest: bool) -> bool:
+    """Whether scores of partitioned rows equal the k-th without being among the k."""
+    rest = scores[:, k:] if smallest else scores[:, : scores.shape[1] - k]
+    return rest.shape[1] > 0 and bool(((rest.amin(1) if smallest else rest.amax(1)) == kth).any())
+
+
+def _bits(scores: Tensor) -> Tensor:
+    """Integers in the order of floats that are at least 0, NaN after infinity; NumPy is several times as fast there."""
+    return scores.view(torch.int64 if scores.dtype == torch.float64 else torch.int32)
 
 
 def place_of(ties: Tensor, missing: Tensor, found: Tensor, smallest: bool) -> Tensor:

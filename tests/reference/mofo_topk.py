@@ -1,4 +1,4 @@
-"""MoFO as the paper's algorithm reads, tensor by tensor with torch.topk: slow, and what the fast one is compared with."""
+"""MoFO as the paper's algorithm reads, tensor by tensor with torch.topk: slow, what MoFO is compared with."""
 
 from __future__ import annotations
 
