@@ -5,7 +5,7 @@ Step by step, the parameter takes AdamW's whole step, and what was not chosen is
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,13 +14,14 @@ from torch import Tensor
 from lit_consistency.optimizers.adamw import adamw_step
 from lit_consistency.optimizers.mofo_compile import Kind, compiled_one_pass, compiled_two_passes
 from lit_consistency.optimizers.mofo_step import number_kept, places, score
-from lit_consistency.optimizers.mofo_work import Work, sampled_thresholds, sharded_exact_thresholds
+from lit_consistency.optimizers.mofo_work import Block, Work, sampled_thresholds, sharded_exact_thresholds
 from lit_consistency.optimizers.selection import Threshold, threshold_in_place
 
 
 def kind_of(work: Work) -> Kind:
     """The kind of compiled program that moves a work."""
-    return Kind(work.param.device, work.param.dtype, work.grad.dtype, work.exp_avg.dtype, work.rule)
+    rule = work.rule._replace(indexed=work.param.device.type != "cpu")
+    return Kind(work.param.device, work.param.dtype, work.grad.dtype, work.exp_avg.dtype, rule)
 
 
 def move_sampled(compiled: Sequence[Work], eager: Sequence[Work], options: Mapping[str, Any]) -> None:
@@ -81,32 +82,49 @@ def take_whole_step(works: Sequence[Work], options: Mapping[str, Any]) -> dict[i
 
 
 def _one_pass(work: Work) -> None:
-    program = compiled_one_pass(kind_of(work))
+    kind = kind_of(work)
     for block, threshold in zip(work.blocks, work.thresholds, strict=True):
-        begin, end = work.span(block)
-        if begin < end:
-            tensors = (t[begin:end] for t in (work.param, work.grad, work.exp_avg, work.exp_avg_sq))
-            program(*tensors, work.numbers, threshold, work.offset(begin), work.key, work.rule)
+        _run(compiled_one_pass(kind), kind, work, block, threshold)
     work.step.add_(1)
     work.moved = True
 
 
 def _two_passes(work: Work, scratch: Tensor) -> None:
-    first, second = compiled_two_passes(kind_of(work))
+    kind = kind_of(work)
+    first, second = compiled_two_passes(kind)
     for block in work.blocks:
         begin, end = work.span(block)
-        param, grad, mean, square = (t[begin:end] for t in (work.param, work.grad, work.exp_avg, work.exp_avg_sq))
+        grad, mean, square = (t[begin:end] for t in (work.grad, work.exp_avg, work.exp_avg_sq))
         scores, offset = scratch[: end - begin], work.offset(begin)
-        first(grad, mean, square, work.numbers, offset, work.key, scores, work.rule)
+        first(grad, mean, square, work.numbers, offset, work.key, scores, kind.rule)
 
         def again(grad: Tensor = grad, mean: Tensor = mean, square: Tensor = square, at: Tensor = offset) -> Tensor:
             return score(work.rule.filter, grad, mean, square, work.numbers, places(grad, at), work.key)
 
         low, high, cut = threshold_in_place(scores, number_kept(work.fraction, end - begin), work.rule.smallest, again)
         work.thresholds.append(Threshold(low, high, cut + offset))
-        second(param, grad, mean, square, work.numbers, work.thresholds[-1], offset, work.key, work.rule)
+        _run(second, kind, work, block, work.thresholds[-1])
     work.step.add_(1)
     work.moved = True
+
+
+def _run(program: Callable[..., None], kind: Kind, work: Work, block: Block, threshold: Threshold) -> None:
+    """Run a compiled pass on a block, on each side of the place where ties end if the pass does not look at indices."""
+    begin, end = work.span(block)
+    parts = [(begin, end, threshold)]
+    if not kind.rule.indexed:
+        low, high, cut = threshold
+        middle = min(end, max(begin, int(cut) - work.layout.begin))
+        # beyond a number is from the next number on
+        if work.rule.smallest:
+            first, second = torch.nextafter(low, torch.full_like(low, -torch.inf)), high
+        else:
+            first, second = low, torch.nextafter(high, torch.full_like(high, torch.inf))
+        parts = [(begin, middle, Threshold(first, first, cut)), (middle, end, Threshold(second, second, cut))]
+    for start, stop, numbers in parts:
+        if start < stop:
+            tensors = (t[start:stop] for t in (work.param, work.grad, work.exp_avg, work.exp_avg_sq))
+            program(*tensors, work.numbers, numbers, work.offset(start), work.key, kind.rule)
 
 
 def _take_back(work: Work, before: Tensor) -> None:

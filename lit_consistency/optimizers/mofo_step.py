@@ -33,6 +33,7 @@ class Rule(NamedTuple):
 
     filter: Filter
     decay_unselected: bool
+    indexed: bool = True  # whether ties are broken by index in the pass; if not, only threshold.low is compared with
 
     @property
     def smallest(self) -> bool:
@@ -182,7 +183,10 @@ def _moved(
     """The parameter after the step."""
     index = places(grad, offset)
     scores = score(rule.filter, grad, exp_avg, exp_avg_sq, numbers, index, key)
-    selected = chosen(scores, index, threshold, rule.smallest)
+    if rule.indexed:
+        selected = chosen(scores, index, threshold, rule.smallest)
+    else:
+        selected = scores <= threshold.low if rule.smallest else scores >= threshold.low
     old = param.to(exp_avg.dtype)
     new = old * numbers[4] - numbers[3] * exp_avg / ((exp_avg_sq * numbers[6]).sqrt() + numbers[5])
     left = old * numbers[4] if rule.decay_unselected else old

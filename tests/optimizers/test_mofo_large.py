@@ -64,13 +64,18 @@ def test_positions_change_with_seed_name_step_and_stay_inside() -> None:
     assert len({tuple(start) for start in starts}) == 4
 
 
-def test_a_block_of_mostly_zeros_is_not_selected_whole() -> None:
+@pytest.mark.parametrize("compile", ["never", "always"])
+@pytest.mark.parametrize("selection", ["sampled", "exact"])
+def test_a_block_of_mostly_zeros_is_not_selected_whole(selection: str, compile: str) -> None:
     rows = torch.zeros(300, 1)
     rows[:9] = 1.0
     parameter, groups = one_matrix(300, 256)
-    optimizer = MoFO(groups, compile="never", fraction=0.15, **OPTIONS)
-    follow(optimizer, parameter, [random_grads((300, 256), 1)[0] * rows])
-    assert optimizer.last_selected()["hidden"] == pytest.approx(0.15, abs=0.02)
+    before = parameter.detach().clone()
+    optimizer = MoFO(groups, compile=compile, selection=selection, fraction=0.15, **OPTIONS)
+    found = follow(optimizer, parameter, [random_grads((300, 256), 1)[0] * rows])
+    # weight decay shows which were selected
+    assert float((found != before).double().mean()) == pytest.approx(0.15, abs=0.02)
+    assert optimizer.last_selected()["hidden"] == pytest.approx(0.15, abs=1e-4 if selection == "exact" else 0.02)
     assert optimizer.last_density()["hidden"] == pytest.approx(0.03, abs=1e-9)
 
 
