@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -53,7 +54,10 @@ def compiled_two_passes(kind: Kind) -> tuple[Callable[..., None], Callable[..., 
 
 
 def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function, dynamic=True, fullgraph=True)
+    # a code object of its own for every kind: torch refuses to compile one code object more than eight times
+    own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__)
+    own.__kwdefaults__ = function.__kwdefaults__
+    return torch.compile(own, dynamic=True, fullgraph=True)
 
 
 def _trial(kind: Kind) -> tuple[Any, ...]:
