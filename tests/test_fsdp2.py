@@ -20,7 +20,7 @@ OPTIONS = [*HELD_OUT, "--trainer.precision=64-true", "--forgetting.every_n_steps
 FSDP2, HSDP = "fsdp2", "lit_consistency.strategy.FSDP2Strategy"
 LORA = ["--model.method=lit_consistency.methods.LoRA"]
 # OPTIMIZERS whose step works on shards; add a name here when another does
-SHARDED = ("adamw", "sgd")
+SHARDED = ("adamw", "sgd", "muon", "mofo")
 
 
 def numbers(root: Path) -> list[dict[str, float]]:
