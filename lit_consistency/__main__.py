@@ -17,6 +17,7 @@ commands:
   predict    per row: log-likelihood and the model's first choice, into <run>/predictions.jsonl
   evaluate   tasks, formats, guards, comparisons:       evaluate --model DIR --tasks piqa blimp --output OUT
   export     write a model for another library:         export --checkpoint_dir DIR --to hf --out_dir OUT
+             or one between it and its base:          export ... --to litgpt --interpolate 0.5 --with BASE
 
 `COMMAND --help` lists the options of a command. Configurations are composed left to right:
   fit --config configs/quickstart.yaml --config configs/optimizers/muon.yaml --trainer.max_steps 50
@@ -42,7 +43,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
         evaluate(args[1:])
     elif command == "export":
-        from lit_consistency.model.export import main as export
+        from lit_consistency.model.export_command import main as export
 
         export(args[1:])
     else:

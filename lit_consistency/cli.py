@@ -38,7 +38,7 @@ from lit_consistency.data import TokenData
 from lit_consistency.module import LitLanguageModel
 from lit_consistency.parser import Parser
 from lit_consistency.resume import check_changes, find_checkpoint, has_finished
-from lit_consistency.trainer_options import check_trainer
+from lit_consistency.trainer_options import check_trainer, sharded_options
 
 TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # the order of samples is ours
@@ -95,7 +95,8 @@ class ConsistencyCLI(LightningCLI):
         if trainer.get("logger") in (None, True):
             kwargs["logger"] = _loggers(record) if self.subcommand == "fit" else False
         kwargs.setdefault("default_root_dir", str(record.directory))
-        kwargs["plugins"] = [*_as_list(trainer.get("plugins")), AtomicCheckpointIO()]
+        kwargs |= (sharded := sharded_options(trainer))
+        kwargs["plugins"] = [*_as_list(trainer.get("plugins")), *sharded.get("plugins", []), AtomicCheckpointIO()]
         kwargs["callbacks"] = [
             *_as_list(trainer.get("callbacks")),
             ExactResume(section["allow_changes"]),

@@ -8,31 +8,30 @@ number is not finite, and clipping that leaves orthogonalized updates alone.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from lit_consistency.building import build_model, check_data
+from lit_consistency.gradients import clip_gradients, gradient_norm
 from lit_consistency.methods import Full, Method
 from lit_consistency.metrics import TokenLoss
 from lit_consistency.model import (
     IGNORE,
     DocumentMask,
     check_checkpoint_dir,
-    check_documents,
-    init_weights,
-    load_weights,
     model_config,
     token_nll,
 )
+from lit_consistency.model.shards import KeptShards
 from lit_consistency.optimizers import Constant, MoFO, Schedule, group_table, parameter_groups, rehearse
+from lit_consistency.parallel import data_mesh, gathered
 
 OptimizerFactory = Callable[[list[dict]], torch.optim.Optimizer]
 
@@ -54,7 +53,7 @@ class LitLanguageModel(LightningModule):
             ``block_size``.
         method: what is trained; all weights when not given.
         schedule: factor on every group's learning rate; constant when not given.
-        qkv: whether a fused query-key-value matrix is three blocks for the optimizer, or one.
+        qkv: what a fused query-key-value matrix is for the optimizer: three blocks, one for each head, or one.
         roles: regular expression over parameter names -> role, where the table of parameters is to differ.
     """
 
@@ -68,7 +67,7 @@ class LitLanguageModel(LightningModule):
         overrides: dict[str, Any] | None = None,
         method: Method | None = None,
         schedule: Schedule | None = None,
-        qkv: Literal["split", "fused"] = "split",
+        qkv: Literal["split", "head", "fused"] = "split",
         roles: dict[str, str] | None = None,
     ) -> None:
         super().__init__()
@@ -87,7 +86,7 @@ class LitLanguageModel(LightningModule):
         self.config = self._config(vocab_size=None)
         self.parameter_table: list[dict[str, Any]] = []
         self.keep_start = False
-        self.start: dict[str, Tensor] = {}
+        self.start = KeptShards({})
         self.evaluated = nn.ModuleDict({stage: TokenLoss() for stage in ("val", "test")})
         self._step_loss: Tensor | None = None
         self._grad_norm: Tensor | None = None
@@ -104,39 +103,23 @@ class LitLanguageModel(LightningModule):
     # -------------------- model
 
     def configure_model(self) -> None:
-        """Build the model and load or initialize its weights; initialization is a function of the seed alone."""
+        """Build the model, load or initialize its weights, and shard it where the strategy says so."""
         if hasattr(self, "gpt"):
             return
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         tokenizer = getattr(data, "tokenizer", None)
         self.config = self._config(tokenizer.vocab_size if tokenizer and self.checkpoint_dir is None else None)
-        self._check_data(data)
-        with isolate_rng():
-            torch.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", 0)))
-            model = self.method.build(self.config)
-            if self.checkpoint_dir is None:
-                init_weights(model, self.config)
-            else:
-                self.method.load(model, load_weights(self.checkpoint_dir))
-        self.method.prepare(model)
-        self.gpt = model
+        check_data(data, self.config)
+        mesh, precision = data_mesh(self.device_mesh), str(self.trainer.precision)
+        self.gpt = build_model(self.method, self.config, self.checkpoint_dir, mesh, precision)
+        self.method.begin(self.gpt)
         if self.keep_start:
-            self.start = {n: p.detach().cpu().clone() for n, p in model.named_parameters() if p.requires_grad}
+            self.start = KeptShards({name: p for name, p in self.gpt.named_parameters() if p.requires_grad})
 
-    def _check_data(self, data: Any) -> None:
-        block_size = getattr(data, "block_size", None)
-        if block_size is not None and block_size > self.config.block_size:
-            raise ValueError(
-                f"data.block_size = {block_size}: expected at most {self.config.block_size}, the model's block_size"
-            )
-        tokenizer = getattr(data, "tokenizer", None)
-        if tokenizer is not None and tokenizer.vocab_size > self.config.padded_vocab_size:
-            raise ValueError(
-                f"the tokenizer has {tokenizer.vocab_size} tokens, the model {self.config.padded_vocab_size}: "
-                "expected the tokenizer of the checkpoint, or overrides.vocab_size"
-            )
-        if getattr(data, "packing", False):
-            check_documents(self.config)
+    def merged_state(self) -> dict[str, Tensor]:
+        """The trained weights under the base model's names, whole and on the CPU, on rank 0; empty on the others."""
+        weights = gathered(self.gpt.state_dict(), keep=self.global_rank == 0)
+        return self.method.merged_state(self.gpt, weights) if weights else {}
 
     def forward(self, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
         """Logits (B, T, V) for tokens (B, T); documents and positions (B, T) only where rows hold several documents."""
@@ -162,8 +145,9 @@ class LitLanguageModel(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Refuse to move on a number that is not finite, on every rank alike."""
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self._grad_norm = nn.utils.get_total_norm(gradients) if gradients else torch.zeros((), device=self.device)
+        self.method.before_step()
+        norm = gradient_norm(optimizer)
+        self._grad_norm = torch.zeros((), device=self.device) if norm is None else norm
         self._used_rates = self._rates()
         # float16: a gradient that overflowed is skipped by the scaler, which then scales less
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
@@ -182,15 +166,9 @@ class LitLanguageModel(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip what AdamW or SGD moves; an orthogonalized update has no scale to clip."""
-        groups = [g for g in optimizer.param_groups if not g.get("orthogonalized", False)]
-        if not gradient_clip_val or not groups:
-            return
-        parameters = [p for group in groups for p in group["params"]]
-        if gradient_clip_algorithm == "value":
-            nn.utils.clip_grad_value_(parameters, gradient_clip_val)
-        else:
-            nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+        """Clip what AdamW or SGD moves; see ``clip_gradients``."""
+        if gradient_clip_val:
+            clip_gradients(optimizer, gradient_clip_val, by_value=gradient_clip_algorithm == "value")
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log once per optimizer step."""
@@ -200,7 +178,7 @@ class LitLanguageModel(LightningModule):
         loss, self._step_loss = self._step_loss, None
         self.log("loss", loss, prog_bar=True, logger=False)
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            numbers = {"train/loss": loss.item(), **self._used_rates, **self._densities()}
+            numbers = {"train/loss": loss.item(), **self._used_rates, **self._densities(), **self.method.numbers()}
             if self._grad_norm is not None:
                 numbers["train/grad_norm"] = self._grad_norm.item()
             self.log_now(numbers)
@@ -211,11 +189,12 @@ class LitLanguageModel(LightningModule):
         return {f"lr/{group.get('role', i)}": float(group["lr"]) for i, group in enumerate(groups)}
 
     def _densities(self) -> dict[str, float]:
-        """Share of coordinates that the last step moved, by role, where the optimizer chooses coordinates (MoFO)."""
+        """Shares of coordinates that the last step selected and moved, where it chooses coordinates (MoFO)."""
         optimizer = self.trainer.optimizers[0]
         if not isinstance(optimizer, MoFO):
             return {}
-        return {f"density/{role}": share for role, share in optimizer.last_density().items()}
+        shares = {"density": optimizer.last_density(), "selected": optimizer.last_selected()}
+        return {f"{name}/{role}": share for name, by_role in shares.items() for role, share in by_role.items()}
 
     def log_now(self, numbers: dict[str, float]) -> None:
         """Write numbers to every logger at the current optimizer step."""
@@ -265,6 +244,7 @@ class LitLanguageModel(LightningModule):
         groups = parameter_groups(self.gpt, self.qkv, self.roles)
         self.parameter_table = group_table(groups)
         optimizer = self.optimizer(groups)
+        self.method.attach(self.gpt, optimizer)
         total = self.total_steps()
         self.schedule.check(total)
         scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, total))

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from lit_consistency.callbacks.checkpoint_io import checkpoints, newest_valid, step_of, verify
+from lit_consistency.callbacks.checkpoint_io import checkpoints, config_of, newest_valid, step_of
 from lit_consistency.callbacks.compare import differences
+from lit_consistency.callbacks.manifest import verify
 
 # what may differ without changing what is computed: where the run is written, shown and executed
 FREE = (
@@ -106,7 +106,7 @@ def _same_end(directory: Path, trainer: Mapping[str, Any]) -> bool:
 
 def check_changes(path: Path, config: str, allow: bool) -> None:
     """ValueError with the differing keys when the checkpoint was made by another configuration."""
-    before = yaml.safe_load(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["config"])
+    before = yaml.safe_load(config_of(path))
     found = differences(before, yaml.safe_load(config))
     differing = [f"  {text}" for key, text in found.items() if not _is_free(key)]
     if not differing:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -53,6 +56,30 @@ def fit(root: Path, *extra: str, base: Path | None = None, **options: str) -> Co
     cli = build(arguments(root, *model, *extra, **options))
     cli.execute()
     return cli
+
+
+def start(root: Path, *extra: str, devices: int, strategy: str, optimizer: str = "adamw") -> subprocess.Popen[str]:
+    """``python -m lit_consistency fit`` on several processes that Lightning starts; rows of a step: 8, 2 or 1 each."""
+    many = [f"--trainer.devices={devices}", f"--trainer.strategy={strategy}"]
+    many.append(f"--data.init_args.micro_batch_size={max(1, 4 // devices)}")
+    command = [sys.executable, "-m", "lit_consistency", *arguments(root, *many, *extra, optimizer=optimizer)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "LIT_CONSISTENCY_TRACEBACK": "1"}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def finish(process: subprocess.Popen[str], status: int = 0) -> str:
+    """Wait for a run on several processes; what it has printed."""
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == status, output
+    return output
+
+
+def largest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """Of any coordinate of two models."""
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
 
 
 def weights(folder: Path) -> dict[str, Tensor]:

@@ -26,6 +26,13 @@ def refused(capsys: pytest.CaptureFixture[str], args: list[str]) -> str:
     return capsys.readouterr().err
 
 
+LIGHTNING = "lightning.pytorch.strategies."
+TENSOR_PARALLEL = ["--trainer.strategy.init_args.tensor_parallel_size=2"]
+TWO_SHARDS = [
+    "--trainer.strategy.init_args.data_parallel_size=2",
+    "--trainer.strategy.init_args.tensor_parallel_size=1",
+]
+THREE_REPLICAS = ["--trainer.strategy.init_args.replicas=3"]
 WRONG = {
     "unknown key": (["--trainer.max_stepz=3"], ["trainer.max_stepz", "did you mean trainer.max_steps"]),
     "wrong type": (["--data.init_args.block_size=many"], ["block_size", "many", "int"]),
@@ -57,6 +64,35 @@ WRONG = {
     "warm-up longer than the run": (
         ["--model.schedule=lit_consistency.optimizers.Cosine", "--model.schedule.init_args.warmup=50"],
         ["warmup = 50"],
+    ),
+    "tensor parallelism": (
+        [f"--trainer.strategy={LIGHTNING}ModelParallelStrategy", *TENSOR_PARALLEL],
+        ["tensor_parallel_size = 2", "expected 1", "lit_consistency.strategy.FSDP2Strategy"],
+    ),
+    "sizes left to Lightning": (
+        [f"--trainer.strategy={LIGHTNING}ModelParallelStrategy"],
+        ["tensor_parallel_size = auto", "expected 1"],
+    ),
+    "more shards than devices": (
+        [f"--trainer.strategy={LIGHTNING}ModelParallelStrategy", *TWO_SHARDS, "--trainer.devices=1"],
+        ["data_parallel_size = 2", "expected 1"],
+    ),
+    "replicas that do not divide": (
+        ["--trainer.strategy=lit_consistency.strategy.FSDP2Strategy", *THREE_REPLICAS, "--trainer.devices=4"],
+        ["trainer.strategy.init_args.replicas = 3", "divisor of 4"],
+    ),
+    "no replicas": (
+        ["--trainer.strategy=lit_consistency.strategy.FSDP2Strategy", "--trainer.strategy.init_args.replicas=0"],
+        ["replicas = 0", "at least 1"],
+    ),
+    "flattened parameters": (
+        [f"--trainer.strategy={LIGHTNING}FSDPStrategy"],
+        ["trainer.strategy = FSDPStrategy", "fsdp2"],
+    ),
+    "flattened parameters by name": (["--trainer.strategy=deepspeed"], ["trainer.strategy = deepspeed", "fsdp2"]),
+    "half precision in shards": (
+        ["--trainer.strategy=fsdp2", "--trainer.precision=16-mixed"],
+        ["trainer.precision = 16-mixed", "bf16-mixed"],
     ),
     "few checkpoints": (["--checkpoint.keep=1"], ["keep = 1", "at least 2"]),
     "unknown task": (

@@ -2,44 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from torch import Tensor
 
 from lit_consistency.callbacks.checkpoint_io import checkpoints
-from tests.runs import OPTIMIZERS, ROOT, SCRATCH, arguments, fit, weights
+from tests.runs import OPTIMIZERS, SCRATCH, finish, fit, largest_difference, start, weights
 
 DOUBLE = ["--trainer.precision=64-true", "--forgetting.every_n_steps=2"]
-TWO = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.micro_batch_size=2"]
-
-
-def start(root: Path, *extra: str, optimizer: str = "adamw") -> subprocess.Popen[str]:
-    """``python -m lit_consistency fit`` on two processes that Lightning starts."""
-    command = [sys.executable, "-m", "lit_consistency", *arguments(root, *SCRATCH, *TWO, *extra, optimizer=optimizer)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-
-
-def largest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    assert a.keys() == b.keys()
-    return max(float((a[name] - b[name]).abs().max()) for name in a)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.slow), "mofo"])
 def test_two_processes_equal_one(optimizer: str, tmp_path: Path) -> None:
     assert optimizer in OPTIMIZERS
-    process = start(tmp_path / "two", *DOUBLE, optimizer=optimizer)
+    process = start(tmp_path / "two", *SCRATCH, *DOUBLE, devices=2, strategy="ddp", optimizer=optimizer)
     one = fit(tmp_path / "one", *DOUBLE, optimizer=optimizer)
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
+    finish(process)
     found = largest_difference(*(weights(tmp_path / name / "run" / "model") for name in ("one", "two")))
     assert found < 1e-9
     assert one.trainer.accumulate_grad_batches == 2  # 8 rows in micro-batches of 4, and of 2 on 2 ranks
@@ -50,13 +30,13 @@ def test_two_processes_equal_one(optimizer: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_to_one_rank_saves_and_stops_all(number: int, status: int, tmp_path: Path) -> None:
-    process = start(tmp_path, "--trainer.max_steps=100000", "--trainer.max_epochs=10000")
+    endless = ["--trainer.max_steps=100000", "--trainer.max_epochs=10000"]
+    process = start(tmp_path, *SCRATCH, *endless, devices=2, strategy="ddp")
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.is_file() and len(metrics.read_text().splitlines()) > 5):
         assert time.monotonic() < deadline, "the run did not start"
         time.sleep(0.2)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == status, output
+    finish(process, status)
     assert len(checkpoints(tmp_path / "run" / "checkpoints")) == 1

@@ -11,14 +11,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
-from lit_consistency.callbacks.checkpoint_io import (
-    AtomicCheckpointIO,
-    checkpoints,
-    has_manifest,
-    manifest_of,
-    step_of,
-    write_manifest,
-)
+from lit_consistency.callbacks.checkpoint_io import AtomicCheckpointIO, checkpoints, step_of
+from lit_consistency.callbacks.manifest import has_manifest, manifest_of, write_manifest
 
 
 class StepCheckpoint(Checkpoint):
@@ -85,8 +79,8 @@ class StepCheckpoint(Checkpoint):
             return
         path = self.folder / f"step-{trainer.global_step:08d}.ckpt"
         trainer.save_checkpoint(path, weights_only=False)
-        if path.is_dir() and trainer.is_global_zero:
-            write_manifest(path)
+        if path.is_dir() and trainer.is_global_zero and not has_manifest(path):
+            write_manifest(path)  # another strategy's folder; that of FSDP2Strategy brings its own
         trainer.strategy.barrier("checkpoint")
         self._saved_at = trainer.global_step
         self._retain()

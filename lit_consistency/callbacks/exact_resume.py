@@ -49,7 +49,7 @@ class ExactResume(Callback):
             self._configured.append({k: v for k, v in group.items() if k not in ("params", "param_names")})
         before, now = self._checkpoint.get("optimizer"), type(trainer.optimizers[0]).__name__
         if before not in (None, now):
-            self._checkpoint["optimizer_states"] = [optimizer.state_dict() for optimizer in trainer.optimizers]
+            self._checkpoint["optimizer_states"] = []
             rank_zero_warn(f"the checkpoint holds the state of {before}: {now} begins with an empty one")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

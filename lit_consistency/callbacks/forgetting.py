@@ -13,7 +13,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
-from torch.func import functional_call
 
 from lit_consistency.callbacks.table import Measurement, results_table
 from lit_consistency.callbacks.weight_change import WeightChange
@@ -21,6 +20,7 @@ from lit_consistency.data.watch import RetainData
 from lit_consistency.evaluation import PreparedSet, forward_kl, log_probabilities, untouched
 from lit_consistency.module import LitLanguageModel, language_model
 from lit_consistency.optimizers import roles
+from lit_consistency.parallel import weights_of
 
 
 class Forgetting(Callback):
@@ -115,15 +115,12 @@ class Forgetting(Callback):
         if not self.kl_positions:
             return
 
-        def from_start(tokens: Tensor) -> Tensor:
-            return functional_call(module.gpt, start, (tokens,))
-
         with untouched(module), trainer.precision_plugin.forward_context():
             if trainer.global_step == 0:
                 self._base_log_probs = self._log_probs(module, module.device)
             else:
-                start = {name: tensor.to(module.device) for name, tensor in module.start.items()}
-                self._base_log_probs = self._log_probs(from_start, module.device)
+                with weights_of(module.gpt, module.start):
+                    self._base_log_probs = self._log_probs(module, module.device)
 
     def _log_probs(self, forward: Any, device: torch.device) -> Tensor | None:
         items = [item for key, s in self._sets.items() if key.startswith("learn/") for item in s.items]

@@ -20,9 +20,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 from litgpt.prompts import Default, PromptStyle, prompt_styles
 
-from lit_consistency.callbacks.checkpoint_io import write_atomically
 from lit_consistency.callbacks.compare import differences
 from lit_consistency.callbacks.forgetting import Forgetting
+from lit_consistency.callbacks.manifest import write_atomically
 from lit_consistency.callbacks.metrics_file import MetricsFile
 from lit_consistency.callbacks.run_board import RunBoard
 from lit_consistency.callbacks.throughput import Throughput
@@ -99,7 +99,8 @@ class RunRecord(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, RunBoard):
                 logger.begin()
-        rank_zero_info(f"run folder: {self.directory}\n{format_table(module.parameter_table)}")
+        share = f"trained: {self.record['trained_share']:.1%} of the model's parameters"
+        rank_zero_info(f"run folder: {self.directory}\n{format_table(module.parameter_table)}\n{share}")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The step is restored by now: drop the numbers of later steps."""
@@ -171,6 +172,7 @@ class RunRecord(Callback):
             "data": inputs["data"],
             "data_stats": data.stats(),
             "parameters": module.parameter_table,
+            "trained_share": module.method.trained_share(module.gpt),
             "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
             "world_size": trainer.world_size,
             "precision": str(trainer.precision),
@@ -221,13 +223,13 @@ class RunRecord(Callback):
                 logger.log_hyperparams(chosen, {f"final/{name}": float("nan") for name in sorted(names)})
 
     def _save_model(self, trainer: Trainer, module: LitLanguageModel) -> None:
-        state = module.method.merged_state(module.gpt)
+        state = module.merged_state()
         if trainer.is_global_zero:
             out_dir = self.final_dir or self.directory / "model"
             data = trainer.datamodule  # type: ignore[attr-defined]
             save_model(
                 out_dir,
-                {name: tensor.detach().cpu() for name, tensor in state.items()},
+                state,
                 module.config,
                 data.tokenizer_folder,
                 self._provenance(trainer, module),

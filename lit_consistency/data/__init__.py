@@ -5,6 +5,7 @@ from lit_consistency.data.hub import HubDataset, HubRows
 from lit_consistency.data.loader import TokenLoader
 from lit_consistency.data.pretrain_data import PretrainData
 from lit_consistency.data.prompts import Example, PromptEncoder
+from lit_consistency.data.replay import Replay
 from lit_consistency.data.rows import Row, RowFiles, Rows
 from lit_consistency.data.sft_data import SFTData
 from lit_consistency.data.sources import JsonLines, Parquet, Source, TextFiles
@@ -22,6 +23,7 @@ __all__ = [
     "Parquet",
     "PretrainData",
     "PromptEncoder",
+    "Replay",
     "RetainData",
     "Row",
     "RowFiles",

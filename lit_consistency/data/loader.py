@@ -72,8 +72,9 @@ class TokenLoader:
         self.epoch = 0
         self.consumed = 0
         self._sampler = _Remaining(order)
+        self._micro_batches = _MicroBatches(rows, training)
         self._batches = DataLoader(
-            _MicroBatches(rows, training),
+            self._micro_batches,
             sampler=self._sampler,
             batch_size=None,
             num_workers=num_workers,
@@ -105,6 +106,7 @@ class TokenLoader:
         else:
             self.consumed = 0
         self._sampler.position = (self.epoch, self.consumed)
+        self._micro_batches.rows = self.rows.of_epoch(self.epoch)
         for batch in self._batches:
             self.consumed += 1
             yield batch

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lit_consistency.data.replay import Replay
 from lit_consistency.data.shards import Shard
 from lit_consistency.data.sources import Source
 from lit_consistency.data.token_data import TokenData
@@ -19,6 +20,7 @@ class PretrainData(TokenData):
     Args:
         source: Documents to train on.
         validation: Held-out documents, such as the same source with `part: validation`; None validates on nothing.
+        replay: Documents of an earlier pretraining that are mixed in, or None.
         global_batch_size: Rows of one optimizer step, over all devices.
         micro_batch_size: Rows a device takes at once; divides the global batch.
         block_size: Tokens of a row, at most the model's block_size.
@@ -34,6 +36,7 @@ class PretrainData(TokenData):
         self,
         source: Source,
         validation: Source | None = None,
+        replay: Replay | None = None,
         global_batch_size: int = 32,
         micro_batch_size: int = 8,
         block_size: int = 512,
@@ -42,9 +45,13 @@ class PretrainData(TokenData):
         tokenizer_dir: Path | None = None,
         cache_dir: Path | None = None,
     ) -> None:
+        for name, part in replay.parts.items() if replay is not None else ():
+            if not isinstance(part, Source):
+                raise ValueError(f"replay.parts.{name} = {type(part).__name__}: expected documents, such as TextFiles")
         super().__init__(
             source,
             validation,
+            replay,
             global_batch_size=global_batch_size,
             micro_batch_size=micro_batch_size,
             block_size=block_size,

@@ -6,11 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from lit_consistency.data.prompts import LossOn, PromptEncoder, check_style
+from lit_consistency.data.replay import Replay
 from lit_consistency.data.rows import Rows
 from lit_consistency.data.shards import Shard
+from lit_consistency.data.sources import Source
 from lit_consistency.data.token_data import TokenData
-from lit_consistency.data.token_rows import ConversationRows, TokenRows
-from lit_consistency.data.tokenization import TooLong, conversation_fingerprint, write_conversations
+from lit_consistency.data.token_rows import ConversationRows, StreamRows, TokenRows
+from lit_consistency.data.tokenization import (
+    TooLong,
+    conversation_fingerprint,
+    document_fingerprint,
+    write_conversations,
+    write_documents,
+)
 from lit_consistency.data.watch import RowSet, WatchedSet
 
 
@@ -20,6 +28,7 @@ class SFTData(TokenData):
     Args:
         rows: Conversations to train on.
         validation: Held-out conversations, such as the same rows with `part: validation`; None validates on nothing.
+        replay: Text of pretraining or conversations of earlier tasks that are mixed in, or None.
         prompt_style: `default` (the bare text of prompt and completion), a prompt style of LitGPT such as `alpaca` or
             `llama3`, or `chat_template`, the tokenizer's own.
         loss_on: `completion` learns every answer and its end-of-turn token, `all` the prompt too.
@@ -39,6 +48,7 @@ class SFTData(TokenData):
         self,
         rows: Rows,
         validation: Rows | None = None,
+        replay: Replay | None = None,
         prompt_style: str = "default",
         loss_on: LossOn = "completion",
         packing: bool = True,
@@ -61,6 +71,7 @@ class SFTData(TokenData):
         super().__init__(
             rows,
             validation,
+            replay,
             global_batch_size=global_batch_size,
             micro_batch_size=micro_batch_size,
             block_size=block_size,
@@ -85,13 +96,20 @@ class SFTData(TokenData):
         """What the batches depend on, packing included."""
         return {**super().fingerprint(), "packing": self.packing}
 
-    def _fingerprint(self, part: Rows) -> dict[str, Any]:
+    def _fingerprint(self, part: Source | Rows) -> dict[str, Any]:
+        if isinstance(part, Source):
+            return document_fingerprint(part, self.tokenizer)
         return conversation_fingerprint(part, self._encoder(), self.tokenizer, self.block_size, self.too_long)
 
-    def _build(self, folder: Path, part: Rows, label: str) -> None:
+    def _build(self, folder: Path, part: Source | Rows, label: str) -> None:
+        if isinstance(part, Source):
+            write_documents(folder, part, self.tokenizer, label)
+            return
         write_conversations(folder, part, self._encoder(), self.tokenizer, self.block_size, self.too_long, label)
 
     def _token_rows(self, shard: Shard) -> TokenRows:
+        if shard.supervised is None:
+            return StreamRows(shard, self.block_size)
         return ConversationRows(shard, self.block_size, self.packing, self._order_seed())
 
     def _encoder(self) -> PromptEncoder:

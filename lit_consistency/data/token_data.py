@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lit_consistency.data.cache import default_cache_dir, open_or_build
 from lit_consistency.data.loader import TokenLoader
 from lit_consistency.data.order import Order
+from lit_consistency.data.replay import MixedRows, Replay
 from lit_consistency.data.rows import Rows
 from lit_consistency.data.shards import Shard
 from lit_consistency.data.sources import Source
@@ -33,6 +34,7 @@ class TokenData(LightningDataModule, ABC):
     Args:
         train: What is trained on.
         validation: What is held out, or None.
+        replay: What is mixed into the training rows, or None.
         global_batch_size: Rows of one optimizer step, over all devices.
         micro_batch_size: Rows a device takes at once; divides the global batch.
         block_size: Tokens of a row, at most the model's block_size.
@@ -46,6 +48,7 @@ class TokenData(LightningDataModule, ABC):
         self,
         train: Source | Rows,
         validation: Source | Rows | None,
+        replay: Replay | None,
         global_batch_size: int,
         micro_batch_size: int,
         block_size: int,
@@ -63,6 +66,7 @@ class TokenData(LightningDataModule, ABC):
             )
         self.train = train
         self.validation = validation
+        self.replay = replay
         self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size
         self.block_size = block_size
@@ -126,7 +130,7 @@ class TokenData(LightningDataModule, ABC):
 
     def prepare_data(self) -> None:
         """Tokenizes what is not yet on disk; Lightning lets the other processes of the machine wait meanwhile."""
-        for name in ("train", "validation"):
+        for name in self._parts():
             self._shard(name)
 
     def setup(self, stage: str | None = None) -> None:
@@ -138,6 +142,7 @@ class TokenData(LightningDataModule, ABC):
         """
         if stage in ("fit", None):
             self._open("train")
+            self._mix()
             self._set_accumulation()
         if self.validation is not None:
             self._open("validation")
@@ -202,7 +207,8 @@ class TokenData(LightningDataModule, ABC):
         """What the batches depend on, as JSON; the micro-batch and the number of ranks are not among it."""
         order = {"seed": self._order_seed(), "global_batch_size": self.global_batch_size, "block_size": self.block_size}
         parts = {name: self._fingerprint(part) for name, part in self._parts().items()}
-        return {"kind": type(self).__name__, **order, **parts}
+        replay = {"replay": self.replay.fingerprint()} if self.replay is not None else {}
+        return {"kind": type(self).__name__, **order, **replay, **parts}
 
     def stats(self) -> dict[str, dict[str, Any]]:
         """Counts of the opened parts: documents, tokens, rows, supervised tokens, what was cut or dropped."""
@@ -211,13 +217,15 @@ class TokenData(LightningDataModule, ABC):
     # -------------------- insides
 
     def _parts(self) -> dict[str, Source | Rows]:
+        replayed = self.replay.parts if self.replay is not None else {}
         parts = {"train": self.train, "validation": self.validation}
+        parts |= {f"replay/{name}": part for name, part in replayed.items()}
         return {name: part for name, part in parts.items() if part is not None}
 
     def _shard(self, name: str) -> None:
-        part = self._parts().get(name)
-        if part is None or name in self._shards:
+        if name in self._shards:
             return
+        part = self._parts()[name]
         shard = open_or_build(self.cache_dir, self._fingerprint(part), lambda folder: self._build(folder, part, name))
         if len(shard.offsets) == 1:
             dropped = f" ({shard.meta['n_dropped']} dropped)" if shard.meta.get("n_dropped") else ""
@@ -234,10 +242,23 @@ class TokenData(LightningDataModule, ABC):
         counts = ", ".join(f"{value:,} {key.removeprefix('n_')}" for key, value in self._counts(name).items())
         rank_zero_info(f"data, {name}: {counts}")
 
+    def _mix(self) -> None:
+        """Puts the replayed rows among those that are trained on."""
+        train = self._rows["train"]
+        if self.replay is None or isinstance(train, MixedRows):
+            return
+        names = [f"replay/{name}" for name in self.replay.parts]
+        for name in names:
+            self._open(name)
+        mixed = self.replay.mix(train, [self._rows[name] for name in names], self._order_seed())
+        self._rows["train"] = mixed
+        rank_zero_info(f"data, replay: {mixed.n_replayed:,} of {len(mixed):,} rows")
+
     def _counts(self, name: str) -> dict[str, Any]:
         meta, rows = self._shards[name].meta, self._rows[name]
         written = {key: meta[key] for key in sorted(meta) if key.startswith("n_")}
-        return {**written, "n_rows": len(rows), "n_supervised": int(rows.supervised.sum())}
+        replayed = {"n_replayed": rows.n_replayed} if isinstance(rows, MixedRows) else {}
+        return {**written, "n_rows": len(rows), **replayed, "n_supervised": int(rows.supervised.sum())}
 
     def _order_seed(self) -> int:
         return self.seed if self.seed is not None else int(os.environ.get("PL_GLOBAL_SEED", 0))

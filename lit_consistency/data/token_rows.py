@@ -47,6 +47,10 @@ class TokenRows(ABC):
     def __getitem__(self, i: int) -> TokenRow:
         """Row i."""
 
+    def of_epoch(self, epoch: int) -> TokenRows:
+        """The rows of an epoch, as many in each: these, unless a subclass has others for every epoch."""
+        return self
+
 
 class StreamRows(TokenRows):
     """Consecutive blocks of a stream of documents; each token is an input once, the last one aside.

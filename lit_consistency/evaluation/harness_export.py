@@ -138,7 +138,7 @@ def _text(questions: Questions, tokens: HarnessTokens) -> _Exported:
 def _generation(questions: Questions, tokens: HarnessTokens) -> _Exported:
     task, options = questions.task, questions.task.generation
     metrics = [metric for metric in task.metrics if metric in JUDGED]
-    if task.program is not None or options.n_samples > 1 or not metrics:
+    if task.program or options.n_samples > 1 or not metrics:
         raise ValueError(
             f"task {task.name}: metrics {', '.join(task.metrics)} of {options.n_samples} samples: "
             f"expected {' or '.join(JUDGED)} of one, and no code"

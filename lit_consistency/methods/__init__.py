@@ -1,7 +1,9 @@
-"""What is trained: all weights, or low-rank adapters beside them."""
+"""What is trained: all weights, half of them, low-rank adapters beside them, or all with a pull to the start."""
 
 from lit_consistency.methods.base import Method
 from lit_consistency.methods.full import Full
+from lit_consistency.methods.half import HFT
 from lit_consistency.methods.lora import LoRA, LoRAGPT
+from lit_consistency.methods.pull import Pull
 
-__all__ = ["Full", "LoRA", "LoRAGPT", "Method"]
+__all__ = ["HFT", "Full", "LoRA", "LoRAGPT", "Method", "Pull"]

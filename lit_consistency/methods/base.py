@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from litgpt.config import Config
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lit_consistency.model import GPT, DocumentMask
+from lit_consistency.model.shards import whole
 
 
 class Method(ABC):
     """A way of training a model.
 
-    A run calls ``build``, then ``load`` or ``init_weights``, then ``prepare``, and ``merged_state`` to save.
+    A run calls ``build``, then ``load`` or ``init_weights``, then ``prepare`` and ``begin``; ``attach`` when there is
+    an optimizer, ``before_step`` in every step, and ``merged_state`` to save.
 
     A new method is a class in one file of this folder and an overlay in ``configs/methods/``.
     """
@@ -41,6 +44,27 @@ class Method(ABC):
     def prepare(self, model: nn.Module) -> None:
         """Set ``requires_grad`` of every parameter."""
 
+    def begin(self, model: nn.Module) -> None:  # noqa: B027
+        """Take note of the start: ``model`` holds the weights that training starts from, sharded where it will be.
+
+        A resumed run calls it before the checkpoint's weights are loaded, so the start is the base's here too.
+        """
+
+    def attach(self, model: nn.Module, optimizer: Optimizer) -> None:  # noqa: B027
+        """Bind to the parameters, now on their device, and to the steps of ``optimizer``."""
+
+    def before_step(self) -> None:  # noqa: B027
+        """Change the gradients of a whole optimizer step: summed over micro-batches and ranks, not yet clipped."""
+
+    def numbers(self) -> dict[str, float]:
+        """What is to be logged of the last step, by tag."""
+        return {}
+
+    def trained_share(self, model: nn.Module) -> float:
+        """Share in [0, 1] of the model's parameters that are trained; ``model`` is one that ``prepare`` has seen."""
+        parameters = list(model.parameters())
+        return sum(p.numel() for p in parameters if p.requires_grad) / sum(p.numel() for p in parameters)
+
     def merged_state(self, model: nn.Module, weights: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
         """The trained model's weights under the base model's names; ``model`` is not changed.
 
@@ -55,7 +79,7 @@ class Method(ABC):
         return dict(model.state_dict() if weights is None else weights)
 
     @torch.no_grad()
-    def changes(self, model: nn.Module, start: dict[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
+    def changes(self, model: nn.Module, start: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
         """What training has changed so far, in the base model's terms, one weight at a time.
 
         All at once would put two more copies of the model beside it.
@@ -71,7 +95,7 @@ class Method(ABC):
         now = dict(model.named_parameters())
         for name, tensor in start.items():
             here = tensor.to(now[name].device)
-            yield name, now[name].detach() - here, here
+            yield name, whole(now[name].detach()) - here, here
 
 
 def load_checked(model: nn.Module, weights: dict[str, Tensor], may_miss: str | None = None) -> None:

@@ -10,7 +10,7 @@ litgpt/lora.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from lit_consistency.methods.base import Method, load_checked
 from lit_consistency.model import DocumentMask
+from lit_consistency.model.shards import whole
 
 UNSUPPORTED = ("latent_attention", "n_expert_groups", "n_shared_expert", "first_k_dense_replace")
 
@@ -107,11 +108,12 @@ class LoRA(Method):
         return merged
 
     @torch.no_grad()
-    def changes(self, model: nn.Module, start: dict[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
+    def changes(self, model: nn.Module, start: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
         """(alpha / r) B A for every adapted matrix, against the frozen weight; see ``Method``."""
         for name, module in model.named_modules():
             if isinstance(module, LoRALinear) and hasattr(module, "lora_A"):
-                yield f"{name}.weight", lora_update(module, module.lora_A, module.lora_B), module.linear.weight
+                update = lora_update(module, whole(module.lora_A), whole(module.lora_B))
+                yield f"{name}.weight", update, whole(module.linear.weight)
 
 
 def lora_update(module: LoRALinear, lora_A: Tensor, lora_B: Tensor) -> Tensor:

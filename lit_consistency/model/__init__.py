@@ -1,4 +1,4 @@
-"""The LitGPT model: configuration, masks of documents, loss, folders on disk, provenance, export."""
+"""The LitGPT model: configuration, masks of documents, loss, folders on disk, provenance, export, interpolation."""
 
 from lit_consistency.model.checkpoint import (
     check_checkpoint_dir,
@@ -12,6 +12,7 @@ from lit_consistency.model.export import export_hf
 from lit_consistency.model.folder import check_free, new_folder
 from lit_consistency.model.gpt import GPT, DocumentMask, check_documents, document_mask
 from lit_consistency.model.initialization import init_weights
+from lit_consistency.model.interpolation import export_interpolated
 from lit_consistency.model.loss import IGNORE, token_nll
 from lit_consistency.model.provenance import Provenance, current_versions, read_provenance
 
@@ -27,6 +28,7 @@ __all__ = [
     "current_versions",
     "document_mask",
     "export_hf",
+    "export_interpolated",
     "init_weights",
     "load_weights",
     "model_config",

@@ -12,12 +12,10 @@ rotary settings, which all of these versions read.
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
 from litgpt.config import Config
 from litgpt.scripts.convert_lit_checkpoint import copy_weights_gpt_neox, copy_weights_llama
 from litgpt.tokenizer import Tokenizer
@@ -27,7 +25,7 @@ from torch import Tensor
 from lit_consistency.model.checkpoint import VOCABULARIES, check_checkpoint_dir, copy_tokenizer, load_weights
 from lit_consistency.model.configuration import model_config
 from lit_consistency.model.folder import new_folder
-from lit_consistency.model.provenance import read_provenance
+from lit_consistency.model.provenance import Provenance, read_provenance
 
 SHARED: dict[str, Any] = {
     "n_expert": 0,
@@ -73,16 +71,40 @@ def export_hf(checkpoint_dir: Path, out_dir: Path, overwrite: bool = False) -> N
     """
     check_checkpoint_dir(checkpoint_dir, needs_tokenizer=False)
     config = model_config(None, checkpoint_dir, {}, None)
+    hf_config(config)  # refuses before gigabytes are read
+    save_hf(out_dir, load_weights(checkpoint_dir), config, checkpoint_dir, read_provenance(checkpoint_dir), overwrite)
+
+
+def save_hf(
+    out_dir: Path,
+    lit_weights: dict[str, Tensor],
+    config: Config,
+    tokenizer_dir: Path,
+    provenance: Provenance | None,
+    overwrite: bool = False,
+) -> None:
+    """Write a model that transformers loads.
+
+    Args:
+        out_dir: the new folder.
+        lit_weights: under LitGPT's names.
+        config: the model's configuration.
+        tokenizer_dir: folder whose tokenizer is copied, if it has one.
+        provenance: where the model comes from, if that is known.
+        overwrite: replace a model that stands at ``out_dir``.
+
+    Raises:
+        ValueError: as for ``export_hf``.
+    """
     settings = hf_config(config)
-    weights = _hf_weights(config, load_weights(checkpoint_dir))
-    has_tokenizer = any((Path(checkpoint_dir) / name).is_file() for name in VOCABULARIES)
-    tokenizer = Tokenizer(checkpoint_dir) if has_tokenizer else None
+    weights = _hf_weights(config, lit_weights)
+    has_tokenizer = any((Path(tokenizer_dir) / name).is_file() for name in VOCABULARIES)
+    tokenizer = Tokenizer(tokenizer_dir) if has_tokenizer else None
     ends = {"bos_token_id": getattr(tokenizer, "bos_id", None), "eos_token_id": getattr(tokenizer, "eos_id", None)}
-    provenance = read_provenance(checkpoint_dir)
     with new_folder(out_dir, overwrite) as folder:
         _write_json(folder / "generation_config.json", ends)
         if has_tokenizer:
-            copy_tokenizer(checkpoint_dir, folder)
+            copy_tokenizer(tokenizer_dir, folder)
         dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
         _write_json(folder / "config.json", {**settings, **ends, "dtype": dtype})
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -115,23 +137,6 @@ def hf_config(config: Config) -> dict[str, Any]:
         f"to = hf: {config.name} is of neither supported family: not llama ({', '.join(against_llama)}),"
         f" not gpt_neox ({', '.join(against_neox)})"
     )
-
-
-def main(argv: list[str] | None = None) -> None:
-    """``python -m lit_consistency export --checkpoint_dir DIR --to hf --out_dir OUT``; a user's error exits with 2."""
-    parser = ArgumentParser(
-        prog="lit_consistency export", description="Write a model in the format of another library."
-    )
-    parser.add_argument("--checkpoint_dir", type=Path, required=True, help="Model folder in LitGPT's format.")
-    parser.add_argument("--to", choices=("hf",), default="hf", help="hf: a folder that transformers loads.")
-    parser.add_argument("--out_dir", type=Path, required=True, help="The folder to write.")
-    parser.add_argument("--overwrite", action="store_true", help="Replace a model that stands at out_dir.")
-    arguments = parser.parse_args(argv)
-    try:
-        export_hf(arguments.checkpoint_dir, arguments.out_dir, arguments.overwrite)
-    except (ValueError, FileNotFoundError) as error:
-        parser.error(str(error))
-    print(f"wrote {arguments.out_dir}", file=sys.stderr)
 
 
 def _differences(config: Config, needed: dict[str, Any]) -> list[str]:

@@ -36,7 +36,7 @@ class Provenance:
     Args:
         model: LitGPT's name of the architecture.
         optimizer: class name of the optimizer of this stage.
-        method: name of the method of this stage (``full``, ``lora``).
+        method: name of the method of this stage (``full``, ``lora``, ...).
         stage: what this stage was, as ``pretrain`` or ``sft``.
         base: folder or name of the model this stage started from; None when it started from scratch.
         base_hash: sha256 of the base's weights file.
@@ -47,6 +47,8 @@ class Provenance:
         versions: package name to version.
         history: the earlier stages, oldest first, each with the keys of this class but ``history``.
         command: the command line of the run.
+        interpolation: of a model between two others, the share of the way from ``base`` to ``finetuned``, and the
+            folders and hashes of both; None for a model that was trained.
     """
 
     model: str
@@ -62,6 +64,7 @@ class Provenance:
     versions: dict[str, str] = field(default_factory=current_versions)
     history: list[dict[str, Any]] = field(default_factory=list)
     command: str | None = None
+    interpolation: dict[str, Any] | None = None
 
     @property
     def stages(self) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
-"""How a model is trained: parameter groups by role, four optimizers over them, schedules. Imports only torch."""
+"""How a model is trained: parameter groups by role, optimizers over them, schedules. Imports only torch."""
 
 from lit_consistency.optimizers.adamw import AdamW
+from lit_consistency.optimizers.filtered_muon import FilteredMuon
 from lit_consistency.optimizers.groups import format_table, group_table, parameter_groups, rehearse, roles
 from lit_consistency.optimizers.mofo import MoFO
 from lit_consistency.optimizers.muon import Muon
@@ -12,6 +13,7 @@ __all__ = [
     "AdamW",
     "Constant",
     "Cosine",
+    "FilteredMuon",
     "Linear",
     "MoFO",
     "Muon",

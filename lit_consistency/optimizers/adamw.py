@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import ParamsT
 
 from lit_consistency.optimizers.base import (
@@ -31,6 +34,12 @@ from lit_consistency.optimizers.base import (
 from lit_consistency.optimizers.checks import check_adam, check_choices
 from lit_consistency.optimizers.groups import ROLES
 
+# gradient elements cast to float32 at a time: 1 MiB of them on a CPU, where they stay in the cache
+CAST_AT_ONCE = 2**18
+CAST_AT_ONCE_CUDA = 2**24
+# a step's tensors of one parameter: param, grad, exp_avg, exp_avg_sq, step
+Row = tuple[Tensor, ...]
+
 
 class AdamW(GroupOptimizer):
     """Adam with decoupled weight decay.
@@ -42,9 +51,12 @@ class AdamW(GroupOptimizer):
         eps: added to the denominator, at least 0.
         weight_decay: per step, parameters shrink by lr * weight_decay; at least 0.
         decay_roles: roles of the parameters that shrink.
-        low_precision: ``master`` moves a float32 copy of parameters in bfloat16 or float16, ``nearest`` rounds every
-            step to them.
+        low_precision: how parameters in bfloat16 or float16 move: ``master`` moves a float32 copy and rounds it to
+            them; ``stochastic`` rounds each step up or down by chance; ``nearest`` rounds it, and loses small ones.
+        seed: of stochastic rounding, a function of seed, parameter name and step.
     """
+
+    elements_at_once = 2**24
 
     def __init__(
         self,
@@ -55,11 +67,12 @@ class AdamW(GroupOptimizer):
         weight_decay: float = 0.0,
         decay_roles: Sequence[str] = DECAY_ROLES,
         low_precision: LowPrecision = "master",
+        seed: int = 0,
     ) -> None:
         check_adam(lr, betas, eps, weight_decay)
         check_choices("decay_roles", decay_roles, ROLES)
         defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
-        super().__init__(decay_by_role(groups, weight_decay, decay_roles), defaults, low_precision)
+        super().__init__(decay_by_role(groups, weight_decay, decay_roles), defaults, low_precision, seed)
 
     def update_group(self, group: dict[str, Any], entries: list[Entry]) -> None:
         """One AdamW step of the group."""
@@ -74,13 +87,19 @@ def update_adamw(entries: Sequence[Entry], group: Mapping[str, Any]) -> None:
             the first step.
         group: ``lr``, ``betas``, ``eps``, ``weight_decay``.
     """
-    states = [adamw_state(entry) for entry in entries]
+    if not entries:
+        return
+    _, params, targets, grads, states = zip(*entries, strict=True)
+    if not all("exp_avg" in state for state in states):
+        for entry in entries:
+            adamw_state(entry)
+    columns = [[state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step")]
+    if DTensor in set(map(type, params)):
+        columns = [[local(tensor) for tensor in column] for column in columns]
     adamw_step(
-        [entry.target for entry in entries],
-        [entry.grad for entry in entries],
-        [s["exp_avg"] for s in states],
-        [s["exp_avg_sq"] for s in states],
-        [s["step"] for s in states],
+        targets,
+        grads,
+        *columns,
         lr=group["lr"],
         betas=group["betas"],
         eps=group["eps"],
@@ -118,7 +137,7 @@ def adamw_step(
 
     Args:
         params: changed in place, any float dtype.
-        grads: gradients, of the parameters' shapes; only read.
+        grads: gradients, of the parameters' shapes and any float dtype; only read.
         exp_avgs: running means m, float32 or float64; changed in place.
         exp_avg_sqs: running means v, likewise.
         steps: counters t before this step, float32 of shape (), on the parameters' devices; each grows by 1.
@@ -127,40 +146,88 @@ def adamw_step(
         eps: added to the denominator.
         weight_decay: the coefficient of the decoupled weight decay.
     """
+    if not params:
+        return
+    torch._foreach_add_(list(steps), 1)
+    fuse = partial(_adamw_fused, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+    if are_alike(params, grads, exp_avgs, exp_avg_sqs):
+        fuse([params, grads, exp_avgs, exp_avg_sqs, steps])
+        return
     # the fused kernel wants one dtype and one device in each call
-    fused: defaultdict[tuple[torch.device, torch.dtype], list[tuple[Tensor, ...]]] = defaultdict(list)
-    for tensors in zip(params, grads, exp_avgs, exp_avg_sqs, steps, strict=True):
-        tensors[4].add_(1)
-        if can_fuse(*tensors[:4]):
-            fused[tensors[0].device, tensors[0].dtype].append(tensors)
+    fused: defaultdict[tuple[torch.device, torch.dtype, torch.dtype], list[Row]] = defaultdict(list)
+    for row in zip(params, grads, exp_avgs, exp_avg_sqs, steps, strict=True):
+        if can_fuse(*row[:4]):
+            fused[row[0].device, row[0].dtype, row[1].dtype].append(row)
         else:
-            _adamw_eager(*tensors, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
-    for entries in fused.values():
-        param_list, grad_list, exp_avg_list, exp_avg_sq_list, step_list = (list(c) for c in zip(*entries, strict=True))
-        torch._fused_adamw_(
-            param_list,
-            grad_list,
-            exp_avg_list,
-            exp_avg_sq_list,
-            [],
-            step_list,
-            lr=lr,
-            beta1=betas[0],
-            beta2=betas[1],
-            weight_decay=weight_decay,
-            eps=eps,
-            amsgrad=False,
-            maximize=False,
-        )
+            _adamw_eager(*row, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+    for (device, dtype, grad_dtype), rows in fused.items():
+        for portion in [rows] if grad_dtype == dtype else _portions(rows, device):
+            columns = [list(column) for column in zip(*portion, strict=True)]
+            columns[1] = [grad.to(dtype) for grad in columns[1]]
+            fuse(columns)
+
+
+def are_alike(params: Sequence[Tensor], *others: Sequence[Tensor]) -> bool:
+    """Whether one call of the fused kernel takes all of these: one float dtype, one device, all contiguous."""
+    tensors = [*params, *chain.from_iterable(others)]
+    return (
+        len({tensor.dtype for tensor in tensors}) == 1
+        and len(set(map(Tensor.get_device, params))) == 1
+        and all(map(Tensor.is_contiguous, tensors))
+        and can_fuse(params[0])
+    )
 
 
 def can_fuse(param: Tensor, *others: Tensor) -> bool:
-    """Whether torch's fused kernel takes these tensors: one float dtype, contiguous, on a CPU or a CUDA device."""
+    """Whether torch's fused kernel takes these tensors, after a cast of the gradient, which is the first of ``others``.
+
+    They must be float32 or float64, contiguous, and on a CPU or a CUDA device.
+    """
     return (
         param.device.type in ("cpu", "cuda")
         and param.dtype in (torch.float32, torch.float64)
         and param.is_contiguous()
-        and all(t.dtype == param.dtype and t.is_contiguous() for t in others)
+        and all(t.is_contiguous() for t in others)
+        and all(t.dtype == param.dtype for t in others[1:])
+    )
+
+
+def _portions(rows: Sequence[Row], device: torch.device) -> Iterator[list[Row]]:
+    """Rows of at most ``CAST_AT_ONCE`` elements together; tensors above that are cut, flat, and keep their counter."""
+    at_once = CAST_AT_ONCE if device.type == "cpu" else CAST_AT_ONCE_CUDA
+    portion: list[Row] = []
+    elements = 0
+    for *tensors, step in rows:
+        whole = tensors[0].numel() <= at_once
+        cuts = zip(*(t.view(-1).split(at_once) for t in tensors), strict=True) if not whole else [tuple(tensors)]
+        for cut in cuts:
+            if portion and elements + cut[0].numel() > at_once:
+                yield portion
+                portion, elements = [], 0
+            portion.append((*cut, step))
+            elements += cut[0].numel()
+    yield portion
+
+
+def _adamw_fused(
+    columns: Sequence[Sequence[Tensor]], *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
+) -> None:
+    """``adamw_step`` of tensors of one dtype and device, a list for each of ``Row``, whose counters have grown."""
+    params, grads, exp_avgs, exp_avg_sqs, steps = map(list, columns)
+    torch._fused_adamw_(
+        params,
+        grads,
+        exp_avgs,
+        exp_avg_sqs,
+        [],
+        steps,
+        lr=lr,
+        beta1=betas[0],
+        beta2=betas[1],
+        weight_decay=weight_decay,
+        eps=eps,
+        amsgrad=False,
+        maximize=False,
     )
 
 

@@ -24,6 +24,8 @@ from lit_consistency.optimizers.checks import check_choice, check_choices
 Role = Literal["hidden", "adapter", "embedding", "head", "norm", "bias"]
 ROLES: tuple[str, ...] = get_args(Role)
 Split = tuple[int, ...]
+QKV = Literal["split", "head", "fused"]
+QKVS: tuple[str, ...] = get_args(QKV)
 MATRIX_DIMENSIONS = (2, 3)  # a matrix, or a stack of them (one for each expert)
 
 
@@ -42,7 +44,7 @@ class _Place(NamedTuple):
 
 def parameter_groups(
     model: nn.Module,
-    qkv: Literal["split", "fused"] = "split",
+    qkv: QKV = "split",
     overrides: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """Every trainable parameter in exactly one group; a group has one role and one split.
@@ -50,7 +52,8 @@ def parameter_groups(
     Args:
         model: a LitGPT model, plain or with LoRA.
         qkv: ``split``: a fused query-key-value matrix is three blocks (sizes by query groups), and so are its LoRA
-            factors; ``fused``: it is one.
+            factors; ``head``: one block of head_size rows for each head of q and each query group of k and v, and so
+            is lora_B, while lora_A stays in three; ``fused``: it is one.
         overrides: regular expression, searched in the parameter's name -> role; the first that matches decides.
 
     Returns:
@@ -61,13 +64,13 @@ def parameter_groups(
         ValueError: nothing is trainable, a pattern matches nothing, a role is unknown or impossible for a parameter,
             or a fused matrix does not have the rows that its attention module promises.
     """
-    check_choice("qkv", qkv, ("split", "fused"))
+    check_choice("qkv", qkv, QKVS)
     found = _trainable_roles(model)
     _reroute(model, found, overrides or {})
     groups: dict[tuple[str, Split | None], list[tuple[str, nn.Parameter]]] = {}
     for place in _places(model):
         if place.name in found:
-            split = _split(model, place) if qkv == "split" else None
+            split = _split(model, place, by_head=qkv == "head") if qkv != "fused" else None
             groups.setdefault((found[place.name], split), []).append((place.name, place.parameter))
     ordered = sorted(groups.items(), key=lambda item: (ROLES.index(item[0][0]), item[0][1] or ()))
     result = [{"params": params, "role": role, "split": split} for (role, split), params in ordered]
@@ -220,16 +223,21 @@ def _check_matrix(name: str, parameter: nn.Parameter, original: str, role: str) 
         raise ValueError(f"overrides: {name} = hidden: expected embedding or head, its rows are tokens")
 
 
-def _split(model: nn.Module, place: _Place) -> Split | None:
+def _split(model: nn.Module, place: _Place, by_head: bool) -> Split | None:
     """Rows of the blocks of a fused query-key-value weight or of its LoRA factors; None for everything else."""
+    head_size = None
     if place.leaf.startswith("lora_") and hasattr(place.module, "qkv_shapes"):
         adapted = tuple(cast(list[int], place.module.qkv_shapes))
-        split = (cast(int, place.module.r),) * len(adapted) if place.leaf == "lora_A" else adapted
+        if place.leaf == "lora_A":
+            split: Split = (cast(int, place.module.r),) * len(adapted)
+        else:
+            split, head_size = adapted, cast(int, place.module.head_size)
     elif place.leaf == "weight" and place.path.rpartition(".")[2] == "qkv":
         config = getattr(model.get_submodule(place.path.rpartition(".")[0]), "config", None)
         try:
             heads = (config.n_head, config.n_query_groups, config.n_query_groups)  # type: ignore[union-attr]
-            split = tuple(n * config.head_size for n in heads)  # type: ignore[union-attr]
+            head_size = cast(int, config.head_size)  # type: ignore[union-attr]
+            split = tuple(n * head_size for n in heads)
         except AttributeError:
             raise ValueError(
                 f"{place.name}: expected an attention module whose config has n_head, n_query_groups and head_size; "
@@ -239,6 +247,8 @@ def _split(model: nn.Module, place: _Place) -> Split | None:
         return None
     if sum(split) != place.parameter.shape[-2]:
         raise ValueError(f"{place.name} has {place.parameter.shape[-2]} rows: expected {' + '.join(map(str, split))}")
+    if by_head and head_size is not None:
+        split = tuple(head_size for rows in split for _ in range(rows // head_size))
     return split if len(split) > 1 else None
 
 

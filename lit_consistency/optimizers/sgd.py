@@ -38,9 +38,12 @@ class SGD(GroupOptimizer):
         nesterov: look one step ahead; needs momentum above 0.
         weight_decay: weight_decay * parameter is added to the gradient (coupled, as in torch.optim.SGD); at least 0.
         decay_roles: roles of the parameters that decay.
-        low_precision: ``master`` moves a float32 copy of parameters in bfloat16 or float16, ``nearest`` rounds every
-            step to them.
+        low_precision: how parameters in bfloat16 or float16 move: ``master`` moves a float32 copy and rounds it to
+            them; ``stochastic`` rounds each step up or down by chance; ``nearest`` rounds it, and loses small ones.
+        seed: of stochastic rounding, a function of seed, parameter name and step.
     """
+
+    elements_at_once = 2**24
 
     def __init__(
         self,
@@ -51,6 +54,7 @@ class SGD(GroupOptimizer):
         weight_decay: float = 0.0,
         decay_roles: Sequence[str] = DECAY_ROLES,
         low_precision: LowPrecision = "master",
+        seed: int = 0,
     ) -> None:
         check_at_least("lr", lr, 0)
         check_below_one("momentum", momentum)
@@ -59,7 +63,7 @@ class SGD(GroupOptimizer):
         check_at_least("weight_decay", weight_decay, 0)
         check_choices("decay_roles", decay_roles, ROLES)
         defaults = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
-        super().__init__(decay_by_role(groups, weight_decay, decay_roles), defaults, low_precision)
+        super().__init__(decay_by_role(groups, weight_decay, decay_roles), defaults, low_precision, seed)
 
     def update_group(self, group: dict[str, Any], entries: list[Entry]) -> None:
         """One SGD step of the group."""

@@ -14,14 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from lit_consistency.callbacks.checkpoint_io import (
-    AtomicCheckpointIO,
-    CheckpointError,
-    checkpoints,
-    newest_valid,
-    verify,
-    write_manifest,
-)
+from lit_consistency.callbacks.checkpoint_io import AtomicCheckpointIO, checkpoints, newest_valid
+from lit_consistency.callbacks.manifest import CheckpointError, verify, write_manifest
 
 CONTENT = {"state_dict": {"w": torch.arange(1000.0)}, "global_step": 3}
 

@@ -10,7 +10,8 @@ from litgpt.scripts.convert_hf_checkpoint import copy_weights_gpt_neox, copy_wei
 from safetensors.torch import load_file
 
 from lit_consistency.model import Provenance, export_hf, load_weights, read_provenance
-from lit_consistency.model.export import hf_config, main
+from lit_consistency.model.export import hf_config
+from lit_consistency.model.export_command import main
 
 from .tiny_models import tiny_checkpoint, tiny_config, tiny_tokenizer
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lit_consistency.optimizers import AdamW, parameter_groups
-from lit_consistency.optimizers.adamw import bias_correction, can_fuse
+from lit_consistency.optimizers.adamw import are_alike, bias_correction, can_fuse
 from tests.optimizers.models import follow, one_matrix, random_grads, small_gpt
 
 OPTIONS = {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1}
@@ -86,3 +86,39 @@ def test_a_group_keeps_its_own_weight_decay() -> None:
     _, groups = one_matrix(2, 3)
     groups[0]["weight_decay"] = 0.25
     assert AdamW(groups, weight_decay=0.5).param_groups[0]["weight_decay"] == 0.25
+
+
+def test_bfloat16_gradients_are_cast_in_portions_and_move_as_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = [(33, 17), (5,), (4, 4), (600,), ()]
+    starts = [random_grads(shape, 1, torch.float32)[0] for shape in shapes]
+    results = []
+    for at_once in (2**18, 128):  # whole vectors: the kernel rounds a tail otherwise
+        monkeypatch.setattr("lit_consistency.optimizers.adamw.CAST_AT_ONCE", at_once)
+        params = [torch.nn.Parameter(start.bfloat16()) for start in starts]
+        optimizer = AdamW(params, **OPTIONS)
+        for seed in range(3):
+            for parameter in params:
+                parameter.grad = parameter.detach().sin() + seed
+            optimizer.step()
+        results.append([optimizer.state[p][key] for p in params for key in ("master", "exp_avg", "exp_avg_sq", "step")])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_parameters_of_several_dtypes_share_a_group() -> None:
+    dtypes = [torch.float32, torch.bfloat16, torch.float64]
+    shared = [torch.nn.Parameter(torch.ones(3, dtype=dtype)) for dtype in dtypes]
+    alone = [torch.nn.Parameter(torch.ones(3, dtype=dtype)) for dtype in dtypes]
+    for parameter in [*shared, *alone]:
+        parameter.grad = torch.full_like(parameter, 0.5)
+    AdamW(shared, **OPTIONS).step()
+    for parameter in alone:
+        AdamW([parameter], **OPTIONS).step()
+    assert all(torch.equal(a, b) for a, b in zip(shared, alone, strict=True))
+
+
+def test_sets_of_tensors_that_one_call_takes() -> None:
+    a, b = torch.ones(2, 3), torch.ones(3)
+    assert are_alike([a, b], [a, b])
+    assert not are_alike([a, b], [a, b.double()])
+    assert not are_alike([a, b], [torch.ones(3, 2).T, b])
+    assert not are_alike([a.bfloat16()], [a.bfloat16()])

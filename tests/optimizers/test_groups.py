@@ -74,6 +74,20 @@ def test_qkv_fused_has_no_split() -> None:
     assert splits(parameter_groups(small_gpt(), qkv="fused")) == {}
 
 
+@pytest.mark.parametrize(
+    ("family", "split"), [("pythia-14m", (4,) * 12), ("Llama-3.2-1B", (4,) * 8), ("Gemma-2b", (8,) * 6)]
+)
+def test_qkv_head_is_one_block_for_each_head(family: str, split: tuple[int, ...]) -> None:
+    assert splits(parameter_groups(small_gpt(family), qkv="head")) == {"transformer.h.0.attn.qkv.weight": split}
+
+
+def test_qkv_head_splits_lora_b_alone_by_head() -> None:
+    assert splits(parameter_groups(small_lora(), qkv="head")) == {
+        "transformer.h.0.attn.qkv.lora_A": (2, 2),
+        "transformer.h.0.attn.qkv.lora_B": (4,) * 6,
+    }
+
+
 def test_lora_groups_are_the_adapters_and_split_where_qkv_is_fused() -> None:
     groups = parameter_groups(small_lora())
     assert {group["role"] for group in groups} == {"adapter"}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lit_consistency.optimizers import SGD, AdamW, Muon, parameter_groups
-from lit_consistency.optimizers.muon import iteration_dtype, shape_scale
+from lit_consistency.optimizers.muon_step import shape_scale
 from lit_consistency.optimizers.newton_schulz import newton_schulz
 from tests.optimizers.models import follow, one_matrix, random_grads, small_gpt, small_lora
 from tests.reference.optimizers import muon_trajectory
@@ -193,15 +193,6 @@ def test_a_schedule_keeps_the_ratio_of_the_two_learning_rates() -> None:
         "head": 0.0005,
         "norm": 0.0005,
     }
-
-
-def test_precision_of_the_iterations() -> None:
-    single = torch.zeros(2, 2)
-    assert iteration_dtype("auto", single) == torch.float32
-    assert iteration_dtype("auto", single.bfloat16()) == torch.float32
-    assert iteration_dtype("bfloat16", single) == torch.bfloat16
-    assert iteration_dtype("bfloat16", single.double()) == torch.float64
-    assert iteration_dtype("auto", torch.zeros(2, 2, device="meta")) == torch.float32
 
 
 def test_nothing_to_orthogonalize_is_refused_with_the_table() -> None:

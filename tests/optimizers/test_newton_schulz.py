@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lit_consistency.optimizers.newton_schulz import newton_schulz
-from tests.reference.optimizers import polar_factor
+from lit_consistency.optimizers.newton_schulz import ITERATIONS, newton_schulz
+from tests.reference.optimizers import newton_schulz_by_svd, polar_factor
 
 
 def with_singular_values(values: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
@@ -97,3 +97,65 @@ def test_the_matrix_is_only_read() -> None:
     before = matrix.clone()
     newton_schulz(matrix)
     assert torch.equal(matrix, before)
+
+
+@pytest.mark.parametrize("form", ["direct", "gram"])
+@pytest.mark.parametrize("ns_coefficients", ["polar_express", "quintic"])
+@pytest.mark.parametrize("shape", [(24, 24), (20, 60), (60, 20), (400, 500), (450, 390)])
+def test_both_forms_are_the_polynomials_of_the_singular_values(
+    shape: tuple[int, int], ns_coefficients: str, form: str
+) -> None:
+    """Short sides above 384 take symmetric products block by block, with a last block that is smaller."""
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    polynomials, margin = ITERATIONS[ns_coefficients]
+    expected = newton_schulz_by_svd(matrix, polynomials, margin, steps=5)
+    found = newton_schulz(matrix, ns_coefficients=ns_coefficients, form=form)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4, 9])
+def test_any_number_of_steps_is_the_same_in_both_forms(steps: int) -> None:
+    batch = torch.randn(2, 12, 30, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    direct, gram = (newton_schulz(batch, ns_steps=steps, form=form) for form in ("direct", "gram"))
+    torch.testing.assert_close(gram, direct, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("decades", [1, 2, 4])
+def test_the_gram_form_in_bfloat16_stays_within_its_precision_by_its_restart(
+    decades: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matrix = with_singular_values(torch.logspace(0, -decades, 200, dtype=torch.float64), 200, 600)
+    exact = newton_schulz(matrix)
+
+    def error_and_largest(form: str) -> tuple[float, float]:
+        found = newton_schulz(matrix.float(), form=form, dtype=torch.bfloat16)
+        return float((found - exact).norm() / exact.norm()), float(torch.linalg.svdvals(found).max())
+
+    direct, _ = error_and_largest("direct")
+    error, largest = error_and_largest("gram")
+    # 16 roundings of 2 ** -8, or what the direct form loses to them where the spectrum falls far below
+    assert error < max(16 * 2**-8, 1.5 * direct)
+    assert largest < 1.15  # 1.13 in exact arithmetic
+    monkeypatch.setattr("lit_consistency.optimizers.newton_schulz.RESTART_EVERY", 99)
+    if decades > 1:
+        error_without, largest_without = error_and_largest("gram")
+        assert error_without > 1.5 * error
+        assert largest_without > 1.15
+
+
+@pytest.mark.parametrize("form", ["direct", "gram"])
+def test_float32_is_close_to_float64_over_five_decades(form: str) -> None:
+    matrix = with_singular_values(torch.logspace(0, -5, 400, dtype=torch.float64), 400, 800)
+    exact = newton_schulz(matrix)
+    error = newton_schulz(matrix.float(), form=form) - exact
+    assert float(error.norm() / exact.norm()) < {"direct": 1e-4, "gram": 1e-3}[form]
+
+
+@pytest.mark.parametrize("scale", [1e-42, 1e-30, 1e30])
+def test_a_batch_has_matrices_of_any_scale(scale: float) -> None:
+    matrix = torch.tensor([[3.0, 0.0, 0.0], [0.0, -2.0, 0.0]])
+    if scale < 1e-38:  # a multiple that float32's smallest numbers keep
+        scale = 2.0**-140
+    found = newton_schulz(torch.stack([matrix, matrix * scale, torch.zeros(2, 3)]), form="gram")
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=0)
+    assert not found[2].any()

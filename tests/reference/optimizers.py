@@ -15,6 +15,18 @@ def polar_factor(matrix: Tensor) -> Tensor:
     return u[:, kept] @ vh[kept]
 
 
+def newton_schulz_by_svd(
+    matrix: Tensor, polynomials: tuple[tuple[float, float, float], ...], margin: float, steps: int
+) -> Tensor:
+    """The odd polynomials applied to the singular values; the last polynomial is repeated."""
+    u, values, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
+    values = values / (values.norm() * margin)
+    for step in range(steps):
+        a, b, c = polynomials[min(step, len(polynomials) - 1)]
+        values = a * values + b * values**3 + c * values**5
+    return u @ torch.diag(values) @ vh
+
+
 def muon_trajectory(
     start: Tensor, grads: list[Tensor], rows: list[int], *, lr: float, momentum: float, decay: float
 ) -> Tensor:
@@ -63,3 +75,33 @@ def mofo_trajectory(
             v_hat = float(v[i, j]) / sum(weights_v)
             weight[i][j] += -lr * decay * weight[i][j] - lr * m_hat / (math.sqrt(v_hat) + eps)
     return torch.tensor(weight, dtype=torch.float64)
+
+
+def normuon_trajectory(start: Tensor, grads: list[Tensor], *, lr: float, beta: float) -> Tensor:
+    """Muon without momentum by SVD, then NorMuon row by row; the running mean written out as a weighted sum."""
+    weight, updates = start.double().clone(), []
+    for grad in grads:
+        updates.append(polar_factor(grad))
+        rows = []
+        for i in range(weight.size(0)):
+            past = [float((u[i] ** 2).mean()) for u in updates]
+            mean = sum((1 - beta) * beta ** (len(past) - 1 - t) * value for t, value in enumerate(past))
+            rows.append(updates[-1][i] / (math.sqrt(mean) + 1e-8))
+        update = torch.stack(rows)
+        update = update * math.sqrt(float((updates[-1] ** 2).sum()) / float((update**2).sum()))
+        weight = weight - lr * 0.2 * math.sqrt(max(weight.shape)) * update
+    return weight
+
+
+def paired_update(
+    grad_B: Tensor, lora_B: Tensor, grad_A: Tensor, lora_A: Tensor, damping: float
+) -> tuple[Tensor, Tensor]:
+    """LoRA-Muon of one pair by singular values: both factors' whitening from their SVDs, both polar factors exact."""
+    _, sizes_A, _ = torch.linalg.svd(lora_A, full_matrices=False)
+    _, sizes_B, _ = torch.linalg.svd(lora_B, full_matrices=False)
+    left_A = torch.linalg.svd(lora_A, full_matrices=False)[0]
+    right_B = torch.linalg.svd(lora_B, full_matrices=False)[2].T
+    root_A = left_A @ torch.diag((sizes_A**2 + (damping * sizes_B.max()) ** 2) ** -0.5) @ left_A.T
+    root_B = right_B @ torch.diag((sizes_B**2 + (damping * sizes_A.max()) ** 2) ** -0.5) @ right_B.T
+    scale = 0.5 * 0.2 * math.sqrt(max(lora_B.size(0), lora_A.size(1)))
+    return scale * polar_factor(grad_B @ root_A) @ root_A, scale * root_B @ polar_factor(root_B @ grad_A)

@@ -1,0 +1,82 @@
+"""What a sequence of tasks leaves behind: numbers from the matrix of scores, one row a stage and one column a task.
+
+Row 0 holds the scores of the base, row k those after training on tasks 1 to k in turn. Scores are such that more is
+better; of a loss hand in its negative. Differences, never ratios: a score near zero in the base would make any ratio.
+
+Source: Lopez-Paz and Ranzato 2017, Gradient Episodic Memory, arXiv 1706.08840; Chaudhry et al. 2018, Riemannian Walk,
+arXiv 1801.10112 (forgetting); Wang et al. 2023, TRACE, arXiv 2310.06762 (overall performance).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def overall_performance(scores: Tensor) -> float:
+    r"""OP: mean score, after the last stage, of the tasks trained on so far.
+
+    .. math::
+        \frac{1}{t} \sum_{i=1}^{t} R_{t,i}
+
+    Args:
+        scores: R, (1 + t stages, at least t tasks), finite.
+    """
+    return float(_trained(scores)[-1].mean())
+
+
+def backward_transfer(scores: Tensor) -> float:
+    r"""BWT: mean change of a task's score between its own stage and the last one; negative is forgetting.
+
+    .. math::
+        \frac{1}{t - 1} \sum_{i=1}^{t-1} (R_{t,i} - R_{i,i})
+
+    The last task has had no time to change and is left out, as in GEM; with it, as TRACE writes it, the number is
+    (t - 1) / t times this one.
+
+    Args:
+        scores: R, (1 + t stages, at least t tasks), finite, t at least 2.
+    """
+    trained = _trained(scores, at_least=2)
+    return float((trained[-1] - trained[1:].diagonal())[:-1].mean())
+
+
+def forgetting(scores: Tensor) -> Tensor:
+    r"""How far each task has fallen from the best that any earlier stage gave it, the base among them.
+
+    .. math::
+        f_i = \max_{k < t} R_{k,i} - R_{t,i}
+
+    Args:
+        scores: R, (1 + t stages, tasks), finite; columns of tasks that were never trained on are general abilities.
+
+    Returns:
+        (tasks,), negative where the last stage is the best.
+    """
+    if scores.ndim != 2 or len(scores) < 2:
+        raise ValueError(f"scores has shape {list(scores.shape)}: expected at least two stages (rows)")
+    return scores[:-1].amax(0) - scores[-1]
+
+
+def retained_share(scores: Tensor, at_least: float = 0.01) -> Tensor:
+    """What is left, after the last stage, of what each task had gained over the base at its best.
+
+    Args:
+        scores: R, (1 + t stages, tasks), finite.
+        at_least: gains below this are no gain: a share of nothing has no meaning.
+
+    Returns:
+        (tasks,): 1 keeps all of the gain, 0 is back at the base, NaN where there was no gain.
+    """
+    gain = scores.amax(0) - scores[0]
+    return torch.where(gain >= at_least, (scores[-1] - scores[0]) / gain, torch.nan)
+
+
+def _trained(scores: Tensor, at_least: int = 1) -> Tensor:
+    """Columns of the tasks trained on."""
+    stages = len(scores) - 1
+    if scores.ndim != 2 or stages < at_least or scores.size(1) < stages:
+        raise ValueError(
+            f"scores has shape {list(scores.shape)}: expected (1 + t, at least t) with t >= {at_least}, the base first"
+        )
+    return scores[:, :stages]

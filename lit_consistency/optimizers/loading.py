@@ -1,0 +1,74 @@
+"""What a saved state must be before an optimizer takes it up: of these parameters, of their shapes, and finite.
+
+The checks look at local tensors, one rank at a time; nothing is changed by them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+# state that holds one number for each number of the parameter
+ELEMENTWISE = ("master", "exp_avg", "exp_avg_sq", "momentum_buffer")
+
+
+def check_state(groups: Sequence[Mapping[str, Any]], state_dict: Mapping[str, Any]) -> None:
+    """See that ``state_dict`` can continue an optimizer over ``groups``.
+
+    Args:
+        groups: the optimizer's ``param_groups``.
+        state_dict: of ``Optimizer.state_dict()``.
+
+    Raises:
+        ValueError: its groups hold other parameters, a tensor has another shape than its parameter, or a value is NaN
+            or infinite; naming the parameter and the state, and what to do.
+    """
+    saved_groups = state_dict["param_groups"]
+    if len(saved_groups) != len(groups):
+        raise ValueError(
+            f"optimizer state: it has {len(saved_groups)} parameter groups, expected {len(groups)}; "
+            "it was saved by another optimizer, method or model: load weights only, without the optimizer's state"
+        )
+    for saved, group in zip(saved_groups, groups, strict=True):
+        names = group.get("param_names") or [str(i) for i in range(len(group["params"]))]
+        _check_names(saved.get("param_names"), names, saved, group)
+        for i, name, parameter in zip(saved["params"], names, group["params"], strict=True):
+            for key, value in state_dict["state"].get(i, {}).items():
+                if isinstance(value, Tensor):
+                    _check_value(name, key, value, parameter)
+
+
+def _check_names(
+    saved_names: Sequence[str] | None, names: Sequence[str], saved: Mapping[str, Any], group: Mapping[str, Any]
+) -> None:
+    """See that a saved group holds the parameters of ``group``, in their order."""
+    if len(saved["params"]) == len(group["params"]) and (saved_names is None or list(saved_names) == list(names)):
+        return
+    missing = [name for name in names if name not in (saved_names or [])]
+    unknown = [name for name in saved_names or [] if name not in names]
+    raise ValueError(
+        f"optimizer state: a group of role {group.get('role')!r} has {len(saved['params'])} parameters, expected the "
+        f"{len(group['params'])} of the model in their order; not in the state: {missing[:3]}, not in the model: "
+        f"{unknown[:3]}; load weights only, without the optimizer's state"
+    )
+
+
+def _check_value(name: str, key: str, value: Tensor, parameter: Tensor) -> None:
+    """See that one tensor of the state of ``parameter`` has its shape and is finite."""
+    if key in ELEMENTWISE and value.shape != parameter.shape:
+        raise ValueError(
+            f"optimizer state: {key} of {name} has shape {list(value.shape)}, expected {list(parameter.shape)}; it was "
+            "saved with another model: load weights only, without the optimizer's state"
+        )
+    here = value.to_local() if isinstance(value, DTensor) else value
+    if not here.is_floating_point() or torch.isfinite(here).all():
+        return
+    bad = here.numel() - int(torch.isfinite(here).sum())
+    raise ValueError(
+        f"optimizer state: {key} of {name} has {bad} of {here.numel()} values that are NaN or infinite; every step "
+        "from it would be, too: resume from an earlier checkpoint, or load weights only, without the optimizer's state"
+    )
