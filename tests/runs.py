@@ -34,6 +34,7 @@ def arguments(root: Path, *extra: str, data: str = "PretrainData", optimizer: st
         "--trainer.log_every_n_steps=1",
         "--trainer.max_steps=4",
         "--trainer.limit_val_batches=0",
+        "--forgetting.time_budget=1",  # tests count measurements
         f"--data=lit_consistency.data.{data}",
         f"--data.init_args.{part}={source[0]}",
         *source[1:],

@@ -1,4 +1,9 @@
-"""The table at the end of a run: base, now, what was learned, what was forgotten, and the distance."""
+"""The table at the end of a run: base, now, what was learned, what was forgotten, and the distance.
+
+Forgetting is a difference. The share that is retained stands beside it only where the base scored clearly above
+nothing: the ratio to a base near zero says how small the base is, not what was forgotten (Sun & Dredze, arXiv
+2408.06663, divide by such bases).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,10 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from lit_consistency.metrics.items import HIGHER_IS_BETTER
+from lit_consistency.metrics import higher_is_better
+
+LEAST_BASE = 0.05
+"""A base at or below this score gives no share: there a single item more or less moves the ratio a lot."""
 
 
 class Measurement(NamedTuple):
@@ -23,17 +31,25 @@ class Measurement(NamedTuple):
     @property
     def worse(self) -> float:
         """How much worse than the base; positive is worse, in units of the metric."""
-        return self.base - self.now if self.metric in HIGHER_IS_BETTER else self.now - self.base
+        return self.base - self.now if higher_is_better(self.metric) else self.now - self.base
+
+    @property
+    def share(self) -> float | None:
+        """Now over base; None for losses, and where the base has too little to be a share of."""
+        if not higher_is_better(self.metric) or not self.base > LEAST_BASE:
+            return None
+        return self.now / self.base
 
 
 def results_table(measurements: Sequence[Measurement], numbers: Mapping[str, float]) -> None:
     """Print what was learned and forgotten, then the distance from the start."""
     table = Table(title="learned and forgotten", title_justify="left")
-    for column in ("task", "metric", "base", "now", "learned", "forgotten"):
+    for column in ("task", "metric", "base", "now", "learned", "forgotten", "retained"):
         table.add_column(column, justify="left" if column in ("task", "metric") else "right")
     for m in sorted(measurements, key=lambda m: m.kind):
         learned, forgotten = (_signed(-m.worse), "") if m.kind == "learn" else ("", _signed(m.worse))
-        table.add_row(m.name, m.metric, _value(m.base), _value(m.now), learned, forgotten)
+        retained = f"{100 * m.share:.1f}%" if m.kind == "retain" and m.share is not None else ""
+        table.add_row(m.name, m.metric, _value(m.base), _value(m.now), learned, forgotten, retained)
     console = Console()
     console.print(table)
     console.print(_distance_line(numbers), highlight=False)
@@ -45,6 +61,8 @@ def _distance_line(numbers: Mapping[str, float]) -> str:
     line += f", {100 * numbers.get('moved/all', 0.0):.1f}% of the trained coordinates moved"
     if "kl_to_base" in numbers:
         line += f", KL to the base on the new task {numbers['kl_to_base']:.4g} nats"
+    if "reverse_kl_to_base" in numbers:
+        line += f" (reverse {numbers['reverse_kl_to_base']:.4g})"
     return line
 
 
