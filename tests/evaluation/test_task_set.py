@@ -28,6 +28,9 @@ TASKS["written"]["generation"] = {"max_new_tokens": 6}
 PROGRAM = {"kind": "generation", "metrics": ["pass@1"], "fields": {"": "{p}"}, "references": "{t}", "program": "{p}"}
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:task choice. constant")  # the model has learned nothing
+
+
 @pytest.fixture(scope="module")
 def loaded(tiny_folder: Path) -> Loaded:
     return load_model(tiny_folder, "cpu")
@@ -43,16 +46,13 @@ def measured(watched: TaskSet, loaded: Loaded, batch_tokens: int = 8192) -> dict
         return prepared.measure(loaded.model, batch_tokens=batch_tokens, device=loaded.device)
 
 
-@pytest.mark.filterwarnings("ignore:task choice. truncated", "ignore:task .*constant")
-@pytest.mark.parametrize("shots", [0, 2])
+@pytest.mark.filterwarnings("ignore:task choice. truncated")
 @pytest.mark.parametrize("limit", [0, 5])
-@pytest.mark.parametrize("kind", TASKS)
+@pytest.mark.parametrize(("kind", "shots"), [*((kind, 0) for kind in TASKS), ("choice", 2)])
 def test_the_numbers_are_those_of_evaluate(
     kind: str, limit: int, shots: int, loaded: Loaded, tiny_folder: Path, tmp_path: Path
 ) -> None:
     """The block of the training rows, 32, is no limit: a task is asked in the context of the model."""
-    if shots and kind != "choice":
-        pytest.skip("has no examples")
     file = task_file(tmp_path, kind)
     options = {"limit": limit, "seed": 3}
     (result,) = command.evaluate(command.Options(tiny_folder, [file], shots=(shots,), device="cpu", **options))
@@ -92,8 +92,7 @@ def test_the_right_candidates_of_a_choice_are_its_items(loaded: Loaded, tmp_path
 
 
 def test_one_of_several_variants_is_named(tmp_path: Path) -> None:
-    variants = {"a": {}, "b_a": {"limit": 0}}
-    variants["b_a"] = {"instruction": "Other."}
+    variants = {"a": {}, "b_a": {"instruction": "Other."}}
     file = str(write_task(tmp_path / "two.yaml", **NLI, data=nli_rows(4), variants=variants))
     assert TaskSet(file, variant="a").task.name == "two_a"
     assert TaskSet(file, variant="b_a").task.instruction == "Other."
@@ -144,7 +143,6 @@ def test_what_a_guard_finds_is_warned_of_once(loaded: Loaded, tmp_path: Path) ->
     with pytest.warns(UserWarning, match="task choice: single_class: all 12 gold labels"):
         prepared = watched.prepare(loaded.tokenizer, 128)
     assert isinstance(prepared, PreparedTask)
-    prepared.questions.questions[:] = [q for q in prepared.questions.questions]
     constant = task_file(tmp_path, "written", extraction="(?:.|\n)*?(x?)$", metrics=["exact_match"], data=nli_rows(12))
     again = TaskSet(constant).prepare(loaded.tokenizer, 128)
     with pytest.warns(UserWarning, match="task written: constant: all 12 predictions"), untouched(loaded.model):
