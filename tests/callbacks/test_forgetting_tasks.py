@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_consistency.callbacks import Forgetting
@@ -14,7 +15,7 @@ from lit_consistency.callbacks.time_budget import TimeBudget
 from lit_consistency.cli import ConsistencyCLI
 from lit_consistency.evaluation import command
 from tests.evaluation.tiny import NLI, nli_rows, tiny_model, write_task
-from tests.runs import equal, finish, fit, start, weights
+from tests.runs import SCRATCH, equal, finish, fit, start, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:task .*(constant|truncated)", "ignore:.*was pretrained with")
 WRITTEN: dict[str, Any] = {"kind": "generation", "fields": {"Q": "{h}"}, "references": "{p}"}
@@ -154,7 +155,28 @@ def test_micro_batches_of_one_step_decide_once(tmp_path: Path, monkeypatch: pyte
     assert len(asked) == 6
 
 
+def test_a_rank_follows_the_first_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own clock would allow every measurement; rank 0, which a broadcast stands for, allows none."""
+    real = SingleDeviceStrategy.broadcast
+    monkeypatch.setattr(
+        SingleDeviceStrategy, "broadcast", lambda self, value, src=0: value is not True and real(self, value, src)
+    )
+    fit(tmp_path, *BUDGET, "--forgetting.time_budget=1")
+    assert [line["step"] for line in lines(tmp_path, "distance/all")] == [0, 6]
+
+
 # -------------------- several processes
+
+
+@pytest.mark.slow
+def test_two_processes_skip_alike(tmp_path: Path) -> None:
+    """A rank that measured alone would wait for the other for ever; here a part is skipped and a part is made."""
+    options = ["--forgetting.every_n_steps=1", "--forgetting.time_budget=0.3", "--trainer.max_epochs=20"]
+    finish(start(tmp_path, *SCRATCH, *options, "--trainer.max_steps=100", devices=2, strategy="ddp"))
+    record = json.loads((tmp_path / "run" / "run.json").read_text())["evaluation"]
+    assert record["made"] + record["skipped"] == 101
+    assert record["skipped"] > 0
+    assert record["made"] > 2
 
 
 @pytest.mark.slow
