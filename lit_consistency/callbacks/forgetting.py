@@ -178,7 +178,7 @@ class Forgetting(Callback):
 
     def _compare(self, numbers: dict[str, float]) -> list[Measurement]:
         return [
-            Measurement(kind, name, prepared.metric, self.base[key], numbers[key])
+            Measurement(kind, name, prepared.metric, self.base[key], numbers[key], prepared.chance)
             for key, prepared in self._sets.items()
             for kind, name in [key.split("/", 1)]
             if key in self.base

@@ -1,8 +1,8 @@
 """The table at the end of a run: base, now, what was learned, what was forgotten, and the distance.
 
-Forgetting is a difference. The share that is retained stands beside it only where the base scored clearly above
-nothing: the ratio to a base near zero says how small the base is, not what was forgotten (Sun & Dredze, arXiv
-2408.06663, divide by such bases).
+Forgetting is a difference. The share that is retained, now over base, stands beside it only where the base scored
+clearly above chance: the ratio to a base near zero says how small the base is, and that of two guesses nothing (Sun &
+Dredze, arXiv 2408.06663, divide by such bases).
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ from rich.table import Table
 
 from lit_consistency.metrics import higher_is_better
 
-LEAST_BASE = 0.05
-"""A base at or below this score gives no share: there a single item more or less moves the ratio a lot."""
+LEAST_ABOVE_CHANCE = 0.05
+"""A base at or below this much above chance gives no share: there an item more or less moves the ratio a lot."""
 
 
 class Measurement(NamedTuple):
-    """A watched set before and after: ``kind`` is ``learn`` or ``retain``."""
+    """A watched set before and after: ``kind`` is ``learn`` or ``retain``; ``chance`` is what guessing gives."""
 
     kind: str
     name: str
     metric: str
     base: float
     now: float
+    chance: float = 0.0
 
     @property
     def worse(self) -> float:
@@ -35,8 +36,8 @@ class Measurement(NamedTuple):
 
     @property
     def share(self) -> float | None:
-        """Now over base; None for losses, and where the base has too little to be a share of."""
-        if not higher_is_better(self.metric) or not self.base > LEAST_BASE:
+        """Now over base; None for losses, and where the base is not clearly above chance."""
+        if not higher_is_better(self.metric) or not self.base > self.chance + LEAST_ABOVE_CHANCE:
             return None
         return self.now / self.base
 

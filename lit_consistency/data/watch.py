@@ -48,6 +48,13 @@ class Prepared(ABC):
     metric: str
     items: list[Item]
 
+    @property
+    def chance(self) -> float:
+        """Share of right answers by guessing among the candidates; 0 where the metric counts no choices."""
+        if "accuracy" not in self.metric:
+            return 0.0
+        return sum(1 / len(item.candidates) for item in self.items) / len(self.items)
+
     @abstractmethod
     def measure(self, model: nn.Module, *, batch_tokens: int, device: torch.device) -> dict[str, float]:
         """The set's numbers by name, the same on every rank; every rank calls it.

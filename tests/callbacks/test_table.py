@@ -35,6 +35,12 @@ def test_the_retained_share_needs_a_base_that_scores(metric: str, base: float, s
     assert found == (share if share is None else pytest.approx(share))
 
 
+@pytest.mark.parametrize(("base", "share"), [(0.26, None), (0.29, None), (0.5, 0.8)])
+def test_guesses_of_the_base_are_nothing_to_be_retained(base: float, share: float | None) -> None:
+    """Among four candidates."""
+    assert Measurement("retain", "task", "accuracy", base, 0.4, chance=0.25).share == share
+
+
 def test_the_table_shows_shares_of_what_is_retained_only(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [
         Measurement("retain", "kept", "accuracy", 0.8, 0.6),

@@ -91,6 +91,17 @@ def test_the_right_candidates_of_a_choice_are_its_items(loaded: Loaded, tmp_path
     assert [item.gold for item in items] == [0, 1] * 8
 
 
+def test_chance_is_known_where_choices_are_counted(loaded: Loaded, tmp_path: Path) -> None:
+    choice, written = task_file(tmp_path, "choice"), task_file(tmp_path, "written")
+    for watched, chance in (
+        (TaskSet(choice), 0.5),
+        (TaskSet(choice, metric="balanced_accuracy"), 0.5),
+        (TaskSet(choice, metric="exact"), 0.0),
+        (TaskSet(written), 0.0),
+    ):
+        assert watched.prepare(loaded.tokenizer, 128).chance == chance
+
+
 def test_one_of_several_variants_is_named(tmp_path: Path) -> None:
     variants = {"a": {}, "b_a": {"instruction": "Other."}}
     file = str(write_task(tmp_path / "two.yaml", **NLI, data=nli_rows(4), variants=variants))
