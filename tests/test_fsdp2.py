@@ -26,7 +26,7 @@ SHARDED = ("adamw", "sgd", "muon", "mofo")
 def numbers(root: Path) -> list[dict[str, float]]:
     """Logged numbers without those of the clock."""
     lines = [json.loads(line) for line in (root / "run" / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if not any(key.startswith("speed/") for key in line)]
+    return [line for line in lines if not any(key.startswith(("speed/", "evaluation/")) for key in line)]
 
 
 def check_equal(one: Path, many: Path) -> None:
