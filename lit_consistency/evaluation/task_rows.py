@@ -63,7 +63,7 @@ class TaskRows(Rows):
         self.limit = limit
         self.seed = seed
         if self.task.kind not in ("choice", "generation"):
-            raise ValueError(f"task {task!r} is of kind {self.task.kind}: expected choice or generation, with questions")
+            raise ValueError(f"task {task!r} is of kind {self.task.kind}: expected choice or generation")
         if self.task.program is not None and self.task.demonstration is None:
             raise ValueError(f"task {task!r}: expected the key `demonstration`; its references are tests, not answers")
         if split == "few_shot" and self.task.few_shot is None:

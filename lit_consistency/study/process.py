@@ -55,8 +55,8 @@ def run_command(arguments: Sequence[str], log: Path) -> None:
         raise SystemExit(status if status > 0 else 128 - status)
     said = log.read_bytes()[start:].decode(errors="replace").strip().splitlines()
     if status == 2:
-        errors = [line for line in said if "error:" in line]
-        raise ValueError(f"{arguments[0]}: {errors[-1] if errors else ' '.join(said[-1:])}\n(all of it: {log})")
+        start = max((i for i, line in enumerate(said) if line.startswith("error:")), default=-1)
+        raise ValueError("\n".join([f"{arguments[0]} refused its options ({log}):", *said[start:]]))
     last = "\n".join(said[-TAIL:])
     raise ProcessFailed(f"{arguments[0]} ended with status {status}; the end of {log}:\n{last}")
 

@@ -13,6 +13,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class Sequence:
         FileNotFoundError, ValueError: see ``open_tasks``.
     """
 
-    def __init__(self, plan: SequencePlan, say: Callable[[str], None] = print) -> None:
+    def __init__(self, plan: SequencePlan, say: Callable[[str], None] = partial(print, flush=True)) -> None:
         self.plan = plan
         self.say = say
         self.tasks: OpenTasks = open_tasks(plan)
@@ -80,12 +81,11 @@ class Sequence:
         runs = self.plan.output / "runs"
         if _finished(runs / name):
             return runs / name / "model", name
-        file = self.plan.output / "configs" / f"{name}.yaml"
-        write_text(file, yaml.safe_dump(config, sort_keys=False))
-        arguments = ["fit", f"--config={file}"]
-        if self.plan.fit.config:
-            # once more behind the files: they may add to `data`, but not replace what is trained on
-            arguments += [*(f"--config={path}" for path in self.plan.fit.config), f"--config={file}"]
+        # first the data, so that the files may add to them; last all of it, so that no file trains on other rows
+        first, last = (self.plan.output / "configs" / f"{name}{part}.yaml" for part in (".data", ""))
+        write_text(first, yaml.safe_dump({"data": config["data"]}, sort_keys=False))
+        write_text(last, yaml.safe_dump(config, sort_keys=False))
+        arguments = ["fit", *(f"--config={file}" for file in (first, *self.plan.fit.config, last))]
         arguments += [f"--seed_everything={seed}", f"--model.checkpoint_dir={model}", f"--run.root={runs}"]
         arguments += [f"--run.name={name}", "--ckpt_path=auto"]
         run_command(arguments, self.plan.output / "logs" / f"{name}.log")

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import sys
 from argparse import RawDescriptionHelpFormatter
-from typing import Any
+from typing import Any, NoReturn
 
-from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace
 
 from lit_consistency.study.process import ProcessFailed
 from lit_consistency.study.sequence_plan import (
@@ -48,22 +48,27 @@ def parser() -> ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Run the command; a user's error exits with 2, a run that failed with 1, a signal with 128 and its number."""
     command = parser()
-    plan = _plan(command.parse_args(argv).as_dict())
+    plan = plan_of(command.parse_args(argv))
     try:
         check_plan(plan)
         from lit_consistency.study.sequence import Sequence
 
         Sequence(plan).run()
     except (ValueError, OSError) as error:
-        command.error(str(error))
+        _stop(error, 2)
     except ProcessFailed as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        _stop(error, 1)
     print(f"wrote {plan.output}", file=sys.stderr)
 
 
-def _plan(given: dict[str, Any]) -> SequencePlan:
+def _stop(error: Exception, status: int) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(status)
+
+
+def plan_of(arguments: Namespace) -> SequencePlan:
     """The dataclasses; jsonargparse would also build every ``class_path`` inside, which is for the runs to do."""
+    given = _plain(arguments)
     parts = {"fit": FitOptions, "evaluation": EvaluationOptions, "replay": ReplayOptions}
     for key, kind in parts.items():
         given[key] = kind(**given[key])
@@ -71,3 +76,12 @@ def _plan(given: dict[str, Any]) -> SequencePlan:
     given["worlds"] = {name: WorldTask(**task) for name, task in given["worlds"].items()}
     del given["config"]
     return SequencePlan(**given)
+
+
+def _plain(value: Any) -> Any:
+    """Mappings for jsonargparse's namespaces, at any depth."""
+    if isinstance(value, Namespace):
+        value = value.as_dict()
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list) else value

@@ -151,9 +151,14 @@ def check_plan(plan: SequencePlan) -> None:
         ("evaluation.shots", plan.evaluation.shots),
     ):
         refuse_twice(key, [str(value) for value in values])
-    least = [("fit.limit", plan.fit.limit, 0), ("evaluation.limit", plan.evaluation.limit, 0)]
-    least += [("evaluation.batch_tokens", plan.evaluation.batch_tokens, 1), ("evaluation.seed", plan.evaluation.seed, 0)]
-    least += [("seeds", seed, 0) for seed in plan.seeds] + [("evaluation.shots", n, 0) for n in plan.evaluation.shots]
+    least = [
+        ("fit.limit", plan.fit.limit, 0),
+        ("evaluation.limit", plan.evaluation.limit, 0),
+        ("evaluation.batch_tokens", plan.evaluation.batch_tokens, 1),
+        ("evaluation.seed", plan.evaluation.seed, 0),
+        *(("evaluation.shots", n, 0) for n in plan.evaluation.shots),
+        *(("seeds", seed, 0) for seed in plan.seeds),
+    ]
     for key, value, lowest in least:
         if value < lowest:
             raise ValueError(f"{key} = {value}: expected at least {lowest}")

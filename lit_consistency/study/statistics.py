@@ -63,8 +63,7 @@ def _student_cdf(t: float, dof: int) -> float:
     for k in range(1 + dof % 2, dof, 2):
         total += term
         term *= k / (k + 1) * cosine**2
+    inside = math.sin(theta) * total
     if dof % 2:
-        inside = 2 / math.pi * (theta + math.sin(theta) * cosine * total)
-    else:
-        inside = math.sin(theta) * total
+        inside = 2 / math.pi * (theta + math.cos(theta) * inside)
     return 0.5 + inside / 2
