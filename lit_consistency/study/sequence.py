@@ -13,7 +13,6 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,10 @@ from lit_consistency.study.sequence_tasks import OpenTasks, data_folder, open_ta
 TASK_ROWS = "lit_consistency.evaluation.TaskRows"
 
 
+def _print(line: str) -> None:
+    print(line, flush=True)  # a file shows it at once too
+
+
 class Sequence:
     """A plan with its tasks opened; ``run`` does what is left to do.
 
@@ -42,7 +45,7 @@ class Sequence:
         FileNotFoundError, ValueError: see ``open_tasks``.
     """
 
-    def __init__(self, plan: SequencePlan, say: Callable[[str], None] = partial(print, flush=True)) -> None:
+    def __init__(self, plan: SequencePlan, say: Callable[[str], None] = _print) -> None:
         self.plan = plan
         self.say = say
         self.tasks: OpenTasks = open_tasks(plan)
