@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from lit_consistency import __version__
 from lit_consistency.data.tokenizer import Tokenizer
 from lit_consistency.evaluation.asked import Asked
-from lit_consistency.evaluation.build import TaskRows, build_questions, read_task
+from lit_consistency.evaluation.build import ReadTask, build_questions, read_task
 from lit_consistency.evaluation.contamination import Overlap, training_documents, training_fingerprint
 from lit_consistency.evaluation.formats import Format
 from lit_consistency.evaluation.guards import (
@@ -105,7 +105,7 @@ def _drafts(task: Task, ask: Ask, tokenizer: Tokenizer, block_size: int, shared:
     prompted = task.kind in ("choice", "generation")
     cells = [(form, shots) for form in ask.formats for shots in ask.shots] if prompted else [(ask.formats[0], 0)]
     data = {"data": fingerprint(task.data), "few_shot": fingerprint(task.few_shot) if task.few_shot else None}
-    rows: TaskRows | None = None
+    rows: ReadTask | None = None
     for form, shots in cells:
         identity = {
             **shared,
