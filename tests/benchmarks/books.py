@@ -24,7 +24,10 @@ BASES = {"AdamW": "books-adamw", "Muon": "books-muon"}
 WAYS = {
     "AdamW": (["--config", "configs/optimizers/adamw.yaml"], (2e-4, 6e-4, 2e-3)),
     "Muon": (["--config", "configs/optimizers/muon.yaml"], (2e-4, 6e-4, 2e-3)),
-    "MoFO": (["--config", "configs/optimizers/mofo.yaml"], (6e-4, 2e-3, 6e-3)),
+    "MoFO": (
+        [*["--config", "configs/optimizers/mofo.yaml"], "--model.optimizer.init_args.selection=exact"],
+        (6e-4, 2e-3, 6e-3),
+    ),
     "LoRA": (
         ["--config", "configs/optimizers/adamw.yaml", "--config", "configs/methods/lora.yaml"],
         (2e-3, 6e-3, 2e-2),
