@@ -63,6 +63,28 @@ def check_stages(plan: dict[str, Any]) -> None:
     assert not equal(weights(first / "model"), weights(second / "model"))
 
 
+def test_files_of_fit_cannot_change_what_is_trained_on(plan: dict[str, Any], started: Started, tmp_path: Path) -> None:
+    rows = {"class_path": "lit_consistency.data.RowFiles", "init_args": {"path": "elsewhere.jsonl"}}
+    world = {"class_path": "lit_consistency.data.worlds.MarkovChains", "init_args": {}}
+    others = {"class_path": "lit_consistency.data.worlds.WorldRows"}
+    others["init_args"] = {"world": world, "task": "new_chain", "split": "train"}
+    for number, other in enumerate((rows, others)):
+        data = {"class_path": "lit_consistency.data.SFTData", "init_args": {"rows": other, "packing": False}}
+        file = tmp_path / f"{number}.yaml"
+        file.write_text(yaml.safe_dump({"data": data}))
+        plan["fit"]["config"].append(str(file))
+    plan["stages"] = plan["stages"][:1]
+    run(plan, "--fit.options.trainer.max_steps=1")
+    (folder,) = (Path(plan["output"]) / "runs").iterdir()
+    used = yaml.safe_load((folder / "config.yaml").read_text())["data"]["init_args"]
+    assert used["packing"] is False, "other options of the file count"
+    assert used["rows"]["class_path"] == "lit_consistency.evaluation.TaskRows"
+    assert (used["rows"]["init_args"]["task"], used["rows"]["init_args"]["split"]) == (
+        plan["stages"][0]["task"],
+        "few_shot",
+    )
+
+
 def test_what_is_finished_is_not_run_again(plan: dict[str, Any], pretended: Started) -> None:
     before = run(plan)
     pretended.clear()
