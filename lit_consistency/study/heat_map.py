@@ -50,7 +50,7 @@ def draw_heat_map(matrix: Matrix, title: str, path: Path) -> bool:
     axes.set_xlabel("after training on")
     axes.set_title(title, fontsize=10)
     bar = figure.colorbar(image, ax=axes, ticks=[-1, 0, 1])
-    bar.set_label("change from the base, by the task's largest")
+    bar.set_label("change from the base\n(1: the task's largest)")
     bar.ax.set_ylim(-1, 1)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

@@ -132,7 +132,7 @@ def _named(numbers: dict[str, Any], matrix: Matrix) -> dict[str, Any]:
 
 
 def print_matrix(name: str, matrix: Matrix) -> None:
-    """Rows are tasks, columns the base and the stages; means over seeds, with OP and BWT below."""
+    """Rows are tasks, numbered by their stage, columns the base and the stages; means over seeds, OP and BWT below."""
     if not matrix.finished:
         return
     console = Console()
@@ -141,16 +141,17 @@ def print_matrix(name: str, matrix: Matrix) -> None:
     table = Table(title=f"scores ({name}), more is better", box=box.SIMPLE_HEAD, title_justify="left")
     for heading in ("task", "metric"):
         table.add_column(heading, overflow="fold")
-    stages = [f"{k} {stage}" for k, stage in enumerate(matrix.stages, start=1)]
+    stages = [f"stage {k}" for k in range(1, 1 + len(matrix.stages))]
     for heading in ("base", *stages, "forgetting", "retained"):
-        table.add_column(heading, justify="right", overflow="fold")
+        table.add_column(heading, justify="right", no_wrap=True)
     rows = _mean_rows(matrix)
     for i, task in enumerate(matrix.tasks):
         scores = [("[bold]{}[/bold]" if k == i + 1 else "{}").format(_shown(row[i])) for k, row in enumerate(rows)]
         lost, kept = (_shown(MeanInterval(**summary[key][task])) for key in ("forgetting", "retained_share"))
         if i == len(matrix.stages):
             table.add_section()
-        table.add_row(task, matrix.metrics[i], *scores, lost, kept)
+        number = f"{i + 1} " if i < len(matrix.stages) else ""
+        table.add_row(number + task, matrix.metrics[i], *scores, lost, kept)
     console.print(table)
     for key, short in (("overall_performance", "OP"), ("backward_transfer", "BWT")):
         console.print(f"{short} ({key.replace('_', ' ')}): {_with_interval(MeanInterval(**summary[key]))}")

@@ -71,7 +71,7 @@ class Sequence:
         for name, matrix in self.matrices.items():
             print_matrix(name, matrix)
             picture = self.plan.output / f"matrix.{name.replace('/', '.')}.png"
-            draw_heat_map(matrix, f"{name}, {len(matrix.finished)} seeds, more is better", picture)
+            draw_heat_map(matrix, f"scores ({name}), more is better; seeds: {len(matrix.finished)}", picture)
         return self.matrices
 
     # -------------------- training
@@ -123,11 +123,11 @@ class Sequence:
 
     def _identity(self, seed: int, k: int, config: dict[str, Any], model: Path) -> dict[str, Any]:
         """All that the stage's weights depend on."""
-        replay = self.plan.replay
         return {
             "config": config,
             "files": [Path(path).read_text(encoding="utf-8") for path in self.plan.fit.config],
-            "rows": self.tasks.row_fingerprints[: k + 1] if replay.earlier_tasks else self.tasks.row_fingerprints[k],
+            "rows": self.tasks.row_fingerprints[k],
+            "replayed": self.tasks.row_fingerprints[:k] if self.plan.replay.earlier_tasks else [],
             "source": self.tasks.source_fingerprint,
             "seed": seed,
             "model": weights_hash(model),

@@ -116,8 +116,10 @@ def result_keys(task: Task, plan: SequencePlan) -> dict[str, str]:
 
 
 def _row_options(name: str, plan: SequencePlan) -> dict[str, Any]:
-    options: dict[str, Any] = {"task": name, "format": plan.fit.format, "limit": plan.fit.limit}
-    return {**options, **({"data_dir": str(plan.data_dir)} if plan.data_dir is not None else {})}
+    """All options, because one that is left out would be taken over from other rows in the files of ``fit.config``."""
+    data_dir = None if plan.data_dir is None else str(plan.data_dir)
+    options = {"task": name, "format": plan.fit.format, "split": "few_shot", "limit": plan.fit.limit}
+    return {**options, "data_dir": data_dir}
 
 
 def _check_asked(task: Task, formats: Sequence[Format], shots: Sequence[int]) -> None:

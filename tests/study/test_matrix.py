@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,13 +70,30 @@ def test_what_is_written_is_read_again(matrix: Matrix, tmp_path: Path) -> None:
 def test_the_table_shows_scores_and_summary(matrix: Matrix, capsys: pytest.CaptureFixture[str]) -> None:
     print_matrix("default/0", Matrix(matrix.stages, matrix.tasks, matrix.metrics, {0: SCORES[0]}))
     shown = capsys.readouterr().out
-    for part in ("base", "1 a", "2 b", "-bits_per_byte", "0.900", "OP (overall performance): 0.6500 (one seed)"):
+    for part in (
+        "base",
+        "1 a",
+        "2 b",
+        "stage 2",
+        "-bits_per_byte",
+        "0.900",
+        "OP (overall performance): 0.6500 (one seed)",
+    ):
         assert part in shown
     print_matrix("default/0", matrix)
     shown = capsys.readouterr().out
     assert "BWT (backward transfer): -0.2500, 95% interval -2.1559 .. 1.6559 (2 seeds)" in shown
     print_matrix("default/0", Matrix(["a"], ["a"], ["accuracy"], {0: [[0.1], [0.4]]}))
     assert "not defined for one stage" in capsys.readouterr().out
+
+
+def test_a_matrix_is_shown_without_lightning() -> None:
+    code = (
+        "import sys, lit_consistency.study.matrix, lit_consistency.study.heat_map\n"
+        "sys.exit(bool({'lightning', 'litgpt', 'lit_consistency.data'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
 
 
 def test_the_picture_is_drawn(matrix: Matrix, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -13,7 +12,6 @@ import pytest
 import torch
 import yaml
 
-from lit_consistency.__main__ import main
 from lit_consistency.evaluation.results import read_results
 from lit_consistency.evaluation.task_file import load_tasks
 from lit_consistency.metrics.transfer import backward_transfer, overall_performance
@@ -22,90 +20,9 @@ from lit_consistency.study.matrix import read_matrices
 from lit_consistency.study.process import ProcessFailed
 from lit_consistency.study.sequence_command import parser, plan_of
 from lit_consistency.study.sequence_plan import SequencePlan, check_plan
-from tests.evaluation.tiny import NLI, nli_rows, tiny_model, write_task
+from tests.evaluation.tiny import NLI, nli_rows, write_task
 from tests.runs import ROOT, equal, weights
-
-Started = list[list[str]]
-
-
-@pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> Started:
-    """The commands that were started; they run in this process."""
-    found: Started = []
-
-    def run(arguments: Sequence[str], log: Path) -> None:
-        found.append(list(arguments))
-        main(arguments)
-
-    monkeypatch.setattr(sequence, "run_command", run)
-    return found
-
-
-@pytest.fixture
-def pretended(monkeypatch: pytest.MonkeyPatch) -> Started:
-    """The commands that were started; a fit hands on its base, a little changed, and an evaluation is real."""
-    found: Started = []
-
-    def run(arguments: Sequence[str], log: Path) -> None:
-        found.append(list(arguments))
-        if arguments[0] == "evaluate":
-            main(arguments)
-            return
-        options = dict(argument.lstrip("-").split("=", 1) for argument in arguments[1:])
-        folder = Path(options["run.root"]) / options["run.name"]
-        shutil.copytree(options["model.checkpoint_dir"], folder / "model")
-        state = weights(folder / "model")
-        changed = int(hashlib.sha256(options["run.name"].encode()).hexdigest()[:4], 16) / 2**16
-        state["lm_head.weight"] += changed * torch.linspace(-1, 1, state["lm_head.weight"].numel()).view_as(
-            state["lm_head.weight"]
-        )
-        torch.save(state, folder / "model" / "lit_model.pth")
-        (folder / "run.json").write_text(json.dumps({"status": "finished"}))
-
-    monkeypatch.setattr(sequence, "run_command", run)
-    return found
-
-
-def configs(plan: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the runs were given, in their order."""
-    files = sorted((Path(plan["output"]) / "configs").glob("*.yaml"))
-    return [yaml.safe_load(file.read_text()) for file in files if not file.stem.endswith(".data")]
-
-
-@pytest.fixture
-def plan(tmp_path: Path) -> dict[str, Any]:
-    """Two stages with opposite answers, and a text that is never trained on."""
-    other = {**NLI, "gold_values": [1, 0]}
-    first = write_task(tmp_path / "first.yaml", **NLI, data=nli_rows(12), few_shot=nli_rows(16, start=50))
-    second = write_task(tmp_path / "second.yaml", **other, data=nli_rows(12), few_shot=nli_rows(16, start=50))
-    prose = write_task(tmp_path / "prose.yaml", kind="text", text="{p}", data=nli_rows(3))
-    trainer = {"accelerator": "cpu", "max_steps": 3, "enable_progress_bar": False, "log_every_n_steps": 1}
-    return {
-        "base": str(tiny_model(tmp_path / "base")),
-        "output": str(tmp_path / "out"),
-        "stages": [{"task": str(first)}, {"task": str(second)}],
-        "fit": {
-            "config": [f"{ROOT}/configs/optimizers/adamw.yaml"],
-            "options": {
-                "trainer": trainer,
-                "data.init_args": {"global_batch_size": 4, "micro_batch_size": 4, "block_size": 64},
-                "model.optimizer.init_args.lr": 0.01,
-            },
-        },
-        "evaluation": {"general": [str(prose)], "device": "cpu", "limit": 8},
-    }
-
-
-def run(plan: dict[str, Any], *args: str) -> dict[str, Any]:
-    """Run the command; what stands in matrix.json."""
-    file = Path(plan["output"]).parent / "plan.yaml"
-    file.write_text(yaml.safe_dump(plan))
-    main(["sequence", f"--config={file}", *args])
-    return json.loads((Path(plan["output"]) / "matrix.json").read_text())
-
-
-def commands(started: Started) -> list[str]:
-    return [arguments[0] for arguments in started]
+from tests.study.sequences import Started, commands, configs, run
 
 
 def test_the_matrix_holds_what_every_stage_scores(
@@ -144,6 +61,28 @@ def check_stages(plan: dict[str, Any]) -> None:
     assert tasks == [stage["task"] for stage in plan["stages"]]
     assert configs[0]["model"]["optimizer"]["init_args"]["lr"] == 0.01
     assert not equal(weights(first / "model"), weights(second / "model"))
+
+
+def test_files_of_fit_cannot_change_what_is_trained_on(plan: dict[str, Any], started: Started, tmp_path: Path) -> None:
+    rows = {"class_path": "lit_consistency.data.RowFiles", "init_args": {"path": "elsewhere.jsonl"}}
+    world = {"class_path": "lit_consistency.data.worlds.MarkovChains", "init_args": {}}
+    others = {"class_path": "lit_consistency.data.worlds.WorldRows"}
+    others["init_args"] = {"world": world, "task": "new_chain", "split": "train"}
+    for number, other in enumerate((rows, others)):
+        data = {"class_path": "lit_consistency.data.SFTData", "init_args": {"rows": other, "packing": False}}
+        file = tmp_path / f"{number}.yaml"
+        file.write_text(yaml.safe_dump({"data": data}))
+        plan["fit"]["config"].append(str(file))
+    plan["stages"] = plan["stages"][:1]
+    run(plan, "--fit.options.trainer.max_steps=1")
+    (folder,) = (Path(plan["output"]) / "runs").iterdir()
+    used = yaml.safe_load((folder / "config.yaml").read_text())["data"]["init_args"]
+    assert used["packing"] is False, "other options of the file count"
+    assert used["rows"]["class_path"] == "lit_consistency.evaluation.TaskRows"
+    assert (used["rows"]["init_args"]["task"], used["rows"]["init_args"]["split"]) == (
+        plan["stages"][0]["task"],
+        "few_shot",
+    )
 
 
 def test_what_is_finished_is_not_run_again(plan: dict[str, Any], pretended: Started) -> None:
@@ -241,60 +180,6 @@ def _read(plan: dict[str, Any]) -> SequencePlan:
     file = Path(plan["output"]).parent / "plan.yaml"
     file.write_text(yaml.safe_dump(plan))
     return plan_of(parser().parse_args([f"--config={file}"]))
-
-
-WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
-    "no base": ({"base": "nowhere"}, ["nowhere"]),
-    "no stage": ({"stages": []}, ["stages = []", "at least one"]),
-    "unknown task": ({"stages": [{"task": "piqqa"}]}, ["'piqqa'", "expected"]),
-    "no training split": ({"stages": [{"task": "{prose}"}], "evaluation": {}}, ["prose.yaml", "of kind text"]),
-    "a task twice": ({"stages": [{"task": "{first}"}, {"task": "{first}"}]}, ["first.yaml is there twice"]),
-    "trained and general": ({"evaluation": {"general": ["{first}"]}}, ["first.yaml is there twice"]),
-    "a share of 1": ({"replay": {"earlier_tasks": 1.0}}, ["replay.earlier_tasks = 1.0", "below 1"]),
-    "a negative share": ({"replay": {"pretraining": -0.1}}, ["replay.pretraining = -0.1"]),
-    "shares of more than all": (
-        {"replay": {"earlier_tasks": 0.6, "pretraining": 0.5, "source": {}}},
-        ["expected less than 1"],
-    ),
-    "a share of nothing": ({"replay": {"pretraining": 0.1}}, ["replay.source"]),
-    "no such source": (
-        {"replay": {"pretraining": 0.1, "source": {"class_path": "lit_consistency.data.Text"}}},
-        ["replay.source", "lit_consistency.data.Text"],
-    ),
-    "unknown format": ({"fit": {"format": "fancy"}}, ["'fancy'"]),
-    "no such file": ({"fit": {"config": ["no.yaml"]}}, ["fit.config: no.yaml"]),
-    "rows of one's own": (
-        {"fit": {"options": {"data": {"init_args": {"rows": {"class_path": "x"}}}}}},
-        ["data.init_args.rows.class_path", "the sequence sets it"],
-    ),
-    "a name of one's own": ({"stages": [{"task": "{first}", "fit": {"run.name": "x"}}]}, ["run.name"]),
-    "no seed": ({"seeds": []}, ["seeds = []"]),
-    "a negative seed": ({"seeds": [-1]}, ["seeds = -1"]),
-    "a seed twice": ({"seeds": [1, 1]}, ["seeds: 1 is there twice"]),
-    "no examples": ({"evaluation": {"shots": [4], "general": ["{bare}"]}}, ["shots = 4", "few_shot"]),
-    "no such world": (
-        {"worlds": {"w": {"world": {"class_path": "lit_consistency.data.worlds.Moon"}, "probes": "x"}}},
-        ["worlds.w", "Moon"],
-    ),
-    "no such key": ({"evaluations": {"limit": 1}}, ["evaluations"]),
-}
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_a_wrong_plan_starts_nothing(
-    case: str, plan: dict[str, Any], started: Started, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_task(tmp_path / "bare.yaml", **NLI, data=nli_rows(3))
-    changed, parts = WRONG[case]
-    for name in ("first", "prose", "bare"):
-        changed = json.loads(json.dumps(changed).replace(f"{{{name}}}", str(tmp_path / f"{name}.yaml")))
-    with pytest.raises(SystemExit) as stop:
-        run({**plan, **changed, "output": plan["output"]})
-    assert stop.value.code == 2
-    message = " ".join(capsys.readouterr().err.split())
-    assert all(part in message for part in parts), message
-    assert started == []
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_that_fails_ends_with_status_1(
