@@ -65,6 +65,8 @@ class FilteredMuon(Muon):
         seed: of stochastic rounding.
     """
 
+    moves_in_place = False
+
     def __init__(
         self,
         groups: ParamsT,

@@ -40,6 +40,7 @@ from lit_consistency.optimizers.exchange import Alone, exchange_of
 from lit_consistency.optimizers.groups import ROLES
 from lit_consistency.optimizers.lora_muon import Pairs
 from lit_consistency.optimizers.muon_groups import MATRIX_ROLES, check_matrices, rated
+from lit_consistency.optimizers.muon_in_place import move_in_place, moves_in_place
 from lit_consistency.optimizers.muon_step import (
     LR_SCALES,
     LrScale,
@@ -54,6 +55,7 @@ from lit_consistency.optimizers.muon_step import (
 from lit_consistency.optimizers.newton_schulz import ITERATIONS, Coefficients
 from lit_consistency.optimizers.ns_choice import NS_DTYPES, NS_FORMS, NSDtype, NSForm, choose, orthogonalize
 from lit_consistency.optimizers.stacks import runs
+from lit_consistency.optimizers.workspaces import Workspace
 
 Adapters = Literal["factor", "paired"]
 ADAPTERS = ("factor", "paired")
@@ -97,6 +99,9 @@ class Muon(GroupOptimizer):
             them; ``stochastic`` rounds each step up or down by chance; ``nearest`` rounds it, and loses small ones.
         seed: of stochastic rounding, a function of seed, parameter name and step.
     """
+
+    # whether large matrices on a CPU may skip ``update_of_blocks``; not in classes that change it
+    moves_in_place = True
 
     def __init__(
         self,
@@ -155,6 +160,7 @@ class Muon(GroupOptimizer):
         check_matrices(decayed)
         super().__init__(decayed, {"lr": lr, "weight_decay": weight_decay}, low_precision, seed)
         self.share_work = share_work
+        self._workspace = Workspace()
         self._pairs = Pairs(self.param_groups, normuon, cautious_decay) if adapters == "paired" else None
         for group in self._matrix_groups():
             for name, param in zip(names_of(group), group["params"], strict=True):
@@ -189,6 +195,11 @@ class Muon(GroupOptimizer):
 
     def _update_alike(self, options: dict[str, Any], entries: list[Entry], exchange: Alone) -> None:
         """Move parameters of one shape."""
+        if self.moves_in_place and moves_in_place(options, entries[0], exchange):
+            self._choose(options, entries[0].param, entries[0].target.dtype, exchange)
+            for entry in entries:
+                move_in_place(options, entry, options["ns_choices"], self._workspace)
+            return
         buffers = [momentum_buffer(entry) for entry in entries]
         found = directions(
             buffers, [e.grad for e in entries], momentum=options["momentum"], nesterov=options["nesterov"]

@@ -89,26 +89,56 @@ def newton_schulz(
         Of the matrix's shape, in float32 or float64: the same for every positive multiple of the matrix, however
         small; zero for a zero matrix; NaN for a matrix that is not finite, and for no other of its batch.
     """
-    iteration = ITERATIONS[ns_coefficients]
-    polynomials = polynomials_of(iteration, ns_steps)
     result_dtype = torch.promote_types(matrix.dtype, torch.float32)
     dtype = dtype or result_dtype
-    wide = matrix.size(-2) <= matrix.size(-1)
     if matrix.device.type == "cpu" and matrix.ndim == 2:
         result = torch.empty_like(matrix, dtype=result_dtype)
-        X, target = (matrix, result) if wide else (matrix.mT, result.mT)
-        options: dict[str, Any] = {"margin": iteration.margin, "gram": form == "gram", "restart_every": RESTART_EVERY}
-        if add_polar_(target, X.to(dtype), polynomials, beta=0.0, alpha=1.0, workspace=Workspace(), **options):
+        options: dict[str, Any] = {"ns_steps": ns_steps, "ns_coefficients": ns_coefficients, "form": form}
+        if add_newton_schulz_(result, matrix.to(dtype), beta=0.0, alpha=1.0, workspace=Workspace(), **options):
             return result
-    X = _normalize(matrix if wide else matrix.mT, iteration.margin).to(dtype)
+    polynomials, margin = _polynomials(ns_coefficients, ns_steps)
+    wide = matrix.size(-2) <= matrix.size(-1)
+    X = _normalize(matrix if wide else matrix.mT, margin).to(dtype)
     X = (_gram if form == "gram" else _direct)(X, polynomials).to(result_dtype)
     return X if wide else X.mT
 
 
-def polynomials_of(iteration: Iteration, ns_steps: int) -> list[tuple[float, float, float]]:
-    """The polynomials of so many steps."""
-    last = len(iteration.polynomials) - 1
-    return [iteration.polynomials[min(step, last)] for step in range(ns_steps)]
+def add_newton_schulz_(
+    target: Tensor,
+    matrix: Tensor,
+    *,
+    beta: float,
+    alpha: float,
+    ns_steps: int,
+    ns_coefficients: Coefficients,
+    form: Form,
+    workspace: Workspace,
+) -> bool:
+    r"""``newton_schulz`` of a matrix on a CPU, times ``alpha``, added to ``beta`` times the target.
+
+    Args:
+        target: (rows, columns), float32 or float64, changed in place; with ``beta`` 0 its old content is not read.
+        matrix: of the target's shape, in the dtype of the iterations; only read, and no part of the target.
+        beta: factor on the target.
+        alpha: factor on the nearly orthogonal matrix.
+        ns_steps: see ``newton_schulz``, as the next two.
+        ns_coefficients: names of polynomials.
+        form: ``direct`` or ``gram``.
+        workspace: memory for what lies in between.
+
+    Returns:
+        False where the matrix is zero, not finite, or of a norm that is not in [1e-6, 1e6]: nothing has been changed.
+    """
+    polynomials, margin = _polynomials(ns_coefficients, ns_steps)
+    X, target = (matrix, target) if matrix.size(0) <= matrix.size(1) else (matrix.mT, target.mT)
+    options: dict[str, Any] = {"margin": margin, "gram": form == "gram", "restart_every": RESTART_EVERY}
+    return add_polar_(target, X, polynomials, beta=beta, alpha=alpha, workspace=workspace, **options)
+
+
+def _polynomials(ns_coefficients: Coefficients, ns_steps: int) -> tuple[list[tuple[float, float, float]], float]:
+    """The polynomials of so many steps, and the margin on the norm."""
+    polynomials, margin = ITERATIONS[ns_coefficients]
+    return [polynomials[min(step, len(polynomials) - 1)] for step in range(ns_steps)], margin
 
 
 def _direct(X: Tensor, polynomials: list[tuple[float, float, float]]) -> Tensor:
