@@ -65,7 +65,7 @@ class FilteredMuon(Muon):
         seed: of stochastic rounding.
     """
 
-    moves_in_place = False
+    keeps_update = False
 
     def __init__(
         self,

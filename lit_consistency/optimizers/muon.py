@@ -100,8 +100,7 @@ class Muon(GroupOptimizer):
         seed: of stochastic rounding, a function of seed, parameter name and step.
     """
 
-    # whether large matrices on a CPU may skip ``update_of_blocks``; not in classes that change it
-    moves_in_place = True
+    keeps_update = True  # whether ``update_of_blocks`` is the one below, which large matrices on a CPU may skip
 
     def __init__(
         self,
@@ -195,10 +194,9 @@ class Muon(GroupOptimizer):
 
     def _update_alike(self, options: dict[str, Any], entries: list[Entry], exchange: Alone) -> None:
         """Move parameters of one shape."""
-        if self.moves_in_place and moves_in_place(options, entries[0], exchange):
+        if self.keeps_update and moves_in_place(options, entries[0], exchange):
             self._choose(options, entries[0].param, entries[0].target.dtype, exchange)
-            for entry in entries:
-                move_in_place(options, entry, options["ns_choices"], self._workspace)
+            move_in_place(options, entries, self._workspace)
             return
         buffers = [momentum_buffer(entry) for entry in entries]
         found = directions(

@@ -93,12 +93,14 @@ def newton_schulz(
     dtype = dtype or result_dtype
     if matrix.device.type == "cpu" and matrix.ndim == 2:
         result = torch.empty_like(matrix, dtype=result_dtype)
+        half = dtype not in FULL_PRECISION
+        given = normalize(matrix, ITERATIONS[ns_coefficients].margin) if half else matrix
         options: dict[str, Any] = {"ns_steps": ns_steps, "ns_coefficients": ns_coefficients, "form": form}
-        if add_newton_schulz_(result, matrix.to(dtype), beta=0.0, alpha=1.0, workspace=Workspace(), **options):
+        if add_newton_schulz_(result, given.to(dtype), beta=0.0, alpha=1.0, workspace=Workspace(), **options):
             return result
     polynomials, margin = _polynomials(ns_coefficients, ns_steps)
     wide = matrix.size(-2) <= matrix.size(-1)
-    X = _normalize(matrix if wide else matrix.mT, margin).to(dtype)
+    X = normalize(matrix if wide else matrix.mT, margin).to(dtype)
     X = (_gram if form == "gram" else _direct)(X, polynomials).to(result_dtype)
     return X if wide else X.mT
 
@@ -118,7 +120,8 @@ def add_newton_schulz_(
 
     Args:
         target: (rows, columns), float32 or float64, changed in place; with ``beta`` 0 its old content is not read.
-        matrix: of the target's shape, in the dtype of the iterations; only read, and no part of the target.
+        matrix: of the target's shape, in the dtype of the iterations, and in half precision already divided by its
+            norm and the margin; only read, and no part of the target.
         beta: factor on the target.
         alpha: factor on the nearly orthogonal matrix.
         ns_steps: see ``newton_schulz``, as the next two.
@@ -127,9 +130,11 @@ def add_newton_schulz_(
         workspace: memory for what lies in between.
 
     Returns:
-        False where the matrix is zero, not finite, or of a norm that is not in [1e-6, 1e6]: nothing has been changed.
+        False where a matrix in full precision is zero, not finite, or of a norm that is not in [1e-12, 1e12]: nothing
+        has been changed.
     """
-    polynomials, margin = _polynomials(ns_coefficients, ns_steps)
+    polynomials, found = _polynomials(ns_coefficients, ns_steps)
+    margin = found if matrix.dtype in FULL_PRECISION else None
     X, target = (matrix, target) if matrix.size(0) <= matrix.size(1) else (matrix.mT, target.mT)
     options: dict[str, Any] = {"margin": margin, "gram": form == "gram", "restart_every": RESTART_EVERY}
     return add_polar_(target, X, polynomials, beta=beta, alpha=alpha, workspace=workspace, **options)
@@ -182,7 +187,7 @@ def _add_product(C: Tensor, A: Tensor, B: Tensor, *, beta: float, alpha: float =
     return (torch.addmm if A.ndim == 2 else torch.baddbmm)(C, A, B, beta=beta, alpha=alpha)
 
 
-def _normalize(matrix: Tensor, margin: float) -> Tensor:
+def normalize(matrix: Tensor, margin: float) -> Tensor:
     """Scaled to Frobenius norm 1 / margin; no epsilon that a small gradient could fall under."""
     matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
     norm = torch.linalg.vector_norm(matrix, dim=(-2, -1), keepdim=True, dtype=torch.float64) * margin

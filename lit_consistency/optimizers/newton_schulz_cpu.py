@@ -1,9 +1,10 @@
 """Newton-Schulz of one large matrix on a CPU, where all that is not a product of matrices is left out.
 
-The norm is the root of the Gram matrix's trace and goes into the first iteration's factors; scale and sum with the
-result's old content go into the last product's; symmetric products are computed below the diagonal only, panel
+The norm is the root of the Gram matrix's trace, by which the small matrices are divided; scale and sum with the
+result's old content go into the last product; symmetric products are computed below the diagonal only, panel
 by panel, and mirrored; everything in between lies in memory that is used again. The polynomials are those of
-``newton_schulz.py``. Given up: norms whose fifth power is at the limits of float32; the caller has a slower way.
+``newton_schulz.py``. In half precision the caller normalizes: oneDNN compiles a product for each new factor on it.
+Given up: norms whose square is at the limits of float32; the caller has a slower way for them.
 
 Source: arXiv 2505.16932, Algorithm 1; the folded norm is ours.
 """
@@ -19,10 +20,12 @@ from torch import Tensor
 from lit_consistency.optimizers.workspaces import Workspace
 
 Polynomials = Sequence[tuple[float, float, float]]
-# Norms whose fifth power lies inside float32.
-SMALLEST, LARGEST = 1e-6, 1e6
+# Norms whose square lies well inside float32.
+SMALLEST, LARGEST = 1e-12, 1e12
 # Elements of a pass over parts of several tensors: together they stay in a second-level cache of 1 MB.
 CHUNK = 2**16
+# Elements between the rows of a square matrix in full precision.
+PADDING = 16
 FULL_PRECISION = (torch.float32, torch.float64)
 
 
@@ -31,7 +34,7 @@ def add_polar_(
     X: Tensor,
     polynomials: Polynomials,
     *,
-    margin: float,
+    margin: float | None,
     gram: bool,
     restart_every: int,
     beta: float,
@@ -44,7 +47,7 @@ def add_polar_(
         target: T, (rows, columns), float32 or float64; with ``beta`` 0 its old content is not read.
         X: of the target's shape, at most as many rows as columns, in the dtype of the iterations; only read.
         polynomials: (a, b, c) of each iteration.
-        margin: factor on the Frobenius norm.
+        margin: factor on the Frobenius norm; None where X has been divided by both.
         gram: iterate on the Gram matrix and not on X.
         restart_every: iterations in half precision after which the Gram matrix is formed anew.
         beta: factor on the old content.
@@ -55,16 +58,18 @@ def add_polar_(
         Whether the norm allowed it. If not, as for zero or what is not finite, nothing has been changed.
     """
     A = symmetric_(_square("a", X, workspace), X, X.mT)
-    norm = math.sqrt(max(0.0, float(A.diagonal().sum(dtype=torch.float64)))) * margin
-    if not SMALLEST < norm < LARGEST:
-        return False
+    norm = 1.0
+    if margin is not None:
+        norm = math.sqrt(max(0.0, float(A.diagonal().sum(dtype=torch.float64)))) * margin
+        if not SMALLEST < norm < LARGEST:
+            return False
+        A.div_(norm**2)
     if gram:
-        Q, new = _gram(X, A, polynomials, norm, restart_every, workspace)
-        _add_product_(target, Q, new, beta, alpha / norm if new is X else alpha, workspace)
+        Q, new = _gram(X, A, polynomials, restart_every, workspace)
+        _add_product_(target, Q, new, beta, alpha / norm, workspace)
     else:
         a, b, c = polynomials[0]
-        folded = [(a / norm, b / norm**3, c / norm**5), *polynomials[1:]]
-        _direct(target, X, A, folded, beta, alpha, workspace)
+        _direct(target, X, A, [(a / norm, b / norm, c / norm), *polynomials[1:]], beta, alpha, workspace)
     return True
 
 
@@ -76,13 +81,17 @@ def _direct(
     for step, (a, b, c) in enumerate(polynomials):
         if step:
             symmetric_(A, X, X.mT)
-        symmetric_(P, A, A, A, beta=b, alpha=c)
         new = _like(f"matrix_{step % 2}", X, workspace)
         if X.dtype not in FULL_PRECISION:
             # in half precision a on the diagonal would swallow half the digits of the rest
+            symmetric_(P, A, A, A, beta=b, alpha=c)
             X = torch.addmm(X, P, X, beta=a, out=new)
             continue
-        P.diagonal().add_(a)
+        # b A + c A^2 is a square but for a constant, and a product without a sum reads one matrix less
+        half = b / (2 * c)
+        A.diagonal().add_(half)
+        symmetric_(P, A, A, alpha=c)
+        P.diagonal().add_(a - c * half**2)
         if step == last:
             _add_product_(target, P, X, beta, alpha, workspace)
         else:
@@ -92,32 +101,29 @@ def _direct(
 
 
 def _gram(
-    X: Tensor, R: Tensor, polynomials: Polynomials, norm: float, restart_every: int, workspace: Workspace
+    X: Tensor, R: Tensor, polynomials: Polynomials, restart_every: int, workspace: Workspace
 ) -> tuple[Tensor, Tensor]:
-    """Q and a matrix whose product is the result: X, to be divided by its norm, unless it had to be formed anew."""
+    """Q and a matrix whose product is the result: X, unless it had to be formed anew in half precision."""
     P, T, free = (_square(name, X, workspace) for name in "bcd")
-    Q: Tensor | None = None
-    scale = 1 / norm  # of X, which is not touched; its square is that of R, and rounding R twice would double its error
+    Q = None
     for step, (a, b, c) in enumerate(polynomials):
         last = step == len(polynomials) - 1
         restart = X.dtype not in FULL_PRECISION and (step + 1) % restart_every == 0
-        symmetric_(P, R, R, R, beta=b * scale**2, alpha=c * scale**4)
+        symmetric_(P, R, R, R, beta=b, alpha=c)
         if Q is not None:
             symmetric_(T, P, Q, Q, beta=a)
             Q, T = T, Q
         if not (last or restart):
             # a is added to the product: on the diagonal of P it costs float32 a digit for small singular values
             symmetric_(T, P, R, R, beta=a)
-            symmetric_(R, P, T, T, beta=a * scale**2, alpha=scale**2)
+            symmetric_(R, P, T, T, beta=a)
         if Q is None:
             P.diagonal().add_(a)
             Q, P = P, free
         if restart and not last:
-            new = _like(f"matrix_{step // restart_every % 2}", X, workspace)
-            X = torch.addmm(new, Q, X, beta=0, alpha=1 / norm if step < restart_every else 1, out=new)
+            X = torch.mm(Q, X, out=_like(f"matrix_{step // restart_every % 2}", X, workspace))
             symmetric_(R, X, X.mT)
-            Q, free = None, Q
-        scale = 1.0
+            free, Q = Q, None
     assert Q is not None
     return Q, X
 
@@ -131,19 +137,21 @@ def symmetric_(
         out: (rows, rows), another memory than the others'.
         A: (rows, columns).
         B: (columns, rows).
-        C: (rows, rows) and symmetric; not given, A B is written.
+        C: (rows, rows) and symmetric; not given, alpha A B is written.
         beta: factor on C.
         alpha: factor on A B.
     """
     rows = A.size(0)
-    block = panel_rows(rows, A.size(1), A.dtype)
+    block = panel_rows(rows, A.size(1), A.dtype) if C is None or A.dtype in FULL_PRECISION else rows
     for start in range(0, rows, block):
         end = min(start + block, rows)
         panel = out[start:end, :end]
-        if C is None:
-            torch.mm(A[start:end], B[:, :end], out=panel)
-        else:
+        if C is not None:
             torch.addmm(C[start:end, :end], A[start:end], B[:, :end], beta=beta, alpha=alpha, out=panel)
+        elif alpha != 1:
+            torch.addmm(panel, A[start:end], B[:, :end], beta=0, alpha=alpha, out=panel)
+        else:
+            torch.mm(A[start:end], B[:, :end], out=panel)
         if start:
             out[:start, start:end].copy_(panel[:, :start].mT)
     return out
@@ -153,7 +161,7 @@ def panel_rows(rows: int, columns: int, dtype: torch.dtype) -> int:
     """Rows of a panel of a symmetric product of (rows, columns) by (columns, rows); all where panels do not pay.
 
     Measured with one thread, AVX-512 in float32 and AMX in bfloat16, beside the whole product: float32 0.70 at 768 and
-    0.60 at 2048; bfloat16 0.87 at 768 x 3072 and 0.85 at 2048, but 1.5 at 768 x 768.
+    0.60 at 2048; bfloat16 0.87 at 768 x 3072 and 0.85 at 2048, but 1.5 at 768 x 768 and no gain where C is added.
     """
     if dtype in FULL_PRECISION:
         return rows if rows <= 256 else 128 if rows < 1536 else 256
@@ -190,7 +198,12 @@ def chunks_of_rows(*matrices: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def _square(name: str, X: Tensor, workspace: Workspace) -> Tensor:
-    return workspace.take(f"gram_{name}", (X.size(0), X.size(0)), X.dtype)
+    rows = X.size(0)
+    if X.dtype not in FULL_PRECISION:
+        # oneDNN's bfloat16 products of matrices with gaps read the gaps, and a NaN there becomes a NaN in the result
+        return workspace.take(f"gram_{name}", (rows, rows), X.dtype)
+    # rows that are powers of two apart meet in the cache: copies of columns take half the time with a gap
+    return workspace.take(f"gram_{name}", (rows, rows + PADDING), X.dtype)[:, :rows]
 
 
 def _like(name: str, X: Tensor, workspace: Workspace) -> Tensor:
