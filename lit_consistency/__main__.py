@@ -16,6 +16,7 @@ commands:
   test       the same, named test/loss
   predict    per row: log-likelihood and the model's first choice, into <run>/predictions.jsonl
   evaluate   tasks, formats, guards, comparisons:       evaluate --model DIR --tasks piqa blimp --output OUT
+  sequence   train on one task after the other:         sequence --config configs/sequences/quickstart.yaml
   export     write a model for another library:         export --checkpoint_dir DIR --to hf --out_dir OUT
              or one between it and its base:          export ... --to litgpt --interpolate 0.5 --with BASE
 
@@ -42,12 +43,16 @@ def main(args: Sequence[str] | None = None) -> None:
         from lit_consistency.evaluate import main as evaluate
 
         evaluate(args[1:])
+    elif command == "sequence":
+        from lit_consistency.study.sequence_command import main as sequence
+
+        sequence(args[1:])
     elif command == "export":
         from lit_consistency.model.export_command import main as export
 
         export(args[1:])
     else:
-        allowed = "fit, validate, test, predict, evaluate, export"
+        allowed = "fit, validate, test, predict, evaluate, sequence, export"
         print(f"error: command {command!r}: expected one of {allowed}; see --help", file=sys.stderr)
         sys.exit(2)
 

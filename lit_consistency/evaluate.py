@@ -58,6 +58,12 @@ OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
     ("data_dir", Path | None, None, "takes the place of the folder data/ of the task files"),
     ("harness", list[str], [], "tasks of lm-evaluation-harness, by its names; needs the extra `eval`"),
     ("harness_include", Path | None, None, "folder of further task files of lm-evaluation-harness"),
+    (
+        "export_harness",
+        Path | None,
+        None,
+        "folder to which the tasks are written as task files of lm-evaluation-harness; nothing is measured",
+    ),
     ("compare", list[Path], [], "two output folders: paired comparison, second minus first; nothing is measured"),
 )
 FLAGS = (
@@ -95,12 +101,14 @@ def main(argv: list[str] | None = None) -> None:
         command.error(f"compare: {len(folders)} folders; expected two")
     if not folders and given["model"] is None:
         command.error("model: expected a model folder")
-    from lit_consistency.evaluation.command import Options, compare, evaluate
+    from lit_consistency.evaluation.command import Options, compare, evaluate, export
     from lit_consistency.evaluation.guards import GuardError
 
     try:
         if folders:
             compare(folders[0], folders[1], given["output"], given["seed"])
+        elif given["export_harness"] is not None:
+            export(Options(**given))
         else:
             evaluate(Options(**given))
     except GuardError as error:

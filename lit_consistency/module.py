@@ -189,11 +189,12 @@ class LitLanguageModel(LightningModule):
         return {f"lr/{group.get('role', i)}": float(group["lr"]) for i, group in enumerate(groups)}
 
     def _densities(self) -> dict[str, float]:
-        """Share of coordinates that the last step moved, by role, where the optimizer chooses coordinates (MoFO)."""
+        """Shares of coordinates that the last step selected and moved, where it chooses coordinates (MoFO)."""
         optimizer = self.trainer.optimizers[0]
         if not isinstance(optimizer, MoFO):
             return {}
-        return {f"density/{role}": share for role, share in optimizer.last_density().items()}
+        shares = {"density": optimizer.last_density(), "selected": optimizer.last_selected()}
+        return {f"{name}/{role}": share for name, by_role in shares.items() for role, share in by_role.items()}
 
     def log_now(self, numbers: dict[str, float]) -> None:
         """Write numbers to every logger at the current optimizer step."""

@@ -29,6 +29,7 @@ FREE = (
     "forgetting.every_n_steps",
     "forgetting.batch_tokens",
     "forgetting.kl_positions",
+    "forgetting.time_budget",
     "throughput",
     "trainer.logger",
     "trainer.callbacks",

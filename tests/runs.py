@@ -34,6 +34,7 @@ def arguments(root: Path, *extra: str, data: str = "PretrainData", optimizer: st
         "--trainer.log_every_n_steps=1",
         "--trainer.max_steps=4",
         "--trainer.limit_val_batches=0",
+        "--forgetting.time_budget=1",  # tests count measurements
         f"--data=lit_consistency.data.{data}",
         f"--data.init_args.{part}={source[0]}",
         *source[1:],
@@ -58,11 +59,11 @@ def fit(root: Path, *extra: str, base: Path | None = None, **options: str) -> Co
     return cli
 
 
-def start(root: Path, *extra: str, devices: int, strategy: str, optimizer: str = "adamw") -> subprocess.Popen[str]:
+def start(root: Path, *extra: str, devices: int, strategy: str, **options: str) -> subprocess.Popen[str]:
     """``python -m lit_consistency fit`` on several processes that Lightning starts; rows of a step: 8, 2 or 1 each."""
     many = [f"--trainer.devices={devices}", f"--trainer.strategy={strategy}"]
     many.append(f"--data.init_args.micro_batch_size={max(1, 4 // devices)}")
-    command = [sys.executable, "-m", "lit_consistency", *arguments(root, *many, *extra, optimizer=optimizer)]
+    command = [sys.executable, "-m", "lit_consistency", *arguments(root, *many, *extra, **options)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "LIT_CONSISTENCY_TRACEBACK": "1"}
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

@@ -19,8 +19,8 @@ from lit_consistency.data.worlds import Biographies
 from tests.runs import ROOT
 
 CONFIGS = sorted(
-    p for p in (ROOT / "configs").rglob("*.yaml") if "evaluation" not in p.parts
-)  # tasks: tests/evaluation
+    p for p in (ROOT / "configs").rglob("*.yaml") if not {"evaluation", "sequences"} & set(p.parts)
+)  # tasks: tests/evaluation; sequences of tasks: tests/study
 DATA = os.environ.get("LIT_CONSISTENCY_TEST_DATA")
 SHORT = ["--trainer.max_steps=2", "--trainer.limit_val_batches=1", "--forgetting.every_n_steps=0", "--run.name=run"]
 SHORT += [

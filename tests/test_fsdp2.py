@@ -20,13 +20,13 @@ OPTIONS = [*HELD_OUT, "--trainer.precision=64-true", "--forgetting.every_n_steps
 FSDP2, HSDP = "fsdp2", "lit_consistency.strategy.FSDP2Strategy"
 LORA = ["--model.method=lit_consistency.methods.LoRA"]
 # OPTIMIZERS whose step works on shards; add a name here when another does
-SHARDED = ("adamw", "sgd")
+SHARDED = ("adamw", "sgd", "muon", "mofo")
 
 
 def numbers(root: Path) -> list[dict[str, float]]:
     """Logged numbers without those of the clock."""
     lines = [json.loads(line) for line in (root / "run" / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if not any(key.startswith("speed/") for key in line)]
+    return [line for line in lines if not any(key.startswith(("speed/", "evaluation/")) for key in line)]
 
 
 def check_equal(one: Path, many: Path) -> None:

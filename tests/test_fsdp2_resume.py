@@ -17,7 +17,13 @@ HALF = [*LONG, "--checkpoint.every_n_steps=3", "--run.save_model=false"]
 ONE_FILE = ["--trainer.strategy.init_args.save_distributed_checkpoint=false"]
 REPLICAS = ["--trainer.strategy.init_args.replicas=2"]
 # what is resumed on shards; add an optimizer here when its step works on shards
-CASES = {"adamw": ("adamw", []), "sgd": ("sgd", []), "lora": ("adamw", LORA)}
+CASES = {
+    "adamw": ("adamw", []),
+    "sgd": ("sgd", []),
+    "muon": ("muon", []),
+    "mofo": ("mofo", []),
+    "lora": ("adamw", LORA),
+}
 # strategy and its options, devices
 LAYOUTS = {
     "single": ("auto", [], 1),

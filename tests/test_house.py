@@ -18,6 +18,7 @@ LEVELS = {
     "data": 1,
     "evaluation": 1,
     "metrics": 1,
+    "study": 2,
     "module": 2,
     "callbacks": 2,
     "building": 2,
@@ -76,6 +77,7 @@ def test_no_circle_between_files() -> None:
 
 def test_optimizers_import_only_torch() -> None:
     allowed = {"torch", "lit_consistency", "math", "abc", "collections", "dataclasses", "typing", "re", "__future__"}
+    allowed |= {"logging"}
     for path in (PACKAGE / "optimizers").rglob("*.py"):
         assert {name.split(".")[0] for name in imports(path)} <= allowed | {
             "functools",
@@ -84,6 +86,13 @@ def test_optimizers_import_only_torch() -> None:
             "types",
         }, path
         assert all(room(target) == "optimizers" for target in own(path)), path
+
+
+def test_studies_start_runs_as_processes() -> None:
+    """They import neither lightning nor the command line, so that what is on disk is shown without them."""
+    for path in (PACKAGE / "study").rglob("*.py"):
+        assert not [name for name in imports(path) if name.split(".")[0] in ("lightning", "litgpt")], path
+        assert not {room(target) for target in own(path)} & {"cli", "module", "callbacks", "building", "resume"}, path
 
 
 @pytest.mark.parametrize("folder", ["lit_consistency", "tests"])

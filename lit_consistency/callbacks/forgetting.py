@@ -1,7 +1,8 @@
 """What the run learns and what it forgets, against the base measured by the same code at step 0.
 
 Every k steps: the watched sets, the distance of the weights from the start, the share of coordinates ever moved, and
-the KL divergence from the base on the new task. A run with this callback equals a run without it bit for bit.
+the KL divergences from the base on the new task, as long as this keeps to its share of the time (time_budget.py). A
+run with this callback equals a run without it bit for bit.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from torch import Tensor
 
 from lit_consistency.callbacks.table import Measurement, results_table
+from lit_consistency.callbacks.time_budget import TimeBudget
 from lit_consistency.callbacks.weight_change import WeightChange
-from lit_consistency.data.watch import RetainData
-from lit_consistency.evaluation import PreparedSet, forward_kl, log_probabilities, untouched
+from lit_consistency.data.watch import Prepared, RetainData
+from lit_consistency.evaluation import forward_kl, log_probabilities, prepare, reverse_kl, untouched
 from lit_consistency.module import LitLanguageModel, language_model
 from lit_consistency.optimizers import roles
 from lit_consistency.parallel import weights_of
@@ -31,8 +33,10 @@ class Forgetting(Callback):
         retain: sets of what the base can do; worse is forgotten.
         every_n_steps: optimizer steps between measurements; 0 measures at the start and at the end only.
         batch_tokens: padded tokens in one forward of an evaluation.
-        kl_positions: supervised positions of the learning sets at which KL(base || model) is taken; 0 switches it off.
-            Memory: 4 bytes per position and token of the vocabulary.
+        kl_positions: supervised positions of the learning sets at which KL(base || model) and KL(model || base) are
+            taken; 0 switches them off. Memory: 4 bytes per position and token of the vocabulary.
+        time_budget: share of the wall time since the start, in [0, 1], that measurements may take; one that would
+            take more is skipped. The first and the last are always made; 1 skips none.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class Forgetting(Callback):
         every_n_steps: int = 0,
         batch_tokens: int = 8192,
         kl_positions: int = 256,
+        time_budget: float = 0.05,
     ) -> None:
         for key, value, least in (
             ("every_n_steps", every_n_steps, 0),
@@ -58,11 +63,17 @@ class Forgetting(Callback):
         self.base: dict[str, float] = {}
         self.latest: dict[str, float] = {}
         self.measured_at = -1
-        self.evaluation_seconds = 0.0
-        self._sets: dict[str, PreparedSet] = {}
+        self.budget = TimeBudget(time_budget)
+        self._skipped_at = -1
+        self._sets: dict[str, Prepared] = {}
         self._change = WeightChange({})
         self._moved: dict[str, Tensor] = {}
         self._base_log_probs: Tensor | None = None
+
+    @property
+    def evaluation_seconds(self) -> float:
+        """What the measurements have taken so far."""
+        return self.budget.seconds
 
     # -------------------- hooks
 
@@ -74,11 +85,12 @@ class Forgetting(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tokenize the sets: a bad row is found before anything is written."""
         data = trainer.datamodule  # type: ignore[attr-defined]
+        context = language_model(pl_module).config.block_size
         held_out = {"validation": data.validation_set()} if data.validation is not None else {}
         learn = self.learn.sets if self.learn else held_out
         retain = self.retain.sets if self.retain else {}
         self._sets = {
-            f"{kind}/{name}": PreparedSet(watched, data.tokenizer, data.block_size)
+            f"{kind}/{name}": prepare(watched, data.tokenizer, data.block_size, context)
             for kind, sets in (("learn", learn), ("retain", retain))
             for name, watched in sets.items()
         }
@@ -86,6 +98,7 @@ class Forgetting(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the base, unless this is the continuation of a run that has done so."""
         module = language_model(pl_module)
+        self.budget.begin()
         self._recall_start(trainer, module)
         if not self.base:
             self._measure(trainer, module)
@@ -93,17 +106,26 @@ class Forgetting(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Measure every k optimizer steps."""
+        """Measure every k optimizer steps, on all ranks or on none; micro-batches of one step decide once."""
         step = trainer.global_step
-        if self.every_n_steps and step % self.every_n_steps == 0 and step != self.measured_at:
+        if not self.every_n_steps or step % self.every_n_steps or step in (self.measured_at, self._skipped_at):
+            return
+        if trainer.strategy.broadcast(self.budget.allows_one_more()):
             self._measure(trainer, language_model(pl_module))
+        else:
+            self.budget.skip()
+            self._skipped_at = step
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure once more and print the table; a run that was interrupted by a signal only saves."""
         if getattr(trainer, "interrupted_by", None) is not None:
             return
         if trainer.global_step != self.measured_at:
+            if trainer.global_step == self._skipped_at:
+                self.budget.make_up()
             self._measure(trainer, language_model(pl_module))
+        if told := self.budget.told():
+            rank_zero_info(told)
         rank_zero_only(results_table)(self.measurements(), self.latest)
 
     # -------------------- measuring
@@ -131,6 +153,8 @@ class Forgetting(Callback):
         )
 
     def _measure(self, trainer: Trainer, module: LitLanguageModel) -> None:
+        if module.device.type == "cuda":
+            torch.cuda.synchronize(module.device)  # what training has still to do there is not our time
         began = time.perf_counter()
         numbers: dict[str, float] = {}
         with untouched(module), trainer.precision_plugin.forward_context():
@@ -141,16 +165,20 @@ class Forgetting(Callback):
             log_probs = self._log_probs(module, module.device)
             if log_probs is not None and self._base_log_probs is not None:
                 numbers["kl_to_base"] = forward_kl(self._base_log_probs, log_probs)
+                numbers["reverse_kl_to_base"] = reverse_kl(self._base_log_probs, log_probs)
             numbers |= self._change.measure(module.method.changes(module.gpt, module.start))
         self.base = self.base or dict(numbers)
-        numbers |= {f"forget/{m.name}": m.worse for m in self._compare(numbers) if m.kind == "retain"}
+        retained = [m for m in self._compare(numbers) if m.kind == "retain"]
+        numbers |= {f"forget/{m.name}": m.worse for m in retained}
+        numbers |= {f"retained/{m.name}": m.share for m in retained if m.share is not None}
         self.latest, self.measured_at = numbers, trainer.global_step
         module.log_now(numbers)
-        self.evaluation_seconds += time.perf_counter() - began
+        self.budget.spend(time.perf_counter() - began)
+        module.log_now(self.budget.numbers())  # by themselves: no other run, and no other rank, has the same
 
     def _compare(self, numbers: dict[str, float]) -> list[Measurement]:
         return [
-            Measurement(kind, name, prepared.metric, self.base[key], numbers[key])
+            Measurement(kind, name, prepared.metric, self.base[key], numbers[key], prepared.chance)
             for key, prepared in self._sets.items()
             for kind, name in [key.split("/", 1)]
             if key in self.base
@@ -169,9 +197,13 @@ class Forgetting(Callback):
             "latest": self.latest,
             "measured_at": self.measured_at,
             "moved": self._change.state_dict(),
+            "skipped_at": self._skipped_at,
+            "budget": self.budget.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue with the base of the earlier part of the run."""
         self.base, self.latest = state_dict["base"], state_dict["latest"]
         self.measured_at, self._moved = state_dict["measured_at"], state_dict["moved"]
+        self._skipped_at = state_dict.get("skipped_at", -1)
+        self.budget.load_state_dict(state_dict.get("budget", {}))

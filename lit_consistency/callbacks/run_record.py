@@ -207,6 +207,7 @@ class RunRecord(Callback):
             "steps": trainer.global_step,
             "base_metrics": forgetting.base if forgetting else {},
             "final_metrics": forgetting.latest if forgetting else {},
+            "evaluation": forgetting.budget.record() if forgetting else {},
             "speed": throughput.latest if throughput else {},
         }
         self._write()
@@ -266,7 +267,8 @@ def _keep_until(trainer: Trainer, step: int) -> None:
 
 def _headlines(measured: dict[str, float]) -> dict[str, float]:
     """What judges a run: the metric of every set, what was forgotten, the distance of the whole model."""
-    judged = ("learn/", "retain/", "forget/", "kl_to_base", "distance/all", "relative_distance/all", "moved/all")
+    sets = ("learn/", "retain/", "forget/", "retained/")
+    judged = (*sets, "kl_to_base", "reverse_kl_to_base", "distance/all", "relative_distance/all", "moved/all")
     return {name: value for name, value in measured.items() if name.startswith(judged) and "." not in name}
 
 

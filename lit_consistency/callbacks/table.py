@@ -1,4 +1,9 @@
-"""The table at the end of a run: base, now, what was learned, what was forgotten, and the distance."""
+"""The table at the end of a run: base, now, what was learned, what was forgotten, and the distance.
+
+Forgetting is a difference. The share that is retained, now over base, stands beside it only where the base scored
+clearly above chance: the ratio to a base near zero says how small the base is, and that of two guesses nothing (Sun &
+Dredze, arXiv 2408.06663, divide by such bases).
+"""
 
 from __future__ import annotations
 
@@ -8,32 +13,44 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from lit_consistency.metrics.items import HIGHER_IS_BETTER
+from lit_consistency.metrics import higher_is_better
+
+LEAST_ABOVE_CHANCE = 0.05
+"""A base at or below this much above chance gives no share: there an item more or less moves the ratio a lot."""
 
 
 class Measurement(NamedTuple):
-    """A watched set before and after: ``kind`` is ``learn`` or ``retain``."""
+    """A watched set before and after: ``kind`` is ``learn`` or ``retain``; ``chance`` is what guessing gives."""
 
     kind: str
     name: str
     metric: str
     base: float
     now: float
+    chance: float = 0.0
 
     @property
     def worse(self) -> float:
         """How much worse than the base; positive is worse, in units of the metric."""
-        return self.base - self.now if self.metric in HIGHER_IS_BETTER else self.now - self.base
+        return self.base - self.now if higher_is_better(self.metric) else self.now - self.base
+
+    @property
+    def share(self) -> float | None:
+        """Now over base; None for losses, and where the base is not clearly above chance."""
+        if not higher_is_better(self.metric) or not self.base > self.chance + LEAST_ABOVE_CHANCE:
+            return None
+        return self.now / self.base
 
 
 def results_table(measurements: Sequence[Measurement], numbers: Mapping[str, float]) -> None:
     """Print what was learned and forgotten, then the distance from the start."""
     table = Table(title="learned and forgotten", title_justify="left")
-    for column in ("task", "metric", "base", "now", "learned", "forgotten"):
+    for column in ("task", "metric", "base", "now", "learned", "forgotten", "retained"):
         table.add_column(column, justify="left" if column in ("task", "metric") else "right")
     for m in sorted(measurements, key=lambda m: m.kind):
         learned, forgotten = (_signed(-m.worse), "") if m.kind == "learn" else ("", _signed(m.worse))
-        table.add_row(m.name, m.metric, _value(m.base), _value(m.now), learned, forgotten)
+        retained = f"{100 * m.share:.1f}%" if m.kind == "retain" and m.share is not None else ""
+        table.add_row(m.name, m.metric, _value(m.base), _value(m.now), learned, forgotten, retained)
     console = Console()
     console.print(table)
     console.print(_distance_line(numbers), highlight=False)
@@ -45,6 +62,8 @@ def _distance_line(numbers: Mapping[str, float]) -> str:
     line += f", {100 * numbers.get('moved/all', 0.0):.1f}% of the trained coordinates moved"
     if "kl_to_base" in numbers:
         line += f", KL to the base on the new task {numbers['kl_to_base']:.4g} nats"
+    if "reverse_kl_to_base" in numbers:
+        line += f" (reverse {numbers['reverse_kl_to_base']:.4g})"
     return line
 
 

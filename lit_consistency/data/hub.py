@@ -20,8 +20,11 @@ from lit_consistency.data.sources import Source
 class _Hub:
     """A split of a data set, loaded at first use."""
 
-    def __init__(self, name: str, split: str, config_name: str | None, revision: str | None) -> None:
+    def __init__(
+        self, name: str, split: str, config_name: str | None, revision: str | None, data_dir: str | None = None
+    ) -> None:
         require("datasets", type(self).__name__)
+        self.data_dir = data_dir
         self.name = name
         self.split = split
         self.config_name = config_name
@@ -33,7 +36,9 @@ class _Hub:
         import datasets
 
         try:
-            return datasets.load_dataset(self.name, self.config_name, split=self.split, revision=self.revision)
+            return datasets.load_dataset(
+                self.name, self.config_name, data_dir=self.data_dir, split=self.split, revision=self.revision
+            )
         except Exception as error:  # the library raises a dozen kinds for: no such name, configuration, split, network
             raise ValueError(f"name = {self.name}, split = {self.split}: could not be loaded ({error})") from error
 
@@ -45,6 +50,8 @@ class _Hub:
     def identity(self) -> dict[str, Any]:
         """What was asked for and what came, as JSON."""
         asked = {"name": self.name, "config_name": self.config_name, "split": self.split, "revision": self.revision}
+        if self.data_dir is not None:
+            asked["data_dir"] = self.data_dir
         return {"kind": type(self).__name__, **asked, "n_rows": len(self.table), "hub": self.table._fingerprint}
 
 
@@ -97,6 +104,7 @@ class HubRows(_Hub, Rows):
         revision: Commit, tag or branch; None takes the newest.
         part: Everything, what trains, or what is held out for validation.
         validation_share: Share of rows held out, chosen by their content; 0 < share < 1 where `part` is not `all`.
+        data_dir: Folder of the repository; names a configuration in the branch `refs/convert/parquet`.
     """
 
     def __init__(
@@ -107,8 +115,9 @@ class HubRows(_Hub, Rows):
         revision: str | None = None,
         part: Part = "all",
         validation_share: float = 0.0,
+        data_dir: str | None = None,
     ) -> None:
-        super().__init__(name, split, config_name, revision)
+        super().__init__(name, split, config_name, revision, data_dir)
         self.hold_out = HoldOut(part, validation_share)
 
     def rows(self) -> Iterator[Row]:

@@ -27,22 +27,30 @@ class Replay:
     """What is mixed into the training rows.
 
     Args:
-        parts: Text of pretraining or conversations of earlier tasks, by a name each; they have equal shares.
-        share: Share of the learned tokens of an epoch that are replayed, 0 < share < 1.
+        parts: Text of pretraining or conversations of earlier tasks, by a name each.
+        share: Share of the learned tokens of an epoch that are replayed, 0 < share < 1: one number, of which the
+            parts have equal shares, or a number for each part by its name.
     """
 
-    def __init__(self, parts: dict[str, Source | Rows], share: float = 0.05) -> None:
+    def __init__(self, parts: dict[str, Source | Rows], share: float | dict[str, float] = 0.05) -> None:
         if not parts:
             raise ValueError("replay.parts = {}: expected at least one source or one set of rows")
-        if not 0 < share < 1:
-            raise ValueError(f"replay.share = {share}: expected 0 < share < 1")
+        shares = share if isinstance(share, dict) else dict.fromkeys(parts, share / len(parts))
+        if shares.keys() != parts.keys():
+            raise ValueError(f"replay.share = {share}: expected a number for each of {', '.join(parts)}")
+        if not (all(part > 0 for part in shares.values()) and sum(shares.values()) < 1):
+            raise ValueError(f"replay.share = {share}: expected 0 < share < 1, of all parts together")
         self.parts = parts
         self.share = share
+        self.shares = shares
 
     def mix(self, train: TokenRows, replayed: Sequence[TokenRows], seed: int) -> MixedRows:
         """All rows of ``train``, and as many of each of ``replayed`` as its share asks for."""
-        wanted = train.supervised.sum() * self.share / (1 - self.share) / len(replayed)
-        counts = [max(1, round(wanted / rows.supervised.mean())) for rows in replayed]
+        whole = train.supervised.sum() / (1 - sum(self.shares.values()))
+        shares = [self.shares[name] for name in self.parts]
+        counts = [
+            max(1, round(whole * share / rows.supervised.mean())) for rows, share in zip(replayed, shares, strict=True)
+        ]
         return MixedRows(train, replayed, counts, seed)
 
     def fingerprint(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from litgpt.tokenizer import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_consistency.data.prompts import PromptEncoder
 from lit_consistency.data.rows import Row, Rows
@@ -37,10 +37,43 @@ class Item(NamedTuple):
     gold: int
 
 
+class Prepared(ABC):
+    """A watched set read and tokenized for one model: measured again and again during a run.
+
+    Attributes:
+        metric: the number by which the set is judged, one of those that ``measure`` returns.
+        items: questions with their right answers, at which the KL divergence from the base is taken.
+    """
+
+    metric: str
+    items: list[Item]
+
+    @property
+    def chance(self) -> float:
+        """Share of right answers by guessing among the candidates; 0 where the metric counts no choices."""
+        if "accuracy" not in self.metric:
+            return 0.0
+        return sum(1 / len(item.candidates) for item in self.items) / len(self.items)
+
+    @abstractmethod
+    def measure(self, model: nn.Module, *, batch_tokens: int, device: torch.device) -> dict[str, float]:
+        """The set's numbers by name, the same on every rank; every rank calls it.
+
+        Args:
+            model: in evaluation mode.
+            batch_tokens: budget of tokens in one forward.
+            device: where the model is.
+        """
+
+
 class WatchedSet(ABC):
     """A named set of items. ``metric`` is the number by which it is judged: ``loss`` or ``accuracy`` or ``exact``."""
 
     metric: str = "loss"
+
+    def prepare(self, tokenizer: Tokenizer, context: int) -> Prepared | None:
+        """The set with a measurement of its own, for a model that reads ``context`` tokens; None: items are scored."""
+        return None
 
     @abstractmethod
     def items(self, tokenizer: Tokenizer, block_size: int) -> list[Item]:

@@ -25,7 +25,7 @@ from lit_consistency.evaluation.questions import Question, Questions
 from lit_consistency.evaluation.task import Task
 
 
-class TaskRows(NamedTuple):
+class ReadTask(NamedTuple):
     """A task with its rows, read once for all formats and numbers of examples."""
 
     task: Task
@@ -41,14 +41,14 @@ class Built(NamedTuple):
     given_away: list[Asked]
 
 
-def read_task(task: Task, with_training: bool) -> TaskRows:
+def read_task(task: Task, with_training: bool) -> ReadTask:
     """The rows of a task; those of its training split only where examples are wanted."""
     few_shot = task.few_shot if with_training else None
-    return TaskRows(task, read_asked(task, task.data), read_asked(task, few_shot) if few_shot else None)
+    return ReadTask(task, read_asked(task, task.data), read_asked(task, few_shot) if few_shot else None)
 
 
 def build_questions(
-    rows: TaskRows, form: Format, shots: int, tokenizer: Tokenizer, block_size: int, seed: int = 0, limit: int = 0
+    rows: ReadTask, form: Format, shots: int, tokenizer: Tokenizer, block_size: int, seed: int = 0, limit: int = 0
 ) -> Built:
     """The questions of a task, in the order of its rows.
 
@@ -71,7 +71,7 @@ def build_questions(
         parts = [row._replace(labels=question.labels, answer=question.labels[0]) for question, row in windows]
         return Built(Questions(task, "none", 0, found), parts, [])
     if task.kind == "pairs":
-        asked = _limited(rows.scored.rows, limit, seed)
+        asked = limited(rows.scored.rows, limit, seed)
         found = [_pair(row, tokenizer, block_size) for row in asked]
         return Built(Questions(task, "none", 0, found), asked, [])
     check_format(form, task)
@@ -81,11 +81,12 @@ def build_questions(
     if not kept:
         raise ValueError(f"task {task.name}: every row is a few-shot example too; nothing is left to score")
     fitted = _Fitted(task, form, examples, tokenizer, block_size)
-    asked = _limited(kept, limit, seed)
+    asked = limited(kept, limit, seed)
     return Built(Questions(task, form.name, shots, [fitted.ask(row) for row in asked]), asked, given_away)
 
 
-def _limited(rows: Sequence[Asked], limit: int, seed: int) -> list[Asked]:
+def limited(rows: Sequence[Asked], limit: int, seed: int) -> list[Asked]:
+    """So many of the rows, drawn by the seed, in their order; 0: all."""
     if not limit or limit >= len(rows):
         return list(rows)
     taken = np.random.default_rng(seed_of(seed, "limit")).permutation(len(rows))[:limit]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +16,20 @@ from rich.console import Console
 from rich.progress import Progress
 
 from lit_consistency.data.tokenizer import Tokenizer
-from lit_consistency.evaluation.answers import measure_generation, measure_programs
 from lit_consistency.evaluation.compare import compare_folders
+from lit_consistency.evaluation.engine import ask_model
 from lit_consistency.evaluation.formats import load_format
-from lit_consistency.evaluation.generate import generate
 from lit_consistency.evaluation.guards import check_predictions, stop_if_strict
 from lit_consistency.evaluation.harness import run_harness
+from lit_consistency.evaluation.harness_export import export_tasks
 from lit_consistency.evaluation.load import PRECISIONS, Loaded, find_device, load_model
-from lit_consistency.evaluation.measure import Measured, measure_likelihood
 from lit_consistency.evaluation.plan import Ask, Cell, plan_cells
 from lit_consistency.evaluation.results import ITEM_FORMATS, Result, summarize_result, write_json, write_result
-from lit_consistency.evaluation.score import score_items
 from lit_consistency.evaluation.state import untouched
 from lit_consistency.evaluation.tables import print_comparison, print_results, sensitivity_to_format, write_scalars
 from lit_consistency.evaluation.task import Task
 from lit_consistency.evaluation.task_file import load_tasks
-from lit_consistency.metrics import ItemScores
 from lit_consistency.model import check_checkpoint_dir, current_versions, model_config, read_provenance, weights_hash
-
-CHUNK = 2048
-"""Questions between two steps of the progress bar."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +53,7 @@ class Options:
     allow_code_execution: bool = False
     harness: Sequence[str] = ()
     harness_include: Path | None = None
+    export_harness: Path | None = None
 
     def __post_init__(self) -> None:
         for key, value, least in (
@@ -107,6 +102,21 @@ def evaluate(options: Options) -> list[Result]:
         _write_summary(options, results, harness)
         print(f"wrote {options.output}", file=sys.stderr)
     return results
+
+
+def export(options: Options) -> None:
+    """Write the tasks as task files of lm-evaluation-harness, with the questions as this model would be asked.
+
+    Raises:
+        ValueError: as ``evaluate``, or lm-eval has no way to ask the same.
+    """
+    assert options.export_harness is not None
+    check_checkpoint_dir(options.model)
+    tasks = [task for name in options.tasks for task in load_tasks(name, options.data_dir)]
+    block_size = model_config(None, options.model, {}, None).block_size
+    for cell in _plan(tasks, replace(options, output=None)):
+        path = export_tasks(cell.questions, options.export_harness, Tokenizer(options.model), block_size)
+        print(f"wrote {path}", file=sys.stderr)
 
 
 def compare(first: Path, second: Path, output: Path | None = None, seed: int = 0) -> None:
@@ -159,43 +169,21 @@ def _measure_all(cells: Sequence[Cell], loaded: Loaded, options: Options, consol
 def _measure(cell: Cell, loaded: Loaded, options: Options, advance: Any) -> Result:
     questions = cell.questions
     with untouched(loaded.model):
-        if cell.task.kind == "generation":
-            measured = _generated(cell, loaded, options, advance)
-        else:
-            measured = measure_likelihood(questions, _scored(cell, loaded, options.batch_tokens, advance))
+        measured = ask_model(
+            loaded.model,
+            questions,
+            loaded.tokenizer,
+            batch_tokens=options.batch_tokens,
+            device=loaded.device,
+            allow_code_execution=options.allow_code_execution,
+            advance=advance,
+        )
     findings = [*cell.findings, *check_predictions(cell.task, measured.predictions, measured.golds)]
     stop_if_strict(cell.task, findings, options.strict)
     result = summarize_result(questions, measured, findings, cell.fingerprint, options.seed)
     if options.output is not None:
         write_result(options.output, result, measured.records, options.item_format)
     return result
-
-
-def _scored(cell: Cell, loaded: Loaded, batch_tokens: int, advance: Any) -> ItemScores:
-    parts = []
-    questions = cell.questions.questions
-    for start in range(0, len(questions), CHUNK):
-        items = [question.item for question in questions[start : start + CHUNK] if question.item is not None]
-        parts.append(score_items(loaded.model, items, batch_tokens=batch_tokens, device=loaded.device))
-        advance(len(items))
-    return ItemScores.concatenate(parts)
-
-
-def _generated(cell: Cell, loaded: Loaded, options: Options, advance: Any) -> Measured:
-    questions = cell.questions.questions
-    prompts = [question.tokens for question in questions if question.tokens is not None]
-    generations = generate(
-        loaded.model,
-        prompts,
-        cell.task.generation,
-        loaded.tokenizer,
-        batch_tokens=options.batch_tokens,
-        device=loaded.device,
-    )
-    advance(len(prompts))
-    if cell.task.program is not None:
-        return measure_programs(cell.questions, generations, allow_code_execution=options.allow_code_execution)
-    return measure_generation(cell.questions, generations)
 
 
 def _harness(loaded: Loaded, options: Options) -> dict[str, Any]:

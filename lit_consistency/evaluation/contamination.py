@@ -13,7 +13,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,8 @@ from lit_consistency.data.files import (
 N_WORDS = 13
 LEAST_WORDS = 5
 BATCH = 1 << 18
+MOST_WORDS = 1 << 20
+"""Hashes kept in memory, about 100 bytes each."""
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio, odd: Knuth, TAOCP 3, 6.4
 SUFFIXES = (".txt", ".md", ".jsonl", ".json", ".parquet")
 
@@ -52,15 +53,27 @@ class Overlap:
             if n >= LEAST_WORDS:
                 hashes.setdefault(n, []).append(_runs(words, n))
                 owners.setdefault(n, []).append(np.full(len(words) - n + 1, index))
-        self._grams = {n: (np.concatenate(hashes[n]), np.concatenate(owners[n])) for n in hashes}
+        self._grams: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        for n in hashes:
+            found, order = np.concatenate(hashes[n]), np.concatenate(owners[n])
+            by_hash = np.argsort(found, kind="stable")
+            self._grams[n] = (found[by_hash], order[by_hash])
 
     def found_in(self, documents: Iterable[str]) -> list[int]:
         """Indices of the texts that stand in the documents, sorted."""
         hit = np.zeros(self.n_texts, dtype=bool)
         for words in _batches(documents):
             for n, (hashes, owners) in self._grams.items():
-                if len(words) >= n:
-                    hit[owners[np.isin(hashes, _runs(words, n))]] = True
+                if len(words) < n:
+                    continue
+                runs = _runs(words, n)
+                # of the evaluation set's sorted hashes, those that a run of the training data equals
+                place = np.minimum(np.searchsorted(hashes, runs), len(hashes) - 1)
+                there = np.unique(runs[hashes[place] == runs])
+                for start, stop in zip(
+                    np.searchsorted(hashes, there), np.searchsorted(hashes, there, side="right"), strict=True
+                ):
+                    hit[owners[start:stop]] = True
         return np.flatnonzero(hit).tolist()
 
 
@@ -108,7 +121,7 @@ def _batches(documents: Iterable[str]) -> Iterator[np.ndarray]:
     parts: list[np.ndarray] = []
     n_words = 0
     for number, document in enumerate(documents):
-        parts += [_words(document), np.asarray([_hash(f" {number}")], dtype=np.uint64)]
+        parts += [_words(document), np.asarray([HASHES[f" {number}"]], dtype=np.uint64)]
         n_words += len(parts[-2])
         if n_words >= BATCH:
             yield np.concatenate(parts)
@@ -117,13 +130,22 @@ def _batches(documents: Iterable[str]) -> Iterator[np.ndarray]:
         yield np.concatenate(parts)
 
 
+class _Hashes(dict[str, int]):
+    """64-bit hashes of words, each computed once; a lookup costs no call of Python."""
+
+    def __missing__(self, word: str) -> int:
+        if len(self) >= MOST_WORDS:
+            self.clear()
+        self[word] = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big")
+        return self[word]
+
+
+HASHES = _Hashes()
+
+
 def _words(text: str) -> np.ndarray:
-    return np.fromiter(map(_hash, re.findall(r"\w+", text.casefold())), dtype=np.uint64)
-
-
-@lru_cache(maxsize=1 << 20)
-def _hash(word: str) -> int:
-    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big")
+    words = re.findall(r"\w+", text.casefold())
+    return np.fromiter(map(HASHES.__getitem__, words), dtype=np.uint64, count=len(words))
 
 
 def _runs(words: np.ndarray, n: int) -> np.ndarray:

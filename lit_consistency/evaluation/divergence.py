@@ -1,8 +1,10 @@
-"""Distance of the model's predictions from the base's, in nats: KL(base || model) on the new task.
+"""Distance of the model's predictions from the base's, in nats: KL(base || model) and KL(model || base).
 
 Shenfeld, Pari & Agrawal, "RL's Razor" (arXiv 2509.04259), find that the forward KL on the new task predicts forgetting
-better than any distance between weights. The full distributions are compared at the supervised positions, not only the
-target's probability.
+better than any distance between weights. Forward, the base's likely tokens count, and what the model has ruled out is
+dear; in reverse, what the model has come to say and the base did not. The full distributions are compared at the
+supervised positions, not only the target's probability. Given up: text that the model itself writes; both divergences
+are taken along the right answers.
 """
 
 from __future__ import annotations
@@ -55,6 +57,24 @@ def forward_kl(base: Tensor, model: Tensor) -> float:
     """
     terms = torch.where(base > -torch.inf, base.exp() * (base - model[:, : base.size(1)]), 0.0)
     return float(terms.sum(-1, dtype=torch.float64).mean())
+
+
+def reverse_kl(base: Tensor, model: Tensor) -> float:
+    r"""Mean of KL(model || base) over positions, in nats; infinite where the model says what the base rules out.
+
+    .. math::
+        \frac{1}{P} \sum_{p=1}^{P} \sum_{v=1}^{V} q_{pv} (\log q_{pv} - \log b_{pv})
+
+    Args:
+        base: (P, V) log-probabilities log b.
+        model: (P, V) log-probabilities log q.
+
+    Raises:
+        ValueError: the shapes differ; a base that does not know a token has no probability for it.
+    """
+    if base.shape != model.shape:
+        raise ValueError(f"model has shape {list(model.shape)}: expected that of the base, {list(base.shape)}")
+    return forward_kl(model, base)
 
 
 def _until(items: Sequence[Item], n_positions: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -77,24 +77,36 @@ class Format:
         Raises:
             ValueError: the chat template refuses the turns; names the row.
         """
-        opening = asked.instruction if self.instruction or self.chat else ""
-        examples = [(self.question(task, s, _right_context(s)), self.answer_text(task, s.answer)) for s in shots]
-        question = self.question(task, asked, context)
         if not self.chat:
-            texts = [*([opening] if opening else []), *(q + a for q, a in examples), question]
+            opening = [asked.instruction] if self.instruction and asked.instruction else []
+            question = self.question(task, asked, context)
+            texts = [*opening, *(q + a for q, a in self._examples(task, shots)), question]
             return self.between_examples.join(texts)
         assert chat is not None
-        turns = [(role, text) for pair in examples for role, text in zip(("user", "assistant"), pair, strict=True)]
-        messages = [{"role": role, "content": text} for role, text in [*turns, ("user", question)]]
-        if opening:
-            messages[0]["content"] = f"{opening}{self.between_examples}{messages[0]['content']}"
         try:
-            return chat.render(messages, add_generation_prompt=True)
+            return chat.render(self.messages(task, asked, shots, context), add_generation_prompt=True)
         except ValueError as error:
             raise ValueError(f"{asked.place}: format = {self.name!r}: {error}") from None
 
+    def messages(
+        self, task: Task, asked: Asked, shots: Sequence[Asked] = (), context: str | None = None
+    ) -> list[dict[str, str]]:
+        """The turns of a chat, up to the last question; the instruction opens the first."""
+        examples = self._examples(task, shots)
+        turns = [(role, text) for pair in examples for role, text in zip(("user", "assistant"), pair, strict=True)]
+        turns.append(("user", self.question(task, asked, context)))
+        messages = [{"role": role, "content": text} for role, text in turns]
+        if asked.instruction:
+            messages[0]["content"] = f"{asked.instruction}{self.between_examples}{messages[0]['content']}"
+        return messages
 
-def _right_context(asked: Asked) -> str | None:
+    def _examples(self, task: Task, shots: Sequence[Asked]) -> list[tuple[str, str]]:
+        """Questions of the examples with their answers."""
+        return [(self.question(task, s, right_context(s)), self.answer_text(task, s.answer)) for s in shots]
+
+
+def right_context(asked: Asked) -> str | None:
+    """Of a partial evaluation the context of the right candidate, else None."""
     return asked.contexts[asked.gold] if asked.contexts else None
 
 

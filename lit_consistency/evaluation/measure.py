@@ -17,7 +17,7 @@ import numpy as np
 from lit_consistency.evaluation.build import n_words
 from lit_consistency.evaluation.questions import Question, Questions
 from lit_consistency.metrics import ItemScores
-from lit_consistency.metrics.intervals import Ratio, by_class, ratio
+from lit_consistency.metrics.intervals import Ratio, by_class, ratio, value_of
 
 
 class Measured(NamedTuple):
@@ -36,6 +36,13 @@ class Measured(NamedTuple):
     predictions: list[int | str]
     golds: list[int | str]
     baselines: dict[str, float]
+
+    def values(self) -> dict[str, float]:
+        """Metric -> its value, as the results of ``evaluate`` show it."""
+        found = {name: float(value_of(r.numerator.sum(0), r.denominator.sum(0))) for name, r in self.ratios.items()}
+        if "word_perplexity" in found:
+            found["word_perplexity"] = math.exp(min(found["word_perplexity"], 700))
+        return found
 
 
 class _Likelihoods(NamedTuple):

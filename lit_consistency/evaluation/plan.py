@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from lit_consistency import __version__
 from lit_consistency.data.tokenizer import Tokenizer
 from lit_consistency.evaluation.asked import Asked
-from lit_consistency.evaluation.build import TaskRows, build_questions, read_task
+from lit_consistency.evaluation.build import ReadTask, build_questions, read_task
 from lit_consistency.evaluation.contamination import Overlap, training_documents, training_fingerprint
 from lit_consistency.evaluation.formats import Format
 from lit_consistency.evaluation.guards import (
@@ -105,7 +105,7 @@ def _drafts(task: Task, ask: Ask, tokenizer: Tokenizer, block_size: int, shared:
     prompted = task.kind in ("choice", "generation")
     cells = [(form, shots) for form in ask.formats for shots in ask.shots] if prompted else [(ask.formats[0], 0)]
     data = {"data": fingerprint(task.data), "few_shot": fingerprint(task.few_shot) if task.few_shot else None}
-    rows: TaskRows | None = None
+    rows: ReadTask | None = None
     for form, shots in cells:
         identity = {
             **shared,
@@ -114,7 +114,8 @@ def _drafts(task: Task, ask: Ask, tokenizer: Tokenizer, block_size: int, shared:
             "format": asdict(form) if prompted else None,
             "shots": shots,
         }
-        identity["task"] = {k: v for k, v in identity["task"].items() if k not in ("data", "few_shot")}
+        for source in (identity["task"]["data"], identity["task"]["few_shot"] or {}):
+            source["path"] = None  # the files themselves count, wherever they stand
         mark = fingerprint_of(identity)
         name = form.name if prompted else "none"
         if known := _known(ask.output, result_key(task.name, name, shots), mark):

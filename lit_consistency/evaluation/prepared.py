@@ -6,13 +6,25 @@ import torch
 from litgpt.tokenizer import Tokenizer
 from torch import nn
 
-from lit_consistency.data.watch import WatchedSet
+from lit_consistency.data.watch import Prepared, WatchedSet
 from lit_consistency.evaluation.divergence import forward_kl, log_probabilities
 from lit_consistency.evaluation.score import score_items
 from lit_consistency.metrics import summarize
 
 
-class PreparedSet:
+def prepare(watched: WatchedSet, tokenizer: Tokenizer, block_size: int, context: int) -> Prepared:
+    """The set as it is measured: by itself where it knows how, else by the scores of its items.
+
+    Args:
+        watched: the set.
+        tokenizer: of the model.
+        block_size: longest item that is scored, in tokens: that of the training rows.
+        context: longest input of the model, in tokens; tasks use all of it, as ``evaluate`` does.
+    """
+    return watched.prepare(tokenizer, context) or PreparedSet(watched, tokenizer, block_size)
+
+
+class PreparedSet(Prepared):
     """Items of a watched set, tokenized once.
 
     Args:

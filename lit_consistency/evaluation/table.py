@@ -78,12 +78,12 @@ def _extract(fields: dict[str, Any], name: str, pattern: str, place: str) -> dic
 def _hub(data: TaskData) -> HubRows:
     assert data.hub is not None
     assert data.split is not None
-    return HubRows(data.hub, data.split, data.config, data.revision)
+    return HubRows(data.hub, data.split, data.config, data.revision, data_dir=data.data_dir)
 
 
 def _hub_rows(data: TaskData) -> Iterator[tuple[str, str, Any]]:
     for number, (place, row) in enumerate(_hub(data).read(), start=1):
-        yield f"{data.config or data.hub}/{data.split}:{number}", place, row
+        yield f"{data.config or data.data_dir or data.hub}/{data.split}:{number}", place, row
 
 
 # -------------------- files

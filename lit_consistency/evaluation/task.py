@@ -67,6 +67,8 @@ class TaskData:
         separator: text between two documents of a .txt; None: a file is a document.
         hub: name on the Hugging Face hub, in place of ``path``.
         config: configuration of the hub's data set.
+        data_dir: folder of its repository; in the branch ``refs/convert/parquet``, which data sets that were once a
+            script need, it names a configuration.
         split: its split.
         revision: its commit, tag or branch; None takes the newest.
     """
@@ -78,6 +80,7 @@ class TaskData:
     separator: str | None = None
     hub: str | None = None
     config: str | None = None
+    data_dir: str | None = None
     split: str | None = None
     revision: str | None = None
 

@@ -23,14 +23,42 @@ def load_tasks(name: str, data_dir: Path | None = None) -> list[Task]:
     """The tasks of a file.
 
     Args:
-        name: a YAML file, or the name of one in ``configs/evaluation``, as ``piqa`` or ``hub/mnli``.
+        name: a YAML file, or the name of one in ``configs/evaluation``, as ``piqa`` or ``hub/mnli``; of a file with
+            variants, ``NAME:VARIANT`` is one of them.
         data_dir: takes the place of the first folder, ``data/``, of every path in the file.
 
     Raises:
         FileNotFoundError: there is no such file; names those that are close.
         ValueError: names the file, the key and what is allowed.
     """
-    path = _find(name)
+    file, variant = _split(name)
+    tasks = _read(_find(file), data_dir)
+    if variant is None:
+        return list(tasks.values())
+    if variant not in tasks:
+        raise ValueError(f"tasks: {name!r}: {file} has no {variant!r}; expected one of {', '.join(tasks)}")
+    return [tasks[variant]]
+
+
+def load_task(name: str, data_dir: Path | None = None) -> Task:
+    """The one task of that name; ValueError, with one that there is, where the file holds several."""
+    tasks = load_tasks(name, data_dir)
+    if len(tasks) > 1:
+        first = next(iter(_read(_find(name), data_dir)))
+        raise ValueError(f"task = {name!r}: a file of {len(tasks)} tasks; expected one of them, as {name}:{first}")
+    return tasks[0]
+
+
+def _split(name: str) -> tuple[str, str | None]:
+    """File and variant; a colon in the path of a file is none that parts them."""
+    if ":" not in name or Path(name).is_file():
+        return name, None
+    file, _, variant = name.rpartition(":")
+    return file, variant
+
+
+def _read(path: Path, data_dir: Path | None) -> dict[str, Task]:
+    """The tasks of a file by the names of their variants; a single one has the file's."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -40,13 +68,13 @@ def load_tasks(name: str, data_dir: Path | None = None) -> list[Task]:
     variants = content.pop("variants", None)
     content.setdefault("name", path.stem)
     if variants is None:
-        return [_task(content, path, data_dir)]
+        return {path.stem: _task(content, path, data_dir)}
     if not isinstance(variants, dict) or not all(isinstance(keys or {}, dict) for keys in variants.values()):
         raise ValueError(f"{path}: variants: expected a mapping of names to the keys that differ")
-    found = []
+    found = {}
     for variant, keys in variants.items():
         task = _fill({**content, **(keys or {})}, str(variant))
-        found.append(_task({**task, "name": f"{content['name']}_{variant}"}, path, data_dir))
+        found[str(variant)] = _task({**task, "name": f"{content['name']}_{variant}"}, path, data_dir)
     return found
 
 

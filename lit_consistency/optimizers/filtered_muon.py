@@ -21,7 +21,7 @@ from torch.optim.optimizer import ParamsT
 
 from lit_consistency.optimizers.base import DECAY_ROLES, LowPrecision
 from lit_consistency.optimizers.checks import check_choice, check_share
-from lit_consistency.optimizers.mofo import number_kept
+from lit_consistency.optimizers.mofo_step import number_kept
 from lit_consistency.optimizers.muon import Muon
 from lit_consistency.optimizers.muon_step import LrScale
 from lit_consistency.optimizers.newton_schulz import Coefficients

@@ -51,6 +51,19 @@ def test_an_epoch_has_every_row_of_the_new_task_once(tokenizer_folder: Path) -> 
     assert "replay/text" in mixed.stats()
 
 
+def test_parts_have_the_shares_that_are_given_to_them(tokenizer_folder: Path) -> None:
+    replay = Replay({"text": TEXT, "rows": ListRows(OLD)}, {"rows": 0.1, "text": 0.4})
+    data = opened(tokenizer_folder, replay)
+    rows = data._rows["train"]
+    new, text, old = (int(rows.supervised[rows.part == i].sum()) for i in (0, 1, 2))  # type: ignore[attr-defined]
+    one_row = int(rows.supervised.max())
+    assert abs(text - 0.4 * (new + text + old)) <= one_row
+    assert abs(old - 0.1 * (new + text + old)) <= one_row
+    for wrong in ({"text": 0.5}, {"text": 0.5, "rows": 0.5}, {"text": 0.5, "rows": 0.0}):
+        with pytest.raises(ValueError, match=r"replay\.share"):
+            Replay({"text": TEXT, "rows": ListRows(OLD)}, wrong)
+
+
 def test_parts_have_equal_shares(tokenizer_folder: Path) -> None:
     data = opened(tokenizer_folder, Replay({"text": TEXT, "rows": ListRows(OLD)}, 0.5))
     rows = data._rows["train"]

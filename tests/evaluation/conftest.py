@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lit_consistency.data.tokenizer import Tokenizer
-from tests.evaluation.tiny import tiny_model, tiny_tokenizer
+from tests.evaluation.tiny import task_files, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +18,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model(tmp_path_factory.mktemp("tiny_model") / "model")
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> list[str]:
+    return task_files(tmp_path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import subprocess
 import sys
 from pathlib import Path
@@ -13,34 +12,11 @@ import pytest
 
 from lit_consistency.__main__ import main
 from lit_consistency.evaluation import command
-from lit_consistency.evaluation.compare import compare_folders
 from lit_consistency.evaluation.load import load_model
-from lit_consistency.evaluation.results import read_items, read_results, write_result
+from lit_consistency.evaluation.results import read_items, read_results
 from lit_consistency.evaluation.score import score_items
 from lit_consistency.metrics import summarize
-from tests.evaluation.tiny import NLI, built, nli_rows, task_of, tiny_model, write_task
-
-PAIRS: dict[str, Any] = {"kind": "pairs", "choices": ["{good}", "{bad}"], "group": "{part}"}
-WRITTEN: dict[str, Any] = {"kind": "generation", "metrics": ["rouge_l", "exact_match"], "fields": {"Q": "{h}"}}
-
-
-@pytest.fixture
-def tasks(tmp_path: Path) -> list[str]:
-    """One task of each kind."""
-    pairs = [{"good": f"she runs {i}", "bad": f"she run {i}", "part": "ab"[i % 2]} for i in range(8)]
-    files = [
-        write_task(tmp_path / "nli.yaml", **NLI, data=nli_rows(16), few_shot=nli_rows(9, start=50)),
-        write_task(tmp_path / "syntax.yaml", **PAIRS, data=pairs),
-        write_task(tmp_path / "prose.yaml", kind="text", text="{p}", data=nli_rows(4)),
-        write_task(
-            tmp_path / "said.yaml", **WRITTEN, references="{p}", data=nli_rows(3), generation={"max_new_tokens": 5}
-        ),
-    ]
-    return [str(file) for file in files]
-
-
-def evaluate(model: Path, *args: object) -> None:
-    main(["evaluate", "--model", str(model), "--device", "cpu", *map(str, args)])
+from tests.evaluation.tiny import NLI, PAIRS, WRITTEN, built, evaluate, nli_rows, task_of, tiny_model, write_task
 
 
 def refused(capsys: pytest.CaptureFixture[str], *args: object) -> str:
@@ -117,9 +93,12 @@ def test_what_is_done_is_not_measured_again(
     write_task(Path(tasks[1]), **PAIRS, data=[{"good": "it rains", "bad": "it rain", "part": "a"}])
     evaluate(tiny_folder, "--tasks", *tasks[:2], "--output", out)
     assert measured[3:] == ["syntax"], "other data"
+    write_task(Path(tasks[1]), **PAIRS, data={"path": str(tmp_path / "syntax_data.jsonl"), "member": "*.jsonl"})
+    evaluate(tiny_folder, "--tasks", *tasks[:2], "--output", out)
+    assert measured[4:] == ["syntax"], "the same file, read in another way"
     evaluate(tiny_folder, "--tasks", tasks[0], "--output", out, "--limit", 5)
     evaluate(tiny_model(tmp_path / "other", seed=1), "--tasks", tasks[0], "--output", out)
-    assert measured[4:] == ["nli", "nli"], "another limit, another model"
+    assert measured[5:] == ["nli", "nli"], "another limit, another model"
 
 
 def test_a_run_that_dies_leaves_whole_results_and_goes_on(
@@ -174,47 +153,6 @@ def test_strict_stops_before_and_after_scoring(
         assert stop.value.code == 1
         assert f"error: --strict: task {task.stem}: {guard}" in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
-
-
-def test_the_paired_comparison_of_two_models(
-    tasks: list[str], tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
-    evaluate(tiny_folder, "--tasks", *tasks, "--output", first)
-    evaluate(
-        tiny_model(tmp_path / "other", seed=1), "--tasks", *tasks[:3], "--output", second, "--item_format", "parquet"
-    )
-    capsys.readouterr()
-    main(["evaluate", "--compare", str(first), str(second), "--output", str(tmp_path / "both")])
-    shown = capsys.readouterr().out
-    assert "difference" in shown
-    assert "said.default.0shot: only in" in shown
-    comparisons = {c.task: c for c in compare_folders(first, second)[0]}
-    left, right = ({r.task: r.value for r in read_results(folder)} for folder in (first, second))
-    for task, found in comparisons.items():
-        if found.metric != "nats_per_word":
-            assert (found.first, found.second) == pytest.approx((left[task], right[task]))
-            assert found.difference.value == pytest.approx(right[task] - left[task])
-    assert 0 <= comparisons["nli"].p_value <= 1
-    assert math.isnan(comparisons["prose"].p_value), "no scores of 0 and 1"
-    assert len(json.loads((tmp_path / "both" / "comparison.json").read_text())["comparisons"]) == 3
-
-
-def test_a_comparison_joins_by_id_and_tells_what_differs(tasks: list[str], tiny_folder: Path, tmp_path: Path) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
-    evaluate(tiny_folder, "--tasks", tasks[0], "--shots", 2, "--output", first)
-    evaluate(tiny_folder, "--tasks", tasks[0], "--shots", 2, "--output", second, "--limit", 6, "--seed", 1)
-    (found,), warnings = compare_folders(first, second)
-    assert found.n == 6
-    assert "10 items only in the first, 0 only in the second; 6 compared" in warnings[0]
-    assert "6 of 6 items were asked with other few-shot examples" in warnings[1]
-    result = read_results(second)[0]
-    records = [{**item, "id": f"x{i}"} for i, item in enumerate(read_items(second, result.key))]
-    write_result(second, result, records)
-    with pytest.raises(ValueError, match="no id in common"):
-        compare_folders(first, second)
-    with pytest.raises(FileNotFoundError, match="holds no results"):
-        compare_folders(first, tmp_path / "nowhere")
 
 
 WRONG: dict[str, tuple[list[str], list[str]]] = {
@@ -280,6 +218,12 @@ def test_help_explains_every_option_and_costs_no_import_of_torch() -> None:
         assert shown in result.stdout
 
 
+def test_tasks_are_exported_to_lm_eval(tasks: list[str], tiny_folder: Path, tmp_path: Path) -> None:
+    evaluate(tiny_folder, "--tasks", *tasks, "--limit", 2, "--export_harness", tmp_path / "theirs")
+    names = {path.stem for path in (tmp_path / "theirs").rglob("*.yaml")}
+    assert names == {"lit_nli", "lit_syntax", "lit_prose", "lit_said"}
+
+
 def test_options_may_stand_in_a_file(tasks: list[str], tiny_folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "options.yaml"
     file.write_text(json.dumps({"model": str(tiny_folder), "tasks": [tasks[0]], "limit": 3, "device": "cpu"}))
@@ -293,3 +237,16 @@ def test_the_model_is_loaded_as_it_was_saved(tiny_folder: Path) -> None:
     assert {str(p.dtype) for p in loaded.model.parameters()} == {"torch.bfloat16"}
     assert {str(p.dtype) for p in load_model(tiny_folder, "cpu").model.parameters()} == {"torch.float32"}
     assert loaded.model.cos.device.type == "cpu"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lm_eval_asks_the_exported_task_in_process_with_the_same_accuracy(
+    tasks: list[str], tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("lm_eval")
+    evaluate(tiny_folder, "--tasks", tasks[0], "--export_harness", tmp_path / "theirs")
+    harness = ["--harness", "lit_nli", "--harness_include", tmp_path / "theirs"]
+    evaluate(tiny_folder, "--tasks", tasks[0], *harness, "--output", tmp_path / "out")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["harness"]["results"]["lit_nli"]["acc,none"] == summary["results"][0]["metrics"]["accuracy"]["value"]
+    assert "lit_nli: " in capsys.readouterr().out

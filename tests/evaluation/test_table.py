@@ -101,3 +101,17 @@ def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     assert fingerprint(TaskData(path=str(write_lines(tmp_path / "other" / "x.jsonl", ROWS)))) == first
     assert fingerprint(TaskData(path=str(write_lines(tmp_path / "x.jsonl", ROWS[:1])))) != first
+
+
+def test_a_folder_in_the_layout_of_the_hub_is_read_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    write_lines(tmp_path / "hub" / "english" / "test.jsonl", ROWS)
+    write_lines(tmp_path / "hub" / "french" / "test.jsonl", ROWS[:1])
+    data = TaskData(hub=str(tmp_path / "hub"), split="test", data_dir="english")
+    task = Task(name="t", kind="text", metrics=("bits_per_byte",), data=data, text="{q}")
+    assert [(row.id, row.fields["q"]) for row in read_rows(task, data)] == [
+        ("english/test:1", "a"),
+        ("english/test:2", "b"),
+    ]
+    assert fingerprint(data)["n_rows"] == 2

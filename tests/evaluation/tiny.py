@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import yaml
 
+from lit_consistency.__main__ import main
 from lit_consistency.data.tokenizer import Tokenizer, write_tokenizer
 from lit_consistency.evaluation.build import Built, build_questions, read_task
 from lit_consistency.evaluation.formats import load_format
@@ -74,6 +75,8 @@ def built(
     return build_questions(read_task(task, shots > 0), load_format(form), shots, tokenizer, block, **options)
 
 
+PAIRS: dict[str, Any] = {"kind": "pairs", "choices": ["{good}", "{bad}"], "group": "{part}"}
+WRITTEN: dict[str, Any] = {"kind": "generation", "metrics": ["rouge_l", "exact_match"], "fields": {"Q": "{h}"}}
 NLI: dict[str, Any] = {
     "kind": "choice",
     "fields": {"Premise": "{p}", "Hypothesis": "{h}"},
@@ -86,3 +89,22 @@ NLI: dict[str, Any] = {
 def nli_rows(n: int, start: int = 0) -> list[dict[str, Any]]:
     """Rows with both labels, each other than the others."""
     return [{"p": f"thing {i} is red", "h": f"thing {i} has colour", "label": i % 2} for i in range(start, start + n)]
+
+
+def task_files(folder: Path) -> list[str]:
+    """One task of each kind."""
+    pairs = [{"good": f"she runs {i}", "bad": f"she run {i}", "part": "ab"[i % 2]} for i in range(8)]
+    files = [
+        write_task(folder / "nli.yaml", **NLI, data=nli_rows(16), few_shot=nli_rows(9, start=50)),
+        write_task(folder / "syntax.yaml", **PAIRS, data=pairs),
+        write_task(folder / "prose.yaml", kind="text", text="{p}", data=nli_rows(4)),
+        write_task(
+            folder / "said.yaml", **WRITTEN, references="{p}", data=nli_rows(3), generation={"max_new_tokens": 5}
+        ),
+    ]
+    return [str(file) for file in files]
+
+
+def evaluate(model: Path, *args: object) -> None:
+    """Run the command on the CPU."""
+    main(["evaluate", "--model", str(model), "--device", "cpu", *map(str, args)])

@@ -21,7 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from lit_consistency.optimizers import AdamW, FilteredMuon, Muon, parameter_groups
+from lit_consistency.optimizers import AdamW, FilteredMuon, MoFO, Muon, parameter_groups
 from tests.optimizers.models import SIZES
 
 STEPS = 3
@@ -30,6 +30,8 @@ COLLECTIVES = ("all_to_all_single", "all_gather_single", "all_gather_into_tensor
 OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, Any], Any, bool]] = {
     "adamw": (AdamW, {"weight_decay": 0.1}, "split", False),
     "adamw lora": (AdamW, {"weight_decay": 0.1}, "split", True),
+    "mofo": (MoFO, {"weight_decay": 0.1, "fraction": 0.2, "selection": "exact"}, "split", False),
+    "mofo lora": (MoFO, {"selection": "exact"}, "split", True),
     "muon": (Muon, {"weight_decay": 0.1}, "split", False),
     "muon head": (Muon, {"cautious_decay": True, "weight_decay": 0.1}, "head", False),
     "muon normuon": (Muon, {"normuon": True, "momentum_warmup_steps": 2}, "split", False),

@@ -34,6 +34,8 @@ def check_collectives(results: Results, layout: str, name: str) -> None:
     collectives, groups = results[layout, name, 0]["collectives"], results[layout, name, 0]["groups"]
     if name.startswith("adamw"):
         assert collectives == {}
+    elif name.startswith("mofo"):  # counted in test_mofo_sharded.py
+        assert (collectives == {}) == (layout == "ddp")
     elif layout == "ddp":
         assert list(collectives.values()) == [groups]
         assert "all_gather" in next(iter(collectives))

@@ -4,9 +4,11 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from torch import Tensor
 
 from lit_consistency.optimizers import AdamW, MoFO, parameter_groups
-from lit_consistency.optimizers.mofo import Filter, mofo_mask, number_kept, seed_of
+from lit_consistency.optimizers.mofo_step import Filter, number_kept
+from lit_consistency.optimizers.rounding import seed_of
 from tests.optimizers.models import follow, one_matrix, random_grads, small_gpt
 from tests.reference.optimizers import largest_by_sort, mofo_trajectory
 
@@ -14,12 +16,18 @@ OPTIONS: dict[str, Any] = {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-6, "weigh
 FILTERS = get_args(Filter)
 
 
-def masks(filter: Filter, fraction: float, split: tuple[int, ...] | None = None, seed: int = 0) -> torch.Tensor:
+def masks(filter: Filter, fraction: float, split: tuple[int, ...] | None = None, seed: int = 0) -> Tensor:
+    """Which coordinates move in one step from given moments; the new ones are `m` and `v`."""
     m, g, v = random_grads((6, 10), 3)
-    step = torch.tensor(3.0)
-    return mofo_mask(
-        g, m, v.square(), step, betas=(0.9, 0.99), eps=1e-8, fraction=fraction, filter=filter, split=split, seed=seed
-    )
+    parameter, groups = one_matrix(6, 10, split=split)
+    before = parameter.detach().clone()
+    optimizer = MoFO(groups, lr=1.0, betas=(0.9, 0.99), fraction=fraction, filter=filter, seed=seed)
+    optimizer.state[parameter] = {
+        "step": torch.tensor(2.0),
+        "exp_avg": (m - 0.1 * g) / 0.9,
+        "exp_avg_sq": (v.square() + 1 - 0.01 * g.square()) / 0.99,
+    }
+    return follow(optimizer, parameter, [g]) != before
 
 
 @pytest.mark.parametrize("split", [None, (3, 2, 1)])
@@ -58,7 +66,7 @@ def test_each_filter_takes_the_largest_of_its_score(filter: Filter) -> None:
         "momentum": m.abs(),
         "gradient": g.abs(),
         "second_moment": v.square(),
-        "adam_update": m.abs() / (v.abs() / (1 - 0.99**3) ** 0.5 + 1e-8),
+        "adam_update": m.abs() / ((v.square() + 1) / (1 - 0.99**3)).sqrt(),
     }[filter]
     assert torch.equal(masks(filter, 0.3), largest_by_sort(score, 18))
 
@@ -68,20 +76,10 @@ def test_complement_is_what_momentum_would_leave() -> None:
 
 
 def test_complement_takes_the_last_of_equal_momenta() -> None:
-    zeros = torch.zeros(2, 3)
-    found = mofo_mask(
-        zeros,
-        zeros,
-        zeros,
-        torch.tensor(1.0),
-        betas=(0.9, 0.9),
-        eps=0.0,
-        fraction=0.5,
-        filter="complement",
-        split=None,
-        seed=0,
-    )
-    assert found.tolist() == [[False] * 3, [True] * 3]
+    parameter, groups = one_matrix(2, 3)
+    before = parameter.detach().clone()
+    found = follow(MoFO(groups, fraction=0.5, filter="complement"), parameter, [torch.ones(2, 3)])
+    assert (found != before).tolist() == [[False] * 3, [True] * 3]
 
 
 def test_random_changes_with_seed_name_and_step_alone() -> None:
@@ -172,6 +170,16 @@ def test_groups_without_roles_are_refused() -> None:
         ({"fraction": 0.0}, "fraction = 0.0: expected 0 < fraction <= 1"),
         ({"fraction": 1.5}, "fraction = 1.5: expected 0 < fraction <= 1"),
         ({"filter": "largest"}, "filter = 'largest': expected one of momentum, gradient, adam_update"),
+        ({"selection": "some"}, "selection = 'some': expected one of sampled, exact"),
+        ({"compile": "yes"}, "compile = 'yes': expected one of auto, always, never"),
+        ({"sample_size": 100}, "sample_size = 100: expected a finite sample_size >= 1024"),
+        ({"refresh_every": 0}, "refresh_every = 0: expected a finite refresh_every >= 1"),
+        ({"role_fractions": {"heads": 0.1}}, "role_fractions = 'heads': expected one of hidden"),
+        ({"role_fractions": {"head": 0}}, "role_fractions.head = 0: expected 0 < role_fractions.head <= 1"),
+        ({"final_fraction": 2.0, "anneal_steps": 3}, "final_fraction = 2.0: expected 0 < final_fraction <= 1"),
+        ({"anneal_steps": -1}, "anneal_steps = -1: expected a finite anneal_steps >= 0"),
+        ({"anneal_steps": 3}, "anneal_steps = 3: expected at least 1 with a final_fraction and 0 without"),
+        ({"final_fraction": 0.1}, "anneal_steps = 0: expected at least 1 with a final_fraction and 0 without"),
         ({"unfiltered_roles": ["norms"]}, "unfiltered_roles = 'norms': expected one of hidden"),
     ],
 )

@@ -1,52 +1,38 @@
-"""MoFO as one would write it down: a sort of the momentum, a mask, then Adam's formula, tensor by tensor."""
+"""MoFO as the paper's algorithm reads, tensor by tensor with torch.topk: slow, what MoFO is compared with."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
-from torch import Tensor
 
 
 class TopkMoFO(torch.optim.Optimizer):
-    """AdamW on the ``fraction`` of each tensor's coordinates with the largest momentum, by ``torch.topk``.
+    """AdamW whose step is multiplied by the mask of the largest momenta; ``split`` of a group as in ``MoFO``."""
 
-    Source: Chen et al. 2025, arXiv 2407.20999, algorithm 1.
-    """
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 3e-4,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        fraction: float = 0.15,
-    ) -> None:
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "fraction": fraction}
-        super().__init__(params, defaults)
+    def __init__(self, groups: Any, lr: float = 3e-4, fraction: float = 0.15) -> None:
+        super().__init__(groups, {"lr": lr, "betas": (0.9, 0.999), "eps": 1e-8, "fraction": fraction, "split": None})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        """Move every parameter that has a gradient."""
-        loss = None if closure is None else torch.enable_grad()(closure)()
+    def step(self, closure: Any = None) -> None:
+        assert closure is None
         for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is not None:
-                    self._move(param, param.grad, group)
-        return loss
+            for parameter in group["params"]:
+                self._move(parameter, group)
 
-    def _move(self, param: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[param]
-        state.setdefault("step", 0)
-        m = state.setdefault("exp_avg", torch.zeros_like(param))
-        v = state.setdefault("exp_avg_sq", torch.zeros_like(param))
-        state["step"] += 1
-        beta1, beta2 = group["betas"]
-        m.mul_(beta1).add_(grad, alpha=1 - beta1)
-        v.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        k = max(1, int(param.numel() * group["fraction"]))
-        mask = m.abs() >= m.abs().flatten().topk(k).values.min()
-        m_hat, v_hat = m / (1 - beta1 ** state["step"]), v / (1 - beta2 ** state["step"])
-        step = m_hat / (v_hat.sqrt() + group["eps"]) + group["weight_decay"] * param
-        param.sub_(group["lr"] * step * mask)
+    def _move(self, parameter: torch.Tensor, group: dict[str, Any]) -> None:
+        (beta1, beta2), state = group["betas"], self.state[parameter]
+        if not state:
+            state.update(t=0, m=torch.zeros_like(parameter), v=torch.zeros_like(parameter))
+        state["t"] += 1
+        state["m"] = beta1 * state["m"] + (1 - beta1) * parameter.grad
+        state["v"] = beta2 * state["v"] + (1 - beta2) * parameter.grad**2
+        update = state["m"] / (1 - beta1 ** state["t"])
+        update = update / ((state["v"] / (1 - beta2 ** state["t"])).sqrt() + group["eps"])
+        rows = list(group["split"] or [len(parameter)])
+        for block, part, momentum in zip(
+            parameter.split(rows), update.split(rows), state["m"].abs().split(rows), strict=True
+        ):
+            threshold = momentum.flatten().topk(math.ceil(group["fraction"] * momentum.numel())).values[-1]
+            block.sub_(group["lr"] * part * (momentum >= threshold))

@@ -1,0 +1,204 @@
+"""Tasks watched in a run: the numbers of ``evaluate`` at both ends, on one process and on two, within a budget."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lit_consistency.callbacks import Forgetting
+from lit_consistency.callbacks.time_budget import TimeBudget
+from lit_consistency.cli import ConsistencyCLI
+from lit_consistency.evaluation import command
+from tests.evaluation.tiny import NLI, nli_rows, tiny_model, write_task
+from tests.runs import SCRATCH, equal, finish, fit, start, weights
+
+pytestmark = pytest.mark.filterwarnings("ignore:task .*(constant|truncated)", "ignore:.*was pretrained with")
+WRITTEN: dict[str, Any] = {"kind": "generation", "fields": {"Q": "{h}"}, "references": "{p}"}
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("tiny_model") / "model")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A task whose answers are chosen, and one whose answers are written."""
+    folder = tmp_path_factory.mktemp("tasks")
+    written = {**WRITTEN, "metrics": ["rouge_l", "exact_match"], "generation": {"max_new_tokens": 6}}
+    # the model says "no" to everything, which is right more often than a guess
+    rows = [{**row, "label": int(i % 4 > 0)} for i, row in enumerate(nli_rows(14))]
+    return {
+        "nli": str(write_task(folder / "nli.yaml", **NLI, data=rows, few_shot=nli_rows(9, start=50))),
+        "said": str(write_task(folder / "said.yaml", **written, data=nli_rows(5))),
+    }
+
+
+def watching(files: dict[str, str], *kinds: str) -> list[str]:
+    """Options that watch the tasks for learning and for forgetting."""
+    sets = {
+        name: {"class_path": "lit_consistency.evaluation.TaskSet", "init_args": {"task": file, "limit": 12}}
+        for name, file in files.items()
+    }
+    sets["nli"]["init_args"] |= {"shots": 1}
+    return [f"--forgetting.{kind}.sets={json.dumps(sets)}" for kind in kinds or ("learn", "retain")]
+
+
+def callback(cli: ConsistencyCLI) -> Forgetting:
+    return next(c for c in cli.trainer.callbacks if isinstance(c, Forgetting))
+
+
+def lines(root: Path, key: str = "retain/nli") -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (root / "run" / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in found if key in line]
+
+
+def check_numbers(measured: dict[str, float], model: Path, files: dict[str, str], kind: str) -> None:
+    """All metrics of both tasks are those of ``evaluate``."""
+    for name, shots in (("nli", 1), ("said", 0)):
+        (result,) = command.evaluate(command.Options(model, [files[name]], shots=(shots,), limit=12, device="cpu"))
+        for metric, numbers in result.metrics.items():
+            key = f"{kind}/{name}" + ("" if metric == result.metric else f".{metric}")
+            assert measured[key] == pytest.approx(numbers["value"], rel=1e-5), key
+
+
+def test_both_ends_of_a_run_equal_evaluate(files: dict[str, str], tiny_folder: Path, tmp_path: Path) -> None:
+    options = [*watching(files), "--forgetting.every_n_steps=2", "--model.optimizer.init_args.lr=0.01"]
+    cli = fit(tmp_path, *options, base=tiny_folder, data="SFTData")
+    assert [line["step"] for line in lines(tmp_path)] == [0, 2, 4]
+    watched = callback(cli)
+    for kind in ("learn", "retain"):
+        check_numbers(watched.base, tiny_folder, files, kind)
+        check_numbers(watched.latest, tmp_path / "run" / "model", files, kind)
+    last = lines(tmp_path)[-1]
+    assert last["kl_to_base"] > 0
+    assert last["reverse_kl_to_base"] > 0
+    assert last["forget/nli"] == last["retain/nli"] * -1 + watched.base["retain/nli"]
+    assert last["retained/nli"] == last["retain/nli"] / watched.base["retain/nli"]
+
+
+def test_a_run_that_watches_tasks_equals_one_that_does_not(
+    files: dict[str, str], tiny_folder: Path, tmp_path: Path
+) -> None:
+    every = "--forgetting.every_n_steps=1"
+    fit(tmp_path / "with", *watching(files), every, base=tiny_folder, data="SFTData")
+    fit(tmp_path / "without", base=tiny_folder, data="SFTData")
+    assert equal(*(weights(tmp_path / name / "run" / "model") for name in ("with", "without")))
+
+
+def test_tensorboard_groups_the_numbers(files: dict[str, str], tiny_folder: Path, tmp_path: Path) -> None:
+    fit(tmp_path, *watching(files), base=tiny_folder, data="SFTData")
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    named = {f"{kind}/{name}" for kind in ("learn", "retain") for name in ("nli", "said", "said.exact_match")}
+    assert named | {"forget/nli", "retained/nli", "evaluation/seconds", "evaluation/skipped"} <= tags
+    assert {"final/retain/nli", "final/retained/nli", "final/reverse_kl_to_base"} <= tags
+
+
+def test_a_run_in_bfloat16_writes_too(files: dict[str, str], tiny_folder: Path, tmp_path: Path) -> None:
+    cli = fit(tmp_path, *watching(files), "--trainer.precision=bf16-mixed", base=tiny_folder, data="SFTData")
+    assert 0 <= callback(cli).latest["learn/said"] <= 1
+
+
+# -------------------- time budget
+
+
+def skipping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A measurement takes a third of a second at least, which no four steps do."""
+    real = TimeBudget.spend
+    monkeypatch.setattr(TimeBudget, "spend", lambda self, seconds: real(self, seconds + 0.3))
+
+
+BUDGET = ["--forgetting.every_n_steps=1", "--forgetting.time_budget=0.05", "--trainer.max_steps=6"]
+
+
+def test_what_exceeds_the_budget_is_skipped_counted_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    skipping(monkeypatch)
+    fit(tmp_path, *BUDGET)
+    found = lines(tmp_path, "distance/all")
+    assert [line["step"] for line in found] == [0, 6]
+    record = json.loads((tmp_path / "run" / "run.json").read_text())["evaluation"]
+    assert (record["made"], record["skipped"], record["time_budget"]) == (2, 5, 0.05)
+    assert lines(tmp_path, "evaluation/skipped")[-1]["evaluation/skipped"] == 5
+    assert lines(tmp_path, "evaluation/skipped")[-1]["evaluation/seconds"] == record["seconds"] >= 0.6
+    assert "skipped 5 of 7 measurements to stay within 5% of the time" in caplog.text
+
+
+def test_a_run_that_skips_equals_a_run_that_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit(tmp_path / "all", *BUDGET, "--forgetting.time_budget=1")
+    skipping(monkeypatch)
+    fit(tmp_path / "few", *BUDGET)
+    assert [len(lines(tmp_path / name, "distance/all")) for name in ("all", "few")] == [7, 2]
+    assert equal(*(weights(tmp_path / name / "run" / "model") for name in ("all", "few")))
+
+
+def test_counts_survive_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    skipping(monkeypatch)
+    first = callback(fit(tmp_path, *BUDGET, "--checkpoint.every_n_steps=3")).budget
+    path = tmp_path / "run" / "checkpoints" / "step-00000003.ckpt"
+    second = callback(fit(tmp_path, *BUDGET, f"--ckpt_path={path}")).budget
+    assert (second.made, second.skipped) == (first.made, first.skipped) == (2, 5)
+    assert second.seconds >= 0.6
+
+
+def test_micro_batches_of_one_step_decide_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(TimeBudget, "allows_one_more", lambda self: bool(asked.append(1)))
+    cli = fit(tmp_path, *BUDGET, "--data.init_args.micro_batch_size=2")
+    assert cli.trainer.accumulate_grad_batches == 4
+    assert len(asked) == 6
+
+
+def test_a_rank_follows_the_first_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own clock would allow every measurement; rank 0, which a broadcast stands for, allows none."""
+    real = SingleDeviceStrategy.broadcast
+    monkeypatch.setattr(
+        SingleDeviceStrategy, "broadcast", lambda self, value, src=0: value is not True and real(self, value, src)
+    )
+    fit(tmp_path, *BUDGET, "--forgetting.time_budget=1")
+    assert [line["step"] for line in lines(tmp_path, "distance/all")] == [0, 6]
+
+
+# -------------------- several processes
+
+
+@pytest.mark.slow
+def test_two_processes_skip_alike(tmp_path: Path) -> None:
+    """A rank that measured alone would wait for the other for ever."""
+    options = ["--forgetting.every_n_steps=1", "--forgetting.time_budget=0.02", "--trainer.max_epochs=20"]
+    finish(start(tmp_path, *SCRATCH, *options, "--trainer.max_steps=100", devices=2, strategy="ddp"))
+    record = json.loads((tmp_path / "run" / "run.json").read_text())["evaluation"]
+    assert record["made"] + record["skipped"] == 101
+    assert record["skipped"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_report_what_one_does(
+    strategy: str, files: dict[str, str], tiny_folder: Path, tmp_path: Path
+) -> None:
+    options = [*watching(files), "--forgetting.every_n_steps=2", "--trainer.precision=64-true"]
+    process = start(
+        tmp_path / "two",
+        f"--model.checkpoint_dir={tiny_folder}",
+        *options,
+        devices=2,
+        strategy=strategy,
+        data="SFTData",
+    )
+    fit(tmp_path / "one", *options, base=tiny_folder, data="SFTData")
+    finish(process)
+    found, expected = lines(tmp_path / "two"), lines(tmp_path / "one")
+    assert [line.keys() for line in found] == [line.keys() for line in expected]
+    for line, other in zip(found, expected, strict=True):
+        # a coordinate without gradient may move by rounding; the base's distributions are kept in float32
+        other = {key: value for key, value in other.items() if "moved" not in key}
+        assert {key: line[key] for key in other} == pytest.approx(other, rel=1e-6, abs=1e-6)

@@ -1,0 +1,55 @@
+"""Two models on the same items."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from lit_consistency.__main__ import main
+from lit_consistency.evaluation.compare import compare_folders
+from lit_consistency.evaluation.results import read_items, read_results, write_result
+from tests.evaluation.tiny import evaluate, tiny_model
+
+
+def test_the_paired_comparison_of_two_models(
+    tasks: list[str], tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    evaluate(tiny_folder, "--tasks", *tasks, "--output", first)
+    evaluate(
+        tiny_model(tmp_path / "other", seed=1), "--tasks", *tasks[:3], "--output", second, "--item_format", "parquet"
+    )
+    capsys.readouterr()
+    main(["evaluate", "--compare", str(first), str(second), "--output", str(tmp_path / "both")])
+    shown = capsys.readouterr().out
+    assert "difference" in shown
+    assert "said.default.0shot: only in" in shown
+    comparisons = {c.task: c for c in compare_folders(first, second)[0]}
+    left, right = ({r.task: r.value for r in read_results(folder)} for folder in (first, second))
+    for task, found in comparisons.items():
+        if found.metric != "nats_per_word":
+            assert (found.first, found.second) == pytest.approx((left[task], right[task]))
+            assert found.difference.value == pytest.approx(right[task] - left[task])
+    assert 0 <= comparisons["nli"].p_value <= 1
+    assert math.isnan(comparisons["prose"].p_value), "no scores of 0 and 1"
+    assert len(json.loads((tmp_path / "both" / "comparison.json").read_text())["comparisons"]) == 3
+
+
+def test_a_comparison_joins_by_id_and_tells_what_differs(tasks: list[str], tiny_folder: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    evaluate(tiny_folder, "--tasks", tasks[0], "--shots", 2, "--output", first)
+    evaluate(tiny_folder, "--tasks", tasks[0], "--shots", 2, "--output", second, "--limit", 6, "--seed", 1)
+    (found,), warnings = compare_folders(first, second)
+    assert found.n == 6
+    assert "10 items only in the first, 0 only in the second; 6 compared" in warnings[0]
+    assert "6 of 6 items were asked with other few-shot examples" in warnings[1]
+    result = read_results(second)[0]
+    records = [{**item, "id": f"x{i}"} for i, item in enumerate(read_items(second, result.key))]
+    write_result(second, result, records)
+    with pytest.raises(ValueError, match="no id in common"):
+        compare_folders(first, second)
+    with pytest.raises(FileNotFoundError, match="holds no results"):
+        compare_folders(first, tmp_path / "nowhere")

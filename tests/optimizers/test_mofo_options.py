@@ -1,0 +1,77 @@
+"""MoFO's extensions: shares by role, an annealed share, a choice that holds for several steps."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+import torch
+
+from lit_consistency.optimizers import MoFO, parameter_groups
+from tests.optimizers.models import follow, one_matrix, random_grads, small_gpt
+
+
+def test_a_role_has_its_own_share() -> None:
+    model = small_gpt()
+    optimizer = MoFO(parameter_groups(model), fraction=0.5, role_fractions={"embedding": 0.125})
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    optimizer.step()
+    assert optimizer.last_selected() == pytest.approx({"hidden": 0.5, "embedding": 0.125, "head": 0.5})
+
+
+def test_the_share_changes_linearly_and_then_stays() -> None:
+    parameter, groups = one_matrix(10, 10)
+    optimizer = MoFO(groups, fraction=0.5, final_fraction=0.1, anneal_steps=4)
+    found = []
+    for grad in random_grads((10, 10), 6):
+        follow(optimizer, parameter, [grad])
+        found.append(optimizer.last_selected()["hidden"])
+    assert found == pytest.approx([0.5, 0.4, 0.3, 0.2, 0.1, 0.1])
+
+
+def changed(optimizer: MoFO, parameter: torch.nn.Parameter, grads: list[torch.Tensor]) -> list[torch.Tensor]:
+    found = []
+    for grad in grads:
+        before = parameter.detach().clone()
+        found.append(follow(optimizer, parameter, [grad]) != before)
+    return found
+
+
+def test_a_choice_holds_for_its_steps() -> None:
+    parameter, groups = one_matrix(10, 10)
+    optimizer = MoFO(groups, fraction=0.2, betas=(0.0, 0.9), refresh_every=3)
+    found = changed(optimizer, parameter, random_grads((10, 10), 6))
+    assert [torch.equal(a, b) for a, b in zip(found, found[1:], strict=False)] == [True, True, False, True, True]
+    assert {int(mask.sum()) for mask in found} == {20}
+    assert optimizer.last_selected() == {"hidden": 0.2}
+
+
+@pytest.mark.parametrize("saved_after", [1, 2, 3])
+def test_a_choice_survives_a_checkpoint(saved_after: int) -> None:
+    options: dict[str, Any] = {"fraction": 0.2, "refresh_every": 3}
+    grads = random_grads((10, 10), 6)
+    parameter, groups = one_matrix(10, 10)
+    straight = follow(MoFO(groups, **options), parameter, grads)
+    parameter, groups = one_matrix(10, 10)
+    first = MoFO(groups, **options)
+    follow(first, parameter, grads[:saved_after])
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    second = MoFO(groups, **options)
+    second.load_state_dict(torch.load(file, weights_only=True))
+    assert torch.equal(follow(second, parameter, grads[saved_after:]), straight)
+
+
+def test_a_state_saved_with_fewer_options_is_taken_up() -> None:
+    parameter, groups = one_matrix(4, 4)
+    optimizer = MoFO(groups)
+    follow(optimizer, parameter, random_grads((4, 4), 1))
+    saved = optimizer.state_dict()
+    for group in saved["param_groups"]:
+        del group["selection"], group["refresh_every"]
+    optimizer.load_state_dict(saved)
+    follow(optimizer, parameter, random_grads((4, 4), 1))
+    assert optimizer.param_groups[0]["selection"] == "sampled"
