@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from lit_consistency.optimizers.newton_schulz_cpu import FULL_PRECISION, add_polar_
+from lit_consistency.optimizers.newton_schulz_cpu import FULL_PRECISION, LARGEST, SMALLEST, add_polar_
 from lit_consistency.optimizers.workspaces import Workspace
 
 Coefficients = Literal["polar_express", "quintic"]
@@ -190,6 +190,12 @@ def _add_product(C: Tensor, A: Tensor, B: Tensor, *, beta: float, alpha: float =
 def normalize(matrix: Tensor, margin: float) -> Tensor:
     """Scaled to Frobenius norm 1 / margin; no epsilon that a small gradient could fall under."""
     matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
+    if matrix.device.type == "cpu" and matrix.ndim == 2:
+        # of the rows' norms: one sum of millions of float32 numbers would lose two digits
+        norm = torch.linalg.vector_norm(torch.linalg.vector_norm(matrix, dim=-1))
+        # far from where squares of float32 numbers vanish or overflow, one pass will do
+        if SMALLEST < float(norm) < LARGEST:
+            return matrix.div(norm * margin)
     norm = torch.linalg.vector_norm(matrix, dim=(-2, -1), keepdim=True, dtype=torch.float64) * margin
     norm = norm.masked_fill(norm == 0, 1).masked_fill(~norm.isfinite(), float("nan"))
     # by its square root twice, which float32 can hold for every norm
