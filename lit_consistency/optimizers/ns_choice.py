@@ -126,7 +126,7 @@ def fastest(possible: list[Choice], shape: torch.Size, device: torch.device) -> 
 
 
 def seconds(choice: Choice, shape: torch.Size, device: torch.device) -> float:
-    """Time on noise of that shape, or of a smaller one of the same aspect, the best of three; one iteration on a CPU."""
+    """Time on noise of that shape or a smaller one of the same aspect, the best of three; one iteration on a CPU."""
     short, long = sorted(shape[-2:])
     rows = min(short, SAMPLE)
     batch = shape[0] if device.type == "cuda" else 1
