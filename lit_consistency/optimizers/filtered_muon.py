@@ -65,6 +65,8 @@ class FilteredMuon(Muon):
         seed: of stochastic rounding.
     """
 
+    keeps_update = False
+
     def __init__(
         self,
         groups: ParamsT,

@@ -3,8 +3,9 @@
 One optimizer with two kinds of group, so that Lightning's automatic optimization, accumulation and schedules keep
 working. A fused query-key-value matrix is orthogonalized block by block, a LoRA adapter factor by factor or, with
 ``adapters: paired``, together with the other factor (``lora_muon.py``). Blocks of one shape are stacked (``stacks.py``)
-and shared out over the ranks that hold them (``exchange.py``); form and precision of the iterations are in
-``ns_choice.py``. Given up: a stack holds blocks of one parameter group, not of several.
+and shared out over the ranks that hold them (``exchange.py``), or moved in place (``muon_in_place.py``); form and
+precision of the iterations are in ``ns_choice.py``. Given up: a stack holds blocks of one parameter group, not of
+several.
 
 The momentum is a sum of past gradients, as in SGD, and not their mean: without orthogonalization Muon is SGD with
 momentum. With it the two are the same, since the polar factor has no scale; a buffer of torch.optim.Muon is (1 -
@@ -40,6 +41,7 @@ from lit_consistency.optimizers.exchange import Alone, exchange_of
 from lit_consistency.optimizers.groups import ROLES
 from lit_consistency.optimizers.lora_muon import Pairs
 from lit_consistency.optimizers.muon_groups import MATRIX_ROLES, check_matrices, rated
+from lit_consistency.optimizers.muon_in_place import move_in_place, moves_in_place
 from lit_consistency.optimizers.muon_step import (
     LR_SCALES,
     LrScale,
@@ -54,6 +56,7 @@ from lit_consistency.optimizers.muon_step import (
 from lit_consistency.optimizers.newton_schulz import ITERATIONS, Coefficients
 from lit_consistency.optimizers.ns_choice import NS_DTYPES, NS_FORMS, NSDtype, NSForm, choose, orthogonalize
 from lit_consistency.optimizers.stacks import runs
+from lit_consistency.optimizers.workspaces import Workspace
 
 Adapters = Literal["factor", "paired"]
 ADAPTERS = ("factor", "paired")
@@ -97,6 +100,8 @@ class Muon(GroupOptimizer):
             them; ``stochastic`` rounds each step up or down by chance; ``nearest`` rounds it, and loses small ones.
         seed: of stochastic rounding, a function of seed, parameter name and step.
     """
+
+    keeps_update = True  # whether ``update_of_blocks`` is the one below, which large matrices on a CPU may skip
 
     def __init__(
         self,
@@ -155,6 +160,7 @@ class Muon(GroupOptimizer):
         check_matrices(decayed)
         super().__init__(decayed, {"lr": lr, "weight_decay": weight_decay}, low_precision, seed)
         self.share_work = share_work
+        self.workspace = Workspace()
         self._pairs = Pairs(self.param_groups, normuon, cautious_decay) if adapters == "paired" else None
         for group in self._matrix_groups():
             for name, param in zip(names_of(group), group["params"], strict=True):
@@ -189,15 +195,19 @@ class Muon(GroupOptimizer):
 
     def _update_alike(self, options: dict[str, Any], entries: list[Entry], exchange: Alone) -> None:
         """Move parameters of one shape."""
+        if self.keeps_update and moves_in_place(options, entries[0], exchange):
+            self._choose(options, entries[0].param, entries[0].target.dtype, exchange)
+            move_in_place(options, entries, self.workspace)
+            return
         buffers = [momentum_buffer(entry) for entry in entries]
         found = directions(
             buffers, [e.grad for e in entries], momentum=options["momentum"], nesterov=options["nesterov"]
         )
         if options["orthogonalized"]:
             found = self.orthogonalized(options, entries, found, exchange)
-        keys = ("lr", "weight_decay")
-        cautious = options["cautious_decay"] and options["orthogonalized"]
-        move([e.target for e in entries], found, **{k: options[k] for k in keys}, cautious_decay=cautious)
+        decay: dict[str, Any] = {"weight_decay": options["weight_decay"]}
+        decay["cautious_decay"] = options["cautious_decay"] and options["orthogonalized"]
+        move([entry.target for entry in entries], found, lr=options["lr"], **decay)
 
     def orthogonalized(
         self, options: dict[str, Any], entries: Sequence[Entry], found: Sequence[Tensor], exchange: Alone
@@ -239,8 +249,8 @@ class Muon(GroupOptimizer):
         """Choose the iterations of every block shape of a parameter, on all ranks at once."""
         whole = torch.empty(param.shape, device="meta")
         for (stack,) in runs([whole], [options["split"]]):
-            args = (options["ns_form"], options["ns_dtype"], stack.shape, param.device, dtype, exchange.agree)
-            choose(options["ns_choices"], *args)
+            wanted = options["ns_form"], options["ns_dtype"]
+            choose(options["ns_choices"], *wanted, stack.shape, param.device, dtype, exchange.agree)
 
     def update_of_blocks(self, options: dict[str, Any], stacks: list[Tensor]) -> list[Tensor]:
         """Update of stacked blocks from their directions, times the scale of a block.
@@ -253,15 +263,8 @@ class Muon(GroupOptimizer):
             The update, and with NorMuon the new running means.
         """
         direction = stacks[0]
-        choice = choose(
-            options["ns_choices"],
-            options["ns_form"],
-            options["ns_dtype"],
-            direction.shape,
-            direction.device,
-            direction.dtype,
-            lambda number, _: number,
-        )
+        wanted, kind = (options["ns_form"], options["ns_dtype"]), (direction.device, direction.dtype)
+        choice = choose(options["ns_choices"], *wanted, direction.shape, *kind, lambda number, _: number)
         found = orthogonalize(
             direction, choice, ns_steps=options["ns_steps"], ns_coefficients=options["ns_coefficients"]
         )

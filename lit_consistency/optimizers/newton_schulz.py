@@ -1,8 +1,7 @@
 """The polar factor of a matrix by Newton-Schulz iterations: from U S V^T to nearly U V^T with matrix products alone.
 
 Two forms of the same polynomial: ``direct`` iterates on the matrix, ``gram`` on its Gram matrix, whose products are
-small where one side is short, and finishes with one product. On a CPU the symmetric products are computed below the
-diagonal only, block column by block column.
+small where one side is short, and finishes with one product. A large matrix on a CPU goes to ``newton_schulz_cpu.py``.
 
 Given up: exactness. After five steps every singular value that was at least 1e-3 of the Frobenius norm lies in
 [0.84, 1.13] (quintic: 3e-3, [0.68, 1.21]). In bfloat16 the rounding noise in the null space of a low-rank matrix is
@@ -15,16 +14,17 @@ half precision: Dao-AILab 2026, Gram Newton-Schulz, https://github.com/Dao-AILab
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lit_consistency.optimizers.newton_schulz_cpu import FULL_PRECISION, LARGEST, SMALLEST, add_polar_
+from lit_consistency.optimizers.workspaces import Workspace
+
 Coefficients = Literal["polar_express", "quintic"]
 Form = Literal["direct", "gram"]
 
-# Rows of a block of a symmetric product. Measured at 768 x 768, one AVX-512 thread: 0.74 of the full product's time.
-SYMMETRIC_BLOCK = 192
 # A half-precision Gram matrix drifts away from its matrix, so it is formed anew. The Gram source does so after two
 # iterations in float16. In bfloat16, measured on spectra over one to five decades, every three keep the largest
 # singular value at 1.13, where two make it 1.48; the error is up to 3.5 times that of the direct form, below 0.05.
@@ -89,21 +89,68 @@ def newton_schulz(
         Of the matrix's shape, in float32 or float64: the same for every positive multiple of the matrix, however
         small; zero for a zero matrix; NaN for a matrix that is not finite, and for no other of its batch.
     """
-    iteration = ITERATIONS[ns_coefficients]
-    last = len(iteration.polynomials) - 1
-    polynomials = [iteration.polynomials[min(step, last)] for step in range(ns_steps)]
-    wide = matrix.size(-2) <= matrix.size(-1)
     result_dtype = torch.promote_types(matrix.dtype, torch.float32)
-    X = _normalize(matrix if wide else matrix.mT, iteration.margin, dtype or result_dtype)
+    dtype = dtype or result_dtype
+    if matrix.device.type == "cpu" and matrix.ndim == 2:
+        result = torch.empty_like(matrix, dtype=result_dtype)
+        half = dtype not in FULL_PRECISION
+        given = normalize(matrix, ITERATIONS[ns_coefficients].margin) if half else matrix
+        options: dict[str, Any] = {"ns_steps": ns_steps, "ns_coefficients": ns_coefficients, "form": form}
+        if add_newton_schulz_(result, given.to(dtype), beta=0.0, alpha=1.0, workspace=Workspace(), **options):
+            return result
+    polynomials, margin = _polynomials(ns_coefficients, ns_steps)
+    wide = matrix.size(-2) <= matrix.size(-1)
+    X = normalize(matrix if wide else matrix.mT, margin).to(dtype)
     X = (_gram if form == "gram" else _direct)(X, polynomials).to(result_dtype)
     return X if wide else X.mT
 
 
+def add_newton_schulz_(
+    target: Tensor,
+    matrix: Tensor,
+    *,
+    beta: float,
+    alpha: float,
+    ns_steps: int,
+    ns_coefficients: Coefficients,
+    form: Form,
+    workspace: Workspace,
+) -> bool:
+    r"""``newton_schulz`` of a matrix on a CPU, times ``alpha``, added to ``beta`` times the target.
+
+    Args:
+        target: (rows, columns), float32 or float64, changed in place; with ``beta`` 0 its old content is not read.
+        matrix: of the target's shape, in the dtype of the iterations, and in half precision already divided by its
+            norm and the margin; only read, and no part of the target.
+        beta: factor on the target.
+        alpha: factor on the nearly orthogonal matrix.
+        ns_steps: see ``newton_schulz``, as the next two.
+        ns_coefficients: names of polynomials.
+        form: ``direct`` or ``gram``.
+        workspace: memory for what lies in between.
+
+    Returns:
+        False where a matrix in full precision is zero, not finite, or of a norm that is not in [1e-12, 1e12]: nothing
+        has been changed.
+    """
+    polynomials, found = _polynomials(ns_coefficients, ns_steps)
+    margin = found if matrix.dtype in FULL_PRECISION else None
+    X, target = (matrix, target) if matrix.size(0) <= matrix.size(1) else (matrix.mT, target.mT)
+    options: dict[str, Any] = {"margin": margin, "gram": form == "gram", "restart_every": RESTART_EVERY}
+    return add_polar_(target, X, polynomials, beta=beta, alpha=alpha, workspace=workspace, **options)
+
+
+def _polynomials(ns_coefficients: Coefficients, ns_steps: int) -> tuple[list[tuple[float, float, float]], float]:
+    """The polynomials of so many steps, and the margin on the norm."""
+    polynomials, margin = ITERATIONS[ns_coefficients]
+    return [polynomials[min(step, len(polynomials) - 1)] for step in range(ns_steps)], margin
+
+
 def _direct(X: Tensor, polynomials: list[tuple[float, float, float]]) -> Tensor:
     for a, b, c in polynomials:
-        A = _symmetric(X, X.mT)
-        P = _symmetric(A, A, A, beta=b, alpha=c)
-        if X.dtype in (torch.float32, torch.float64):
+        A = X @ X.mT
+        P = _add_product(A, A, A, beta=b, alpha=c)
+        if X.dtype in FULL_PRECISION:
             # a product without a sum saves a pass over memory
             P.diagonal(dim1=-2, dim2=-1).add_(a)
             X = P @ X
@@ -114,49 +161,25 @@ def _direct(X: Tensor, polynomials: list[tuple[float, float, float]]) -> Tensor:
 
 
 def _gram(X: Tensor, polynomials: list[tuple[float, float, float]]) -> Tensor:
-    restarts = X.dtype in (torch.bfloat16, torch.float16)
-    R, Q = _symmetric(X, X.mT), None
+    R, Q = X @ X.mT, None
     for step, (a, b, c) in enumerate(polynomials):
-        P = _symmetric(R, R, R, beta=b, alpha=c)
+        P = _add_product(R, R, R, beta=b, alpha=c)
         if Q is None:
             Q = P.clone()
             Q.diagonal(dim1=-2, dim2=-1).add_(a)
         else:
-            Q = _symmetric(P, Q, Q, beta=a)
+            Q = _add_product(Q, P, Q, beta=a)
         if step == len(polynomials) - 1:
             break
-        if restarts and (step + 1) % RESTART_EVERY == 0:
+        if X.dtype not in FULL_PRECISION and (step + 1) % RESTART_EVERY == 0:
             X = Q @ X
-            R, Q = _symmetric(X, X.mT), None
+            R, Q = X @ X.mT, None
         else:
             # a is added to the product: on the diagonal of P it costs float32 a digit for small singular values
-            R = _symmetric(P, R, R, beta=a)
-            R = _symmetric(P, R, R, beta=a)
+            R = _add_product(R, P, R, beta=a)
+            R = _add_product(R, P, R, beta=a)
     assert Q is not None
     return Q @ X
-
-
-def _symmetric(A: Tensor, B: Tensor, C: Tensor | None = None, *, beta: float = 0.0, alpha: float = 1.0) -> Tensor:
-    """The symmetric matrix beta C + alpha A B; on a CPU each of its blocks off the diagonal is computed once."""
-    if not _pays(A):
-        return A @ B if C is None else _add_product(C, A, B, beta=beta, alpha=alpha)
-    out = A.new_empty(A.size(0), A.size(0))
-    for start in range(0, A.size(0), SYMMETRIC_BLOCK):
-        end = start + SYMMETRIC_BLOCK
-        panel, left, right = out[start:, start:end], A[start:], B[:, start:end]
-        if C is None:
-            torch.mm(left, right, out=panel)
-        else:
-            torch.addmm(C[start:, start:end], left, right, beta=beta, alpha=alpha, out=panel)
-        out[start:end, end:].copy_(out[end:, start:end].mT)
-    return out
-
-
-def _pays(A: Tensor) -> bool:
-    """Whether products of blocks, and copies of them, cost less than the whole product: measured on a CPU."""
-    if A.device.type != "cpu" or A.ndim != 2 or A.size(0) <= 2 * SYMMETRIC_BLOCK:
-        return False
-    return A.dtype in (torch.float32, torch.float64) or A.size(1) > 2 * A.size(0)
 
 
 def _add_product(C: Tensor, A: Tensor, B: Tensor, *, beta: float, alpha: float = 1.0) -> Tensor:
@@ -164,17 +187,17 @@ def _add_product(C: Tensor, A: Tensor, B: Tensor, *, beta: float, alpha: float =
     return (torch.addmm if A.ndim == 2 else torch.baddbmm)(C, A, B, beta=beta, alpha=alpha)
 
 
-def _normalize(matrix: Tensor, margin: float, dtype: torch.dtype) -> Tensor:
+def normalize(matrix: Tensor, margin: float) -> Tensor:
     """Scaled to Frobenius norm 1 / margin; no epsilon that a small gradient could fall under."""
     matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
     if matrix.device.type == "cpu" and matrix.ndim == 2:
         # of the rows' norms: one sum of millions of float32 numbers would lose two digits
         norm = torch.linalg.vector_norm(torch.linalg.vector_norm(matrix, dim=-1))
         # far from where squares of float32 numbers vanish or overflow, one pass will do
-        if 1e-12 < float(norm) < 1e12:
-            return matrix.div(norm * margin).to(dtype)
+        if SMALLEST < float(norm) < LARGEST:
+            return matrix.div(norm * margin)
     norm = torch.linalg.vector_norm(matrix, dim=(-2, -1), keepdim=True, dtype=torch.float64) * margin
     norm = norm.masked_fill(norm == 0, 1).masked_fill(~norm.isfinite(), float("nan"))
     # by its square root twice, which float32 can hold for every norm
     root = norm.sqrt().to(matrix.dtype)
-    return matrix.div(root).div(root).to(dtype)
+    return matrix.div(root).div(root)

@@ -30,18 +30,16 @@ def measured(name: str, device: str) -> dict[str, float]:
     """Milliseconds of a step of each optimizer on one set."""
     make, rounds, size = SETS[name]
     model = make(device)
-    split, by_head = shapes.hidden_groups(model), shapes.hidden_groups(model, "head")
+    ways = {"": "split", ", QKV fused": "fused", ", QKV by head": "head"}
+    groups = {which: shapes.hidden_groups(model, qkv) for which, qkv in ways.items()}
     of_torch = torch.optim.Muon(shapes.hidden_matrices(model), lr=1e-3, adjust_lr_fn="match_rms_adamw")
-    steps = {
-        "torch.optim.Muon": of_torch.step,
-        "Muon": Muon(split, lr=1e-3).step,
-        "Muon, QKV by head": Muon(by_head, lr=1e-3).step,
-    }
+    steps = {"torch.optim.Muon": of_torch.step}
+    steps |= {f"Muon{which}": Muon(groups[which], lr=1e-3).step for which in ways}
     times = measure.medians(steps, device, rounds)
     speed = max(measure.gemm_flops(size, dtype, device) for dtype in (torch.float32, torch.bfloat16))
     floors = {}
-    for which, groups in (("", split), (", QKV by head", by_head)):
-        flops = sum(measure.newton_schulz_flops(*shape) for shape in shapes.block_shapes(groups))
+    for which in ways:
+        flops = sum(measure.newton_schulz_flops(*shape) for shape in shapes.block_shapes(groups[which]))
         floors[f"floor{which}"] = 1e3 * flops / speed
     return times | floors | {"TFLOP/s": speed / 1e12}
 

@@ -80,17 +80,20 @@ def test_muon_has_its_bars_whatever_the_floor_is() -> None:
     times = {
         "torch.optim.Muon": 100.0,
         "Muon": 20.0,
+        "Muon, QKV fused": 12.5,
         "Muon, QKV by head": 9.0,
         "floor": 25.0,
+        "floor, QKV fused": 10.0,
         "floor, QKV by head": 5.0,
     }
-    whole, by_head = optimizers.muon_bars("cpu", "gpt2-layer, as it is", times)
+    fused, whole, by_head = optimizers.muon_bars("cpu", "gpt2-layer, as it is", times)
+    assert (fused.value, fused.limit, fused.met) == (8.0, 8.0, True)
     assert (whole.value, whole.limit, whole.met) == (5.0, 8.0, False)
     assert "floor 4.0" in whole.name
     assert (by_head.limit, by_head.met) == (10.0, True)
     assert "floor" not in by_head.name
-    assert [bar.limit for bar in optimizers.muon_bars("cuda", "gpt2, as it is", times)] == [2.0, 2.0]
-    assert [bar.limit for bar in optimizers.muon_bars("cuda", "1b-layer, as it is", times)] == [1.0, 1.0]
+    assert [bar.limit for bar in optimizers.muon_bars("cuda", "gpt2, as it is", times)] == [2.0] * 3
+    assert [bar.limit for bar in optimizers.muon_bars("cuda", "1b-layer, as it is", times)] == [1.0] * 3
 
 
 @pytest.mark.parametrize("value", [1.0, 3.0])
