@@ -98,8 +98,11 @@ def _two_passes(work: Work, scratch: Tensor) -> None:
         scores, offset = scratch[: end - begin], work.offset(begin)
         first(grad, mean, square, work.numbers, offset, work.key, scores, kind.rule)
 
-        def again(grad: Tensor = grad, mean: Tensor = mean, square: Tensor = square, at: Tensor = offset) -> Tensor:
-            return score(work.rule.filter, grad, mean, square, work.numbers, places(grad, at), work.key)
+        def again(start: int, stop: int, begin: int = begin) -> Tensor:
+            part = slice(begin + start, begin + stop)
+            grad, mean, square = work.grad[part], work.exp_avg[part], work.exp_avg_sq[part]
+            index = places(grad, work.offset(part.start))
+            return score(work.rule.filter, grad, mean, square, work.numbers, index, work.key)
 
         low, high, cut = threshold_in_place(scores, number_kept(work.fraction, end - begin), work.rule.smallest, again)
         work.thresholds.append(Threshold(low, high, cut + offset))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 EVERYWHERE = 2**62  # a place after every index
+PIECE = 2**18  # scores that are made at a time where ties are looked for: they stay in the cache
 
 
 class Threshold(NamedTuple):
@@ -86,14 +87,14 @@ def row_thresholds(scores: Tensor, k: int, smallest: bool = False) -> Threshold:
     return Threshold(kth, kth, torch.where(found > missing, place_of(ties, missing, found, smallest), cut))
 
 
-def threshold_in_place(scores: Tensor, k: int, smallest: bool, again: Callable[[], Tensor]) -> Threshold:
+def threshold_in_place(scores: Tensor, k: int, smallest: bool, again: Callable[[int, int], Tensor]) -> Threshold:
     """As ``row_thresholds`` of one row, for many scores: no copy, and one look at each.
 
     Args:
         scores: (columns,), float32 or float64, at least 0; its order is lost on a CPU.
         k: 1 <= k <= columns.
         smallest: choose the smallest, and of equal ones the last.
-        again: makes the scores once more; called only where a tie has to be broken.
+        again: makes the scores of a range of columns once more; called only where a tie has to be broken.
 
     Returns:
         Threshold of shape ().
@@ -101,9 +102,25 @@ def threshold_in_place(scores: Tensor, k: int, smallest: bool, again: Callable[[
     if scores.device.type != "cpu":
         return row_thresholds(scores[None], k, smallest).rows()[0]
     kth = kth_of_rows(scores[None], k, smallest)
-    if _crosses(scores[None], kth, k, smallest):
-        return row_thresholds(again()[None], k, smallest).rows()[0]
-    return Threshold(kth[0], kth[0], torch.tensor(0 if smallest else EVERYWHERE))
+    if not _crosses(scores[None], kth, k, smallest):
+        return Threshold(kth[0], kth[0], torch.tensor(0 if smallest else EVERYWHERE))
+    columns = scores.shape[0]
+    taken = scores[:k] if smallest else scores[columns - k :]
+    place = _place_among_ties(again, columns, kth, int((taken == kth).sum()), smallest)
+    return Threshold(kth[0], kth[0], torch.tensor(place))
+
+
+def _place_among_ties(
+    again: Callable[[int, int], Tensor], columns: int, kth: Tensor, missing: int, smallest: bool
+) -> int:
+    """As ``place_of``, a piece at a time from the side where ties are taken: millions of floats nearly always tie."""
+    starts = range(0, columns, PIECE)
+    for start in reversed(starts) if smallest else starts:
+        ties = (again(start, min(start + PIECE, columns)) == kth).nonzero()[:, 0]
+        if len(ties) >= missing:
+            return start + int(ties[-missing] if smallest else ties[missing - 1] + 1)
+        missing -= len(ties)
+    raise AssertionError("the ties that were counted are not there")
 
 
 def kth_of_rows(scores: Tensor, k: int, smallest: bool = False) -> Tensor:

@@ -69,10 +69,13 @@ def test_the_smallest_are_what_the_largest_leave(k: int) -> None:
 @pytest.mark.parametrize("values", [3, 10**6])
 @pytest.mark.parametrize("smallest", [False, True])
 @pytest.mark.parametrize("k", [1, 7, 30])
-def test_a_threshold_in_place_is_that_of_a_row(k: int, smallest: bool, values: int) -> None:
+def test_a_threshold_in_place_is_that_of_a_row(
+    k: int, smallest: bool, values: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lit_consistency.optimizers.selection.PIECE", 7)
     scores = torch.randint(0, values, (1, 30), generator=torch.Generator().manual_seed(0)).double()
     (expected,) = row_thresholds(scores, k, smallest).rows()
-    found = threshold_in_place(scores[0].clone(), k, smallest, lambda: scores[0])
+    found = threshold_in_place(scores[0].clone(), k, smallest, lambda start, stop: scores[0, start:stop])
     index = torch.arange(30)
     assert torch.equal(chosen(scores[0], index, found, smallest), chosen(scores[0], index, expected, smallest))
 
