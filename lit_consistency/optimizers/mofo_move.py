@@ -101,7 +101,8 @@ def _two_passes(work: Work, scratch: Tensor) -> None:
         def again(start: int, stop: int, begin: int = begin) -> Tensor:
             part = slice(begin + start, begin + stop)
             grad, mean, square = work.grad[part], work.exp_avg[part], work.exp_avg_sq[part]
-            index = places(grad, work.offset(part.start))
+            # only the random filter looks at the index
+            index = places(grad, work.offset(part.start)) if work.rule.filter == "random" else work.key
             return score(work.rule.filter, grad, mean, square, work.numbers, index, work.key)
 
         low, high, cut = threshold_in_place(scores, number_kept(work.fraction, end - begin), work.rule.smallest, again)
