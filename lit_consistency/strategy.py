@@ -18,7 +18,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, zeros
 
 from lit_consistency.callbacks.checkpoint_folder import (
     fill,
@@ -198,9 +198,7 @@ def _from_folder(optimizer: torch.optim.Optimizer, saved: dict[str, Any], i: int
     for flat, (size, dtype) in stored_tensors(path).items():
         prefix, name, *_ = flat.split("/")
         if prefix == f"optimizer{i}":
-            parameter = parameters[name].detach()
-            same = isinstance(parameter, DTensor) and parameter.shape == size
-            tensors[flat] = torch.zeros_like(parameter, dtype=dtype) if same else torch.zeros(size, dtype=dtype)
+            tensors[flat] = _room(parameters[name], size, dtype)
     fill(tensors, path)
     state: dict[str, dict[str, Any]] = {name: dict(entry) for name, entry in saved["state"].items()}
     for flat, tensor in tensors.items():
@@ -210,14 +208,21 @@ def _from_folder(optimizer: torch.optim.Optimizer, saved: dict[str, Any], i: int
 
 
 def _from_file(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-    """The saved state of a single device, each tensor of a parameter's shape cut as the parameter is."""
+    """The saved state of a single device, each tensor cut as its parameter is."""
     numbers = [number for group in saved["param_groups"] for number in group["params"]]
     parameters = dict(zip(numbers, _parameters(optimizer).values(), strict=True))
     state = {}
     for number, entry in saved["state"].items():
         like = parameters[number]
         state[number] = {
-            key: laid_out(value, like) if isinstance(value, Tensor) and value.shape == like.shape else value
+            key: laid_out(value, _room(like, value.shape, value.dtype)) if isinstance(value, Tensor) else value
             for key, value in entry.items()
         }
     return {"state": state, "param_groups": saved["param_groups"]}
+
+
+def _room(parameter: Tensor, size: torch.Size, dtype: torch.dtype) -> Tensor:
+    """Zeros for a state of the parameter, cut as it is where they have its rows, as one number for each row has."""
+    if not isinstance(parameter, DTensor) or len(size) != parameter.ndim or size[0] != parameter.shape[0]:
+        return torch.zeros(size, dtype=dtype)
+    return zeros(size, dtype=dtype, device_mesh=parameter.device_mesh, placements=parameter.placements)

@@ -94,6 +94,18 @@ WRONG = {
         ["--trainer.strategy=fsdp2", "--trainer.precision=16-mixed"],
         ["trainer.precision = 16-mixed", "bf16-mixed"],
     ),
+    "unknown filter": (
+        ["--model.optimizer=lit_consistency.optimizers.MoFO", "--model.optimizer.init_args.filter=foo"],
+        ['"filter"', "'foo': expected one of momentum, gradient, adam_update"],
+    ),
+    "unknown coefficients": (
+        ["--model.optimizer=lit_consistency.optimizers.Muon", "--model.optimizer.init_args.ns_coefficients=foo"],
+        ['"ns_coefficients"', "'foo': expected one of polar_express, quintic"],
+    ),
+    "unknown norm": (
+        ["--model.method=lit_consistency.methods.Pull", "--model.method.init_args.norm=l3"],
+        ['"norm"', "expected one of l1, l2", "'l3'"],
+    ),
     "few checkpoints": (["--checkpoint.keep=1"], ["keep = 1", "at least 2"]),
     "unknown task": (
         [
@@ -127,7 +139,7 @@ def test_a_config_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_unknown_command_names_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "expected one of fit, validate, test, predict, evaluate, export" in refused(capsys, ["train"])
+    assert "expected one of fit, validate, test, predict, evaluate, sequence, export" in refused(capsys, ["train"])
 
 
 def test_a_run_never_writes_into_the_folder_of_another(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

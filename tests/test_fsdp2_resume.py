@@ -22,7 +22,10 @@ CASES = {
     "sgd": ("sgd", []),
     "muon": ("muon", []),
     "mofo": ("mofo", []),
+    "muon-normuon": ("muon", ["--model.optimizer.init_args.normuon=true"]),
+    "mofo-refreshed": ("mofo", ["--model.optimizer.init_args.refresh_every=2"]),
     "lora": ("adamw", LORA),
+    "lora-paired": ("muon", [*LORA, "--model.optimizer.init_args.adapters=paired"]),
 }
 # strategy and its options, devices
 LAYOUTS = {

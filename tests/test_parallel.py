@@ -19,6 +19,7 @@ from lit_consistency.model import GPT
 from lit_consistency.model.shards import KeptShards, laid_out, part, whole
 from lit_consistency.optimizers import AdamW, parameter_groups
 from lit_consistency.parallel import data_mesh, gathered, mixed_precision, reshard, shard, weights_of
+from lit_consistency.strategy import _room
 from tests.model.tiny_models import tiny_checkpoint, tiny_config, tiny_model
 
 TOKENS = torch.arange(12).view(2, 6)
@@ -219,3 +220,16 @@ def test_a_rank_takes_its_own_rows_of_a_tensor_and_no_more_memory(rank: int) -> 
         assert part(found).untyped_storage().nbytes() == 4 * 3 * len(rows)
         assert (found.shape, found.stride()) == (like.shape, like.stride())
         assert part(found).shape == part(like).shape
+
+
+def test_state_with_a_number_for_each_row_is_cut_as_its_parameter() -> None:
+    store = FakeStore()
+    dist.init_process_group("fake", store=store, rank=1, world_size=2)
+    mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("shard",))
+    parameter = distribute_tensor(torch.zeros(5, 3), mesh, [Shard(0)], src_data_rank=None)
+    for shape, rows in (((5, 3), 2), ((5, 1), 2), ((), None), ((16,), None)):
+        found = _room(parameter, torch.Size(shape), torch.float32)
+        assert found.shape == shape
+        assert isinstance(found, DTensor) == (rows is not None)
+        assert rows is None or len(part(found)) == rows
+    assert not isinstance(_room(torch.zeros(5, 3), torch.Size((5, 1)), torch.float32), DTensor)

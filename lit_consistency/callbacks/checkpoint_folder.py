@@ -206,7 +206,9 @@ def _publish(temporary: Path, path: Path, manifest: dict[str, Any]) -> None:
 class _IndexUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """Only the classes of an index and plain values: it may name nothing that does something."""
-        found = None if "." in name else super().find_class(module, name)
+        expected = module in (*INDEX_CLASSES, "torch", "torch.serialization") or module.partition(".")[0] == "pathlib"
+        # asked before: to look a name up imports its module, and importing runs code
+        found = super().find_class(module, name) if expected and "." not in name else None
         own = module in INDEX_CLASSES and isinstance(found, type) and found.__module__ == module
         plain = module == "torch" and (found is torch.Size or isinstance(found, torch.dtype))
         path = module.partition(".")[0] == "pathlib" and isinstance(found, type) and issubclass(found, PurePath)

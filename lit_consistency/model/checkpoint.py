@@ -39,22 +39,27 @@ TOKENIZER_FILES = (
 )
 
 
-def check_checkpoint_dir(checkpoint_dir: Path, needs_tokenizer: bool = True) -> None:
+def check_checkpoint_dir(checkpoint_dir: Path, needs_tokenizer: bool = True, option: str = "checkpoint_dir") -> None:
     """See that a folder holds a model: weights, ``model_config.yaml`` and, where needed, a tokenizer.
+
+    Args:
+        checkpoint_dir: the folder.
+        needs_tokenizer: whether it must hold one.
+        option: what the user calls the folder, for the message.
 
     Raises:
         FileNotFoundError: naming everything that is missing.
     """
     folder = Path(checkpoint_dir)
     if not folder.is_dir():
-        raise FileNotFoundError(f"checkpoint_dir = {folder}: there is no such folder; expected one in LitGPT's format")
+        raise FileNotFoundError(f"{option} = {folder}: there is no such folder; expected one in LitGPT's format")
     needed: list[tuple[str, ...]] = [WEIGHTS, ("model_config.yaml",)]
     if needs_tokenizer:
         needed.append(VOCABULARIES)
     missing = [" or ".join(names) for names in needed if not any((folder / name).is_file() for name in names)]
     if missing:
         hint = "; merge LoRA weights first: `litgpt merge_lora`" if (folder / "lit_model.pth.lora").is_file() else ""
-        raise FileNotFoundError(f"checkpoint_dir = {folder}: missing {', '.join(missing)}{hint}")
+        raise FileNotFoundError(f"{option} = {folder}: missing {', '.join(missing)}{hint}")
 
 
 def load_weights(checkpoint_dir: Path) -> dict[str, Tensor]:

@@ -98,8 +98,8 @@ class Interpolation:
     """
 
     def __init__(self, base_dir: Path, finetuned_dir: Path) -> None:
-        for folder in (base_dir, finetuned_dir):
-            check_checkpoint_dir(folder, needs_tokenizer=False)
+        for option, folder in (("with", base_dir), ("checkpoint_dir", finetuned_dir)):
+            check_checkpoint_dir(folder, needs_tokenizer=False, option=option)
         self.base_dir = Path(base_dir)
         self.finetuned_dir = Path(finetuned_dir)
         self.config = model_config(None, self.finetuned_dir, {}, None)

@@ -16,7 +16,7 @@ clips gradients under mixed precision (Lightning issue 21435).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -222,6 +222,18 @@ def require_roles(name: str, groups: ParamsT) -> list[dict[str, Any]]:
     if not copies or not all(isinstance(group, dict) and group.get("role") is not None for group in copies):
         raise ValueError(f"{name}: expected groups with a role each; call parameter_groups(model) for them")
     return copies
+
+
+def check_present(name: str, by_role: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> None:
+    """See that every role that an option names has a group.
+
+    Raises:
+        ValueError: one has none, so that what is said of it would change nothing.
+    """
+    present = sorted({group["role"] for group in groups})
+    for role, value in by_role.items():
+        if role not in present:
+            raise ValueError(f"{name}.{role} = {value}: no parameter has this role: expected {', '.join(present)}")
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -139,18 +139,16 @@ def blocks(tensor: Tensor, split: Split | None) -> list[Tensor]:
 
 
 def rehearse(factory: Callable[[list[dict[str, Any]]], Any]) -> None:
-    """Build the optimizer once on a few numbers, so that a wrong hyperparameter is refused before any work."""
-    shapes: dict[str, tuple[int, ...]] = {
-        "hidden": (2, 2),
-        "embedding": (2, 2),
-        "head": (2, 2),
-        "norm": (2,),
-        "bias": (2,),
-    }
-    groups: list[dict[str, Any]] = [
-        {"params": [(role, nn.Parameter(torch.zeros(shape)))], "role": role, "split": None}
-        for role, shape in shapes.items()
-    ]
+    """Build the optimizer once on a few numbers, so that a wrong hyperparameter is refused before any work.
+
+    There is a parameter of every role: what the model lacks is found out when there is one.
+    """
+    groups: list[dict[str, Any]] = []
+    for role in ROLES:
+        names = ("lora_A", "lora_B") if role == "adapter" else ("weight",)
+        shape = (2,) if role in ("norm", "bias") else (2, 2)
+        named = [(f"{role}.{name}", nn.Parameter(torch.zeros(shape))) for name in names]
+        groups.append({"params": named, "role": role, "split": None})
     factory(groups)
 
 

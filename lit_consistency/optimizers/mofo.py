@@ -32,6 +32,7 @@ from lit_consistency.optimizers.base import (
     Entry,
     GroupOptimizer,
     LowPrecision,
+    check_present,
     decay_by_role,
     local,
     require_roles,
@@ -83,8 +84,8 @@ class MoFO(GroupOptimizer):
             step.
         unfiltered_roles: roles whose parameters take AdamW's full step.
         decay_roles: roles of the parameters that shrink.
-        low_precision: ``master`` moves a float32 copy of parameters in bfloat16 or float16, ``nearest`` rounds every
-            step to them.
+        low_precision: how parameters in bfloat16 or float16 move: ``master`` moves a float32 copy and rounds it to
+            them; ``stochastic`` rounds each step up or down by chance; ``nearest`` rounds it, and loses small ones.
     """
 
     def __init__(
@@ -119,13 +120,15 @@ class MoFO(GroupOptimizer):
         check_choice("compile", compile, COMPILES)
         check_choices("unfiltered_roles", unfiltered_roles, ROLES)
         check_choices("decay_roles", decay_roles, ROLES)
+        required = require_roles("MoFO", groups)
+        check_present("role_fractions", shares, required)
         defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay, "fraction": fraction}
         defaults |= {"final_fraction": final_fraction, "anneal_steps": anneal_steps, "refresh_every": refresh_every}
         defaults |= {"filter": filter, "selection": selection, "sample_size": sample_size}
         defaults |= {"decay_unselected": decay_unselected, "seed": seed}
         with_roles = [
             {"filtered": g["role"] not in unfiltered_roles, "fraction": shares.get(g["role"], fraction)} | g
-            for g in require_roles("MoFO", groups)
+            for g in required
         ]
         self.compile = compile
         self._steps: dict[Tensor, int] = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lit_consistency.optimizers.base import check_present
 from lit_consistency.optimizers.checks import check_at_least, check_choices
 from lit_consistency.optimizers.groups import MATRIX_DIMENSIONS, ROLES, format_table, group_table
 
@@ -29,6 +30,7 @@ def rated(
         ValueError: a role is unknown or has no group, or a factor is negative.
     """
     check_choices("role_lr", list(role_lr), ROLES)
+    check_present("role_lr", role_lr, groups)
     for role, factor in role_lr.items():
         check_at_least(f"role_lr.{role}", factor, 0)
     result = []

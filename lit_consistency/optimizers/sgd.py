@@ -70,7 +70,9 @@ class SGD(GroupOptimizer):
         for entry in entries:
             momentum_buffer = None
             if group["momentum"]:
-                momentum_buffer = local(entry.state.setdefault("momentum_buffer", zeros_of_state(entry.param)))
+                if "momentum_buffer" not in entry.state:
+                    entry.state["momentum_buffer"] = zeros_of_state(entry.param)
+                momentum_buffer = local(entry.state["momentum_buffer"])
             sgd_step(
                 entry.target,
                 entry.grad,

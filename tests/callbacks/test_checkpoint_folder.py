@@ -145,6 +145,15 @@ def test_an_index_that_would_run_code_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "canary").exists()
 
 
+def test_an_index_imports_no_module_but_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path)
+    (tmp_path / "planted.py").write_text("raise SystemExit(3)")
+    monkeypatch.syspath_prepend(tmp_path)
+    (path / ".metadata").write_bytes(b"cplanted\nname\n.")
+    with pytest.raises(CheckpointError, match=r"planted\.name: not expected in the index"):
+        read_folder(path)
+
+
 def test_a_name_that_leads_out_of_the_index_module_is_refused(tmp_path: Path) -> None:
     """Protocol 4 follows dots, and modules hold what they import."""
     path = saved(tmp_path)

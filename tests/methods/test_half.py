@@ -19,6 +19,7 @@ DECAY = {
     "adamw": {"weight_decay": 0.3},
     "mofo": {"weight_decay": 0.3, "decay_unselected": True},
     "muon": {"weight_decay": 0.3, "adamw_weight_decay": 0.3},
+    "filtered_muon": {"weight_decay": 0.3, "adamw_weight_decay": 0.3},
     "sgd": {"weight_decay": 0.3},
 }
 

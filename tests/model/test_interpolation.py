@@ -196,6 +196,14 @@ def test_a_base_is_asked_for_and_a_mere_copy_refused(tmp_path: Path, capsys: pyt
         assert message in capsys.readouterr().err
 
 
+def test_a_folder_that_is_not_there_is_named_as_it_was_given(tmp_path: Path) -> None:
+    base, finetuned = pair(tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"^with = {tmp_path / 'none'}: there is no such folder"):
+        export_interpolated(tmp_path / "none", finetuned, [0.5], tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match=f"^checkpoint_dir = {tmp_path / 'none'}: there is no such folder"):
+        export_interpolated(base, tmp_path / "none", [0.5], tmp_path / "out")
+
+
 def test_what_stands_there_is_kept_unless_overwritten(tmp_path: Path) -> None:
     base, finetuned = pair(tmp_path)
     export_interpolated(base, finetuned, [0.5], tmp_path / "out")

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from lit_consistency.optimizers import format_table, group_table, parameter_groups, roles
-from lit_consistency.optimizers.groups import blocks
+from lit_consistency.optimizers import Muon, format_table, group_table, parameter_groups, rehearse, roles
+from lit_consistency.optimizers.groups import ROLES, blocks
 from tests.optimizers.models import FAMILIES, small_gpt, small_lora
 
 
@@ -207,3 +207,9 @@ def test_blocks_are_views_of_each_matrix_of_a_stack() -> None:
     for block in found:
         block.zero_()
     assert not stack.any()
+
+
+def test_a_rehearsal_has_what_every_option_asks_for_and_refuses_a_wrong_value() -> None:
+    rehearse(lambda groups: Muon(groups, adapters="paired", role_lr=dict.fromkeys(ROLES, 0.5)))
+    with pytest.raises(ValueError, match="^lr = -1: "):
+        rehearse(lambda groups: Muon(groups, lr=-1))

@@ -175,6 +175,7 @@ def test_groups_without_roles_are_refused() -> None:
         ({"sample_size": 100}, "sample_size = 100: expected a finite sample_size >= 1024"),
         ({"refresh_every": 0}, "refresh_every = 0: expected a finite refresh_every >= 1"),
         ({"role_fractions": {"heads": 0.1}}, "role_fractions = 'heads': expected one of hidden"),
+        ({"role_fractions": {"head": 0.1}}, "role_fractions.head = 0.1: no parameter has this role: expected hidden"),
         ({"role_fractions": {"head": 0}}, "role_fractions.head = 0: expected 0 < role_fractions.head <= 1"),
         ({"final_fraction": 2.0, "anneal_steps": 3}, "final_fraction = 2.0: expected 0 < final_fraction <= 1"),
         ({"anneal_steps": -1}, "anneal_steps = -1: expected a finite anneal_steps >= 0"),

@@ -89,6 +89,7 @@ def test_role_lr_scales_the_rates_of_its_roles() -> None:
     [
         ({"role_lr": {"hiden": 1.0}}, "role_lr = 'hiden': expected one of hidden"),
         ({"role_lr": {"hidden": -1.0}}, "role_lr.hidden = -1.0: expected a finite"),
+        ({"role_lr": {"adapter": 2.0}}, "role_lr.adapter = 2.0: no parameter has this role: expected hidden"),
         ({"normuon_beta2": 1.0}, "normuon_beta2 = 1.0"),
         ({"momentum_warmup_steps": -1}, "momentum_warmup_steps = -1"),
         ({"ns_form": "gramm"}, "ns_form = 'gramm': expected one of auto, direct, gram"),
