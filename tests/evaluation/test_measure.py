@@ -15,6 +15,7 @@ from lit_consistency.evaluation.answers import measure_generation, measure_progr
 from lit_consistency.evaluation.generate import Generation
 from lit_consistency.evaluation.measure import measure_likelihood
 from lit_consistency.evaluation.questions import Question, Questions
+from lit_consistency.evaluation.task_file import load_task
 from lit_consistency.metrics import ItemScores, summarize
 from lit_consistency.metrics.intervals import estimate
 from tests.evaluation.tiny import NLI, built, nli_rows, task_of
@@ -108,6 +109,15 @@ def test_numbers_are_extracted_from_answer_and_reference(tiny: Tokenizer, tmp_pa
     assert [record["score"] for record in measured.records] == [1.0, 1.0, 0.0]
     assert [record["prediction"] for record in measured.records] == ["2", "2500", "1.5"]
     assert measured.records[0]["texts"] == ["so #### 2."]
+
+
+def test_every_sign_counts_in_what_a_regular_expression_cuts_out(tiny: Tokenizer, tmp_path: Path) -> None:
+    rows = [{"q": "x", "a": f"so The answer is: {n}"} for n in ("5", "\\frac{1}{2}", "15", "x")]
+    pattern = load_task("configs/evaluation/hub/metamathqa.yaml").extraction
+    questions = asked(tmp_path, tiny, rows, metrics=["exact_match"], extraction=pattern)
+    written = [said(f"The answer is: {n}\nQ") for n in ("-5", "\\frac{12}", "1.5", "X.")]
+    measured = measure_generation(questions, written)
+    assert [record["score"] for record in measured.records] == [0.0, 0.0, 0.0, 1.0]
 
 
 def test_samples_give_a_mean_a_majority_and_any_of_them(tiny: Tokenizer, tmp_path: Path) -> None:
