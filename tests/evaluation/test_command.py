@@ -158,6 +158,14 @@ def test_strict_stops_before_and_after_scoring(
 WRONG: dict[str, tuple[list[str], list[str]]] = {
     "no model": (["--model", "nowhere", "--tasks", "x"], ["nowhere", "no such folder"]),
     "no task": (["--model", "{model}"], ["tasks, harness"]),
+    "nothing to export": (
+        ["--model", "{model}", "--harness", "piqa", "--export_harness", "theirs"],
+        ["tasks: expected at least one to export"],
+    ),
+    "several shots with harness": (
+        ["--model", "{model}", "--tasks", "{task}", "--harness", "piqa", "--shots", "0", "2"],
+        ["shots = [0, 2]: expected a single number with harness"],
+    ),
     "unknown task": (["--model", "{model}", "--tasks", "piqqa"], ["'piqqa'"]),
     "unknown format": (["--model", "{model}", "--tasks", "{task}", "--format", "fancy"], ["'fancy'", "default"]),
     "more shots than examples": (["--model", "{model}", "--tasks", "{task}", "--shots", "10"], ["shots = 10", "has 9"]),
