@@ -39,7 +39,7 @@ class Result:
         shots: few-shot examples.
         n: items scored.
         metrics: metric -> value, stderr, low, high; the first one judges the task.
-        baselines: chance and majority, where the kind has them.
+        baselines: chance, majority and balanced_majority, where the kind has them.
         groups: part of the set -> n and value of the judging metric.
         findings: guard and message.
         n_truncated: prompt tokens that were cut.
@@ -72,6 +72,13 @@ class Result:
     def value(self) -> float:
         """Of the metric that judges."""
         return self.metrics[self.metric]["value"]
+
+    def baseline(self, name: str, metric: str) -> float | None:
+        """``chance`` or ``majority`` of a metric; None where it has none."""
+        if "accuracy" not in metric:
+            return None
+        balanced = name == "majority" and metric == "balanced_accuracy"
+        return self.baselines.get("balanced_majority" if balanced else name)
 
     @property
     def higher_is_better(self) -> bool:

@@ -39,7 +39,7 @@ def test_all_kinds_are_measured_and_written(
         "said": ("rouge_l", 3),
         "syntax": ("accuracy", 8),
     }
-    assert results["nli"].baselines == {"chance": 0.5, "majority": 0.5}
+    assert results["nli"].baselines == {"chance": 0.5, "majority": 0.5, "balanced_majority": 0.5}
     assert set(results["syntax"].groups) == {"a", "b"}
     table = capsys.readouterr().out
     for shown in ("nli", "balanced_accuracy", "bits_per_byte", "chance", "majority", "95% interval"):

@@ -52,7 +52,7 @@ def test_numbers_of_choices_equal_those_of_the_summary(tiny: Tokenizer, tmp_path
     right = np.asarray([record["score"] for record in measured.records])
     golds = np.asarray([record["gold"] for record in measured.records])
     assert values["balanced_accuracy"] == pytest.approx(np.mean([right[golds == g].mean() for g in (0, 1)]))
-    assert measured.baselines == {"chance": 0.5, "majority": 0.5}
+    assert measured.baselines == {"chance": 0.5, "majority": 0.5, "balanced_majority": 0.5}
     assert measured.records[1]["score"] == 0.0
     assert measured.records[0]["log_likelihoods"] == [-nll[0], -nll[1]]
     assert {"id", "format", "shots", "prediction", "n_truncated"} <= measured.records[0].keys()
@@ -65,7 +65,7 @@ def test_a_model_that_always_says_the_same_has_the_majority_and_balanced_accurac
     questions = built(task_of(tmp_path, **NLI, data=rows), tiny).questions
     measured = measure_likelihood(questions, scores_of(questions, [1.0, 2.0] * 20))
     assert measured.baselines["majority"] == 0.75 == estimate(measured.ratios["accuracy"]).value
-    assert estimate(measured.ratios["balanced_accuracy"]).value == 0.5
+    assert measured.baselines["balanced_majority"] == 0.5 == estimate(measured.ratios["balanced_accuracy"]).value
     assert set(measured.predictions) == {0}
 
 
