@@ -149,6 +149,7 @@ def _plan(tasks: Sequence[Task], options: Options) -> list[Cell]:
         strict=options.strict,
         train_data=options.train_data,
         output=options.output,
+        item_format=options.item_format,
     )
     config = model_config(None, options.model, {}, None)
     identity = {"weights": weights_hash(options.model), "precision": options.precision}

@@ -99,6 +99,11 @@ def test_what_is_done_is_not_measured_again(
     evaluate(tiny_folder, "--tasks", tasks[0], "--output", out, "--limit", 5)
     evaluate(tiny_model(tmp_path / "other", seed=1), "--tasks", tasks[0], "--output", out)
     assert measured[5:] == ["nli", "nli"], "another limit, another model"
+    evaluate(tiny_folder, "--tasks", tasks[2], "--output", out, "--item_format", "parquet")
+    assert [file.suffix for file in (out / "items").glob("prose*")] == [".parquet"]
+    next((out / "items").glob("prose*")).unlink()
+    evaluate(tiny_folder, "--tasks", tasks[2], "--output", out, "--item_format", "parquet")
+    assert measured[7:] == ["prose", "prose"], "items in the other format, no items"
 
 
 def test_a_run_that_dies_leaves_whole_results_and_goes_on(

@@ -133,5 +133,11 @@ def test_rows_of_a_json_list_or_object_are_documents(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text("{")
     with pytest.raises(ValueError, match=r"c\.json: not JSON"):
         list(training_documents(str(tmp_path / "c.json")))
+    (tmp_path / "c.json").write_text('{"data": {"rows": [{"q": "e"}]}, "n": 1}')
+    assert list(training_documents(str(tmp_path / "c.json"))) == ["e"]
+    for content in ("3", "[]", '{"n": [1]}'):
+        (tmp_path / "c.json").write_text(content)
+        with pytest.raises(ValueError, match=r"train_data = .*c\.json: holds no text"):
+            list(training_documents(str(tmp_path / "c.json")))
     with pytest.raises(FileNotFoundError, match="train_data = nowhere"):
         list(training_documents("nowhere"))
