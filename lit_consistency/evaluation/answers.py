@@ -7,6 +7,7 @@ or whether the majority of the first k is (maj@k).
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 
 from lit_consistency.evaluation.code import run_many
@@ -48,7 +49,9 @@ def measure_generation(questions: Questions, generations: Sequence[Sequence[Gene
         metric: [_score(task, metric, *parts) for parts in zip(answers, references, right, strict=True)]
         for metric in task.metrics
     }
-    return _measured(questions, generations, values, answers, [accepted[0] for accepted in references])
+    golds = [accepted[0] for accepted in references]
+    baselines = {"majority": _majority(references)} if "exact_match" in task.metrics else {}
+    return _measured(questions, generations, values, answers, golds, baselines)
 
 
 def measure_programs(
@@ -76,7 +79,7 @@ def measure_programs(
     right = [[float(result.passed) for result in given] for given in passed]
     values = {metric: [_score(task, metric, [], [], given) for given in right] for metric in task.metrics}
     answers = [[result.reason for result in given] for given in passed]
-    return _measured(questions, generations, values, answers, ["passed"] * len(answers))
+    return _measured(questions, generations, values, answers, ["passed"] * len(answers), {})
 
 
 def _measured(
@@ -85,6 +88,7 @@ def _measured(
     values: dict[str, list[float]],
     answers: Sequence[Sequence[str | None]],
     golds: Sequence[str],
+    baselines: dict[str, float],
 ) -> Measured:
     records = []
     for i, question in enumerate(questions.questions):
@@ -95,7 +99,13 @@ def _measured(
         records.append(record)
     predictions: list[int | str] = [given[0] or "" for given in answers]
     ratios = {metric: ratio(numbers) for metric, numbers in values.items()}
-    return Measured(ratios, records, predictions, list(golds), {})
+    return Measured(ratios, records, predictions, list(golds), baselines)
+
+
+def _majority(references: Sequence[Sequence[str]]) -> float:
+    """Exact match of whoever always writes the answer that is accepted most often."""
+    counts = Counter(answer for accepted in references for answer in set(accepted))
+    return max(counts.values()) / len(references)
 
 
 def accepted_answers(references: Sequence[str], extraction: str) -> list[str]:

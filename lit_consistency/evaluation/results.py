@@ -75,7 +75,7 @@ class Result:
 
     def baseline(self, name: str, metric: str) -> float | None:
         """``chance`` or ``majority`` of a metric; None where it has none."""
-        if "accuracy" not in metric:
+        if "accuracy" not in metric and metric != "exact_match":
             return None
         balanced = name == "majority" and metric == "balanced_accuracy"
         return self.baselines.get("balanced_majority" if balanced else name)

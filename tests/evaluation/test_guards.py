@@ -13,7 +13,7 @@ from lit_consistency.evaluation.contamination import Overlap, training_documents
 from lit_consistency.evaluation.formats import load_format
 from lit_consistency.evaluation.guards import GuardError, check_predictions
 from lit_consistency.evaluation.plan import Ask, Cell, plan_cells
-from tests.evaluation.tiny import NLI, nli_rows, task_of, write_lines
+from tests.evaluation.tiny import NLI, WRITTEN, nli_rows, task_of, write_lines
 
 LONG = "the quick brown fox number {i} jumps over the very lazy dog near the old river bank today"
 
@@ -89,6 +89,13 @@ def test_the_golds_of_pairs_and_of_single_choices_may_be_the_same(tiny: Tokenize
     assert planned({"kind": "pairs", "choices": ["{a}", "{b}"], "data": rows}, tiny, tmp_path).findings == []
     keys = {"kind": "choice", "fields": {"": "{a}"}, "choices": ["{b}"], "data": rows}
     assert planned(keys, tiny, tmp_path).findings == []
+
+
+def test_written_answers_that_are_all_the_same_are_found(tiny: Tokenizer, tmp_path: Path) -> None:
+    keys = {**WRITTEN, "references": "{a}", "data": [{"h": f"thing {i}", "a": "no"} for i in range(12)]}
+    assert planned(keys, tiny, tmp_path).findings == [("single_class", "all 12 references are 'no'")]
+    other = [{**row, "a": "yes" if i else "no"} for i, row in enumerate(keys["data"])]
+    assert planned({**keys, "data": other}, tiny, tmp_path).findings == []
 
 
 def test_constant_predictions_are_found_where_the_answers_differ(tmp_path: Path) -> None:

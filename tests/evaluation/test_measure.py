@@ -109,6 +109,7 @@ def test_numbers_are_extracted_from_answer_and_reference(tiny: Tokenizer, tmp_pa
     assert [record["score"] for record in measured.records] == [1.0, 1.0, 0.0]
     assert [record["prediction"] for record in measured.records] == ["2", "2500", "1.5"]
     assert measured.records[0]["texts"] == ["so #### 2."]
+    assert measured.baselines == {"majority": 1 / 3}
 
 
 def test_every_sign_counts_in_what_a_regular_expression_cuts_out(tiny: Tokenizer, tmp_path: Path) -> None:
@@ -129,6 +130,7 @@ def test_samples_give_a_mean_a_majority_and_any_of_them(tiny: Tokenizer, tmp_pat
     assert [record[name] for name in metrics[:4]] == [0.75, 1.0, 0.75, 1.0]
     assert record["rouge_l"] == pytest.approx((2 / 3 + 2 / 3 + 2 / 3 + 0) / 4)
     assert record["score"] == 0.75
+    assert measured.baselines == {"majority": 1.0}, "whoever always writes one of the accepted answers"
 
 
 PROGRAM = {"fields": {"": "{q}"}, "program": "{q}", "answer_heading": "", "delimiter": "", "metrics": ["pass@1"]}
