@@ -7,12 +7,13 @@ or whether the majority of the first k is (maj@k).
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 
 from lit_consistency.evaluation.code import run_many
 from lit_consistency.evaluation.generate import Generation
 from lit_consistency.evaluation.measure import Measured, record_of
-from lit_consistency.evaluation.questions import Question, Questions
+from lit_consistency.evaluation.questions import Questions
 from lit_consistency.evaluation.task import Task
 from lit_consistency.metrics import (
     exact_match,
@@ -25,8 +26,9 @@ from lit_consistency.metrics import (
 )
 from lit_consistency.metrics.intervals import ratio
 
-NUMBERS = ("gsm8k", "last_number")
-"""Extractions whose answers are numbers: without their punctuation 1.5 would equal 15."""
+WORDS = ("none", "first_line")
+"""Extractions whose answers are compared without punctuation and articles; of numbers, and of what a regular expression
+cuts out, every sign counts: without it 1.5 would equal 15, and -5 would equal 5."""
 
 
 def measure_generation(questions: Questions, generations: Sequence[Sequence[Generation]]) -> Measured:
@@ -37,17 +39,19 @@ def measure_generation(questions: Questions, generations: Sequence[Sequence[Gene
         generations: the samples of each, in their order.
     """
     task = questions.task
-    references = [_accepted(task, question) for question in questions.questions]
+    references = [accepted_answers(question.references, task.extraction) for question in questions.questions]
     answers = [[extract(sample.text, task.extraction) for sample in samples] for samples in generations]
     right = [
-        [_is_right(task, answer, accepted) for answer in given]
+        [is_right(answer, accepted, task.extraction) for answer in given]
         for given, accepted in zip(answers, references, strict=True)
     ]
     values = {
         metric: [_score(task, metric, *parts) for parts in zip(answers, references, right, strict=True)]
         for metric in task.metrics
     }
-    return _measured(questions, generations, values, answers, [accepted[0] for accepted in references])
+    golds = [accepted[0] for accepted in references]
+    baselines = {"majority": _majority(references)} if "exact_match" in task.metrics else {}
+    return _measured(questions, generations, values, answers, golds, baselines)
 
 
 def measure_programs(
@@ -75,7 +79,7 @@ def measure_programs(
     right = [[float(result.passed) for result in given] for given in passed]
     values = {metric: [_score(task, metric, [], [], given) for given in right] for metric in task.metrics}
     answers = [[result.reason for result in given] for given in passed]
-    return _measured(questions, generations, values, answers, ["passed"] * len(answers))
+    return _measured(questions, generations, values, answers, ["passed"] * len(answers), {})
 
 
 def _measured(
@@ -84,6 +88,7 @@ def _measured(
     values: dict[str, list[float]],
     answers: Sequence[Sequence[str | None]],
     golds: Sequence[str],
+    baselines: dict[str, float],
 ) -> Measured:
     records = []
     for i, question in enumerate(questions.questions):
@@ -94,18 +99,25 @@ def _measured(
         records.append(record)
     predictions: list[int | str] = [given[0] or "" for given in answers]
     ratios = {metric: ratio(numbers) for metric, numbers in values.items()}
-    return Measured(ratios, records, predictions, list(golds), {})
+    return Measured(ratios, records, predictions, list(golds), baselines)
 
 
-def _accepted(task: Task, question: Question) -> list[str]:
+def _majority(references: Sequence[Sequence[str]]) -> float:
+    """Exact match of whoever always writes the answer that is accepted most often."""
+    counts = Counter(answer for accepted in references for answer in set(accepted))
+    return max(counts.values()) / len(references)
+
+
+def accepted_answers(references: Sequence[str], extraction: str) -> list[str]:
     """The references' answers; a reference that is an answer by itself needs no extraction."""
-    if task.extraction == "first_line":
-        return [reference.strip() for reference in question.references]
-    return [extract(reference, task.extraction) or reference.strip() for reference in question.references]
+    if extraction == "first_line":
+        return [reference.strip() for reference in references]
+    return [extract(reference, extraction) or reference.strip() for reference in references]
 
 
-def _is_right(task: Task, answer: str | None, accepted: Sequence[str]) -> float:
-    words = task.extraction not in NUMBERS
+def is_right(answer: str | None, accepted: Sequence[str], extraction: str) -> float:
+    """1 where the answer equals an accepted one, as answers of this extraction are compared, else 0."""
+    words = extraction in WORDS
     return exact_match(answer, accepted, punctuation=words, articles=words)
 
 
@@ -119,7 +131,7 @@ def _score(
     if name == "pass":
         return pass_at_k(len(right), int(sum(right)), int(k))
     if name == "maj":
-        words = task.extraction not in NUMBERS
+        words = task.extraction in WORDS
         votes = [None if a is None else normalize(a, punctuation=words, articles=words) for a in answers]
         return maj_at_k(votes, [normalize(r, punctuation=words, articles=words) for r in accepted], int(k))
     return mean_over_samples(right)

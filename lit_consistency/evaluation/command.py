@@ -74,6 +74,10 @@ class Options:
             given = getattr(self, key)
             if not given or len(set(given)) < len(given):
                 raise ValueError(f"{key} = {list(given)}: expected at least one, and none of them twice")
+        if self.harness and len(self.shots) > 1:
+            raise ValueError(f"shots = {list(self.shots)}: expected a single number with harness")
+        if self.export_harness is not None and not self.tasks:
+            raise ValueError("tasks: expected at least one to export; harness names tasks that lm-eval has already")
 
 
 def evaluate(options: Options) -> list[Result]:
@@ -93,9 +97,9 @@ def evaluate(options: Options) -> list[Result]:
     harness: dict[str, Any] = {}
     if len(results) < len(cells) or options.harness:
         loaded = load_model(options.model, options.device, options.precision)
-        results = _measure_all(cells, loaded, options, console)
-        if options.harness:
+        if options.harness:  # first: a name that lm-eval does not know costs no scoring
             harness = _harness(loaded, options)
+        results = _measure_all(cells, loaded, options, console)
     if results:
         print_results(results, f"{options.model}")
     if options.output is not None:
@@ -145,6 +149,7 @@ def _plan(tasks: Sequence[Task], options: Options) -> list[Cell]:
         strict=options.strict,
         train_data=options.train_data,
         output=options.output,
+        item_format=options.item_format,
     )
     config = model_config(None, options.model, {}, None)
     identity = {"weights": weights_hash(options.model), "precision": options.precision}
@@ -188,8 +193,6 @@ def _measure(cell: Cell, loaded: Loaded, options: Options, advance: Any) -> Resu
 
 def _harness(loaded: Loaded, options: Options) -> dict[str, Any]:
     """lm-eval's own tasks; a single number of examples is handed on, 0 leaves it to the task."""
-    if len(options.shots) > 1:
-        raise ValueError(f"shots = {list(options.shots)}: expected a single number with harness")
     found = run_harness(
         loaded.model,
         loaded.tokenizer,

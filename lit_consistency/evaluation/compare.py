@@ -1,9 +1,10 @@
 """Two models on the same items: the difference, its interval, and how likely it is by chance.
 
 Items are joined by task, format, number of examples and id, and drawn together in the bootstrap, which is far sharper
-than two separate intervals. For scores of 0 and 1 the p-value is McNemar's exact test; for other scores (bits per byte,
-ROUGE-L) the interval alone speaks. It is about these items: another seed of the finetuning moves a score by more than
-their sampling error (Sun & Dredze, arXiv 2408.06663, see ten times as much).
+than two separate intervals. Texts that two models read in different windows are joined by document. For scores of 0
+and 1 the p-value is McNemar's exact test; for other scores (bits per byte, ROUGE-L) the interval alone speaks. It is
+about these items: another seed of the finetuning moves a score by more than their sampling error (Sun & Dredze, arXiv
+2408.06663, see ten times as much).
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ class Comparison:
         difference: second minus first.
         p_value: of McNemar's test; NaN where scores are not 0 or 1.
         better: ``first``, ``second``, or empty where the interval holds 0.
+        chance: of the metric, on all items of the first; None where it has none.
+        majority: likewise.
     """
 
     task: str
@@ -45,6 +48,8 @@ class Comparison:
     difference: Estimate
     p_value: float
     better: str
+    chance: float | None
+    majority: float | None
 
     def as_json(self) -> dict[str, Any]:
         """Plain types."""
@@ -59,7 +64,7 @@ def compare_folders(first: Path, second: Path, seed: int = 0) -> tuple[list[Comp
 
     Raises:
         FileNotFoundError: a folder holds no results.
-        ValueError: they have no result, or of a result no item, in common.
+        ValueError: they have no result, or of a result no item, in common, or items of one id are not the same.
     """
     left = {result.key: result for result in read_results(first)}
     right = {result.key: result for result in read_results(second)}
@@ -69,7 +74,8 @@ def compare_folders(first: Path, second: Path, seed: int = 0) -> tuple[list[Comp
     for key in (key for key in left if key in right):
         if left[key].metric != right[key].metric:
             raise ValueError(f"{key}: judged by {left[key].metric} in {first}, by {right[key].metric} in {second}")
-        pairs, warning = _join(key, read_items(first, key), read_items(second, key))
+        items = read_items(first, key), read_items(second, key)
+        pairs, warning = _join(key, *(_documents(*items) if left[key].kind == "text" else items))
         warnings += warning
         found.append(_compare(left[key], pairs, seed))
     if not found:
@@ -84,7 +90,12 @@ def _join(key: str, first: Sequence[dict[str, Any]], second: Sequence[dict[str, 
     right = {record["id"]: record for record in second}
     pairs = [(record, right[record["id"]]) for record in first if record["id"] in right]
     if not pairs:
-        raise ValueError(f"{key}: the two sets of items have no id in common")
+        raise ValueError(f"{key}: the two sets of items have no id (of texts, no document of one length) in common")
+    if other := [a["id"] for a, b in pairs if a.get("gold") != b.get("gold")]:
+        raise ValueError(
+            f"{key}: {len(other)} of {len(pairs)} items, such as {other[0]}, have another right answer in the second; "
+            "expected results on the same data"
+        )
     warnings = []
     alone = (len(first) - len(pairs), len(second) - len(pairs))
     if any(alone):
@@ -95,6 +106,32 @@ def _join(key: str, first: Sequence[dict[str, Any]], second: Sequence[dict[str, 
     if n_other:
         warnings.append(f"{key}: {n_other} of {len(pairs)} items were asked with other few-shot examples")
     return pairs, warnings
+
+
+def _documents(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], ...]:
+    """The items, or whole documents where windows of one name are not of one length.
+
+    Models with another tokenizer or context cut a document in other places. Documents that have not the same length
+    in both, as the last one under a limit, are left out.
+    """
+    lengths = {record["id"]: record["weight"] for record in first}
+    if all(record["weight"] == lengths.get(record["id"], record["weight"]) for record in second):
+        return first, second
+    wholes = _put_together(first), _put_together(second)
+    same = {name for name in wholes[0] if wholes[0][name]["weight"] == wholes[1].get(name, {}).get("weight")}
+    return tuple([record for name, record in side.items() if name in same] for side in wholes)
+
+
+def _put_together(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Documents by their id, from their windows."""
+    found: dict[str, dict[str, Any]] = {}
+    for record in records:
+        name = record["id"].rpartition("+")[0]
+        whole = found.setdefault(name, {**record, "id": name, "score": 0.0, "weight": 0.0})
+        weight = whole["weight"] + record["weight"]
+        whole["score"] = (whole["score"] * whole["weight"] + record["score"] * record["weight"]) / max(weight, 1e-300)
+        whole["weight"] = weight
+    return found
 
 
 def _compare(result: Result, pairs: Pairs, seed: int) -> Comparison:
@@ -116,6 +153,8 @@ def _compare(result: Result, pairs: Pairs, seed: int) -> Comparison:
         difference=difference,
         p_value=mcnemar(*scores) if binary else math.nan,
         better=_better(difference, result.higher_is_better),
+        chance=result.baseline("chance", result.metric),
+        majority=result.baseline("majority", result.metric),
     )
 
 

@@ -78,13 +78,19 @@ class Overlap:
 
 
 def training_documents(path: str) -> Iterator[str]:
-    """The texts of training data: text files, or rows of .jsonl, .json and .parquet with all their texts joined."""
+    """The texts of training data: text files, or rows of .jsonl, .json and .parquet with all their texts joined.
+
+    Raises:
+        ValueError: there is no text in them, or a file cannot be read.
+    """
+    found = False
     for file in find_files("train_data", path, SUFFIXES):
-        if file.suffix in (".txt", ".md"):
-            yield read_text(file)
-        else:
-            for row in _rows(file):
-                yield "\n".join(_texts(row))
+        texts = [read_text(file)] if file.suffix in (".txt", ".md") else ("\n".join(_texts(row)) for row in _rows(file))
+        for text in texts:
+            found = found or bool(text.strip())
+            yield text
+    if not found:
+        raise ValueError(f"train_data = {path}: holds no text; expected the data that the model was trained on")
 
 
 def training_fingerprint(path: str) -> Any:
@@ -103,8 +109,8 @@ def _rows(file: Path) -> Iterator[Any]:
             content = json.loads(read_text(file))
         except json.JSONDecodeError as error:
             raise ValueError(f"{file}: not JSON ({error})") from None
-        lists = [content] if isinstance(content, list) else [v for v in content.values() if isinstance(v, list)]
-        for rows in lists:
+        lists = [v for v in content.values() if isinstance(v, list)] if isinstance(content, dict) else []
+        for rows in lists or [content if isinstance(content, list) else [content]]:
             yield from rows
 
 

@@ -119,7 +119,10 @@ def load_format(name: str) -> Format:
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not path.is_file():
         raise ValueError(f"format = {name!r}: expected one of {', '.join(NAMES)}, or a YAML file")
-    content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML ({error})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: a {type(content).__name__}; expected a mapping of keys")
     known = {entry.name: entry.type for entry in fields(Format) if entry.name != "name"}

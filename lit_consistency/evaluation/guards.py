@@ -17,7 +17,7 @@ from lit_consistency.evaluation.questions import Questions
 from lit_consistency.evaluation.task import Task
 
 LEAST_ITEMS = 10
-"""Fewer predictions may be the same by accident."""
+"""Fewer predictions, or references, may be the same by accident."""
 
 
 class Finding(NamedTuple):
@@ -51,6 +51,9 @@ def check_labels(task: Task, rows: AskedRows) -> list[Finding]:
         row = rows.rows[0]
         label = (row.contexts or row.labels)[row.gold]
         found.append(Finding("single_class", f"all {n_rows} gold labels are number {row.gold} (such as {label!r})"))
+    written = {row.references[0] for row in rows.rows} if task.kind == "generation" and task.program is None else set()
+    if len(written) == 1 and n_rows >= LEAST_ITEMS:
+        found.append(Finding("single_class", f"all {n_rows} references are {written.pop()[:40]!r}"))
     return found
 
 

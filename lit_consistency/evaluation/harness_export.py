@@ -20,13 +20,12 @@ import yaml
 
 from lit_consistency.data.tokenizer import Tokenizer
 from lit_consistency.data.watch import Candidate
+from lit_consistency.evaluation.answers import accepted_answers, is_right
 from lit_consistency.evaluation.harness_tokens import HarnessTokens, Sequenced
 from lit_consistency.evaluation.questions import Question, Questions
-from lit_consistency.metrics import exact_match, extract, rouge_l
+from lit_consistency.metrics import extract, rouge_l
 
 JUDGED = ("exact_match", "rouge_l")
-NUMBERS = ("gsm8k", "last_number")
-"""Extractions whose answers are numbers: without their punctuation 1.5 would equal 15."""
 SCORING = "from lit_consistency.evaluation.harness_export import process_results\n\n__all__ = ['process_results']\n"
 Document = dict[str, Any]
 
@@ -87,12 +86,8 @@ def process_results(doc: Document, results: list[str]) -> dict[str, float]:
     """What lm-eval calls for a written answer: our numbers for it."""
     extraction, references = doc["extraction"], doc["references"]
     answer = extract(results[0], extraction)
-    accepted = [
-        reference.strip() if extraction == "first_line" else extract(reference, extraction) or reference.strip()
-        for reference in references
-    ]
-    words = extraction not in NUMBERS
-    found = {"exact_match": exact_match(answer, accepted, punctuation=words, articles=words)}
+    accepted = accepted_answers(references, extraction)
+    found = {"exact_match": is_right(answer, accepted, extraction)}
     if "rouge_l" in doc["metrics"]:
         found["rouge_l"] = rouge_l(answer or "", accepted)
     return {name: found[name] for name in doc["metrics"]}

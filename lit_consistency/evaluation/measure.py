@@ -28,7 +28,7 @@ class Measured(NamedTuple):
         records: one per item, as JSON.
         predictions: of every item: the index of a candidate, or a text.
         golds: of every item.
-        baselines: ``chance`` and ``majority``, where the kind has them.
+        baselines: ``chance``, ``majority`` and ``balanced_majority``, where the kind has them.
     """
 
     ratios: dict[str, Ratio]
@@ -140,11 +140,16 @@ def _text_ratios(questions: Sequence[Question], found: _Likelihoods) -> dict[str
 
 
 def _baselines(questions: Questions, found: _Likelihoods) -> dict[str, float]:
-    """Chance: one over the number of candidates. Majority: always the class that is right most often."""
+    """Chance: one over the number of candidates. Majority: always the class that is right most often.
+
+    Of the balanced accuracy that is one over the number of classes.
+    """
     n_candidates = [len(nll) for nll in found.nll]
     if questions.task.kind == "text" or max(n_candidates) < 2:
         return {}
     baselines = {"chance": float(np.mean([1 / n for n in n_candidates]))}
     if questions.task.kind == "choice":
-        baselines["majority"] = Counter(found.gold.tolist()).most_common(1)[0][1] / len(n_candidates)
+        counts = Counter(found.gold.tolist())
+        baselines["majority"] = counts.most_common(1)[0][1] / len(n_candidates)
+        baselines["balanced_majority"] = 1 / len(counts)
     return baselines

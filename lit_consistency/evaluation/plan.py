@@ -44,6 +44,7 @@ class Ask:
         strict: a finding of a guard is an error.
         train_data: files in which the rows are looked for.
         output: folder with results that need not be measured again.
+        item_format: of the items there; a result whose items are not there in this format is measured again.
     """
 
     formats: Sequence[Format]
@@ -53,6 +54,7 @@ class Ask:
     strict: bool = False
     train_data: str | None = None
     output: Path | None = None
+    item_format: str = "jsonl"
 
 
 class Cell(NamedTuple):
@@ -118,7 +120,7 @@ def _drafts(task: Task, ask: Ask, tokenizer: Tokenizer, block_size: int, shared:
             source["path"] = None  # the files themselves count, wherever they stand
         mark = fingerprint_of(identity)
         name = form.name if prompted else "none"
-        if known := _known(ask.output, result_key(task.name, name, shots), mark):
+        if known := _known(ask, result_key(task.name, name, shots), mark):
             findings = [Finding(*finding) for finding in known.findings]
             yield _Draft(Questions(task, name, shots, []), [], findings, mark, known)
             continue
@@ -132,10 +134,12 @@ def _drafts(task: Task, ask: Ask, tokenizer: Tokenizer, block_size: int, shared:
         yield _Draft(built.questions, built.asked, findings, mark, None)
 
 
-def _known(output: Path | None, key: str, mark: str) -> Result | None:
-    """The result in the folder, unless it depends on something else or cannot be read."""
-    path = output / "results" / f"{key}.json" if output else None
-    if path is None or not path.is_file():
+def _known(ask: Ask, key: str, mark: str) -> Result | None:
+    """The result in the folder, unless it depends on something else, has no items, or cannot be read."""
+    if ask.output is None:
+        return None
+    path = ask.output / "results" / f"{key}.json"
+    if not path.is_file() or not (ask.output / "items" / f"{key}.{ask.item_format}").is_file():
         return None
     try:
         result = read_result(path)

@@ -39,7 +39,7 @@ class Result:
         shots: few-shot examples.
         n: items scored.
         metrics: metric -> value, stderr, low, high; the first one judges the task.
-        baselines: chance and majority, where the kind has them.
+        baselines: chance, majority and balanced_majority, where the kind has them.
         groups: part of the set -> n and value of the judging metric.
         findings: guard and message.
         n_truncated: prompt tokens that were cut.
@@ -72,6 +72,13 @@ class Result:
     def value(self) -> float:
         """Of the metric that judges."""
         return self.metrics[self.metric]["value"]
+
+    def baseline(self, name: str, metric: str) -> float | None:
+        """``chance`` or ``majority`` of a metric; None where it has none."""
+        if "accuracy" not in metric and metric != "exact_match":
+            return None
+        balanced = name == "majority" and metric == "balanced_accuracy"
+        return self.baselines.get("balanced_majority" if balanced else name)
 
     @property
     def higher_is_better(self) -> bool:
@@ -109,8 +116,12 @@ def summarize_result(
 def _as_shown(name: str, found: Estimate) -> dict[str, float]:
     if name != "word_perplexity":
         return found._asdict()
-    value, low, high = (math.exp(min(x, 700)) for x in (found.value, found.low, found.high))
+    value, low, high = map(_perplexity, (found.value, found.low, found.high))
     return {"value": value, "stderr": value * found.stderr, "low": low, "high": high}
+
+
+def _perplexity(nats_per_word: float) -> float:
+    return math.exp(min(nats_per_word, 700))  # what is greater has no float64
 
 
 def _groups(items: Ratio, metric: str, clusters: Sequence[str] | None) -> dict[str, dict[str, float]]:
@@ -119,7 +130,7 @@ def _groups(items: Ratio, metric: str, clusters: Sequence[str] | None) -> dict[s
     for name in sorted(set(clusters or [])):
         taken = names == name
         value = float(value_of(items.numerator[taken].sum(0), items.denominator[taken].sum(0)))
-        found[name] = {"n": int(taken.sum()), "value": math.exp(value) if metric == "word_perplexity" else value}
+        found[name] = {"n": int(taken.sum()), "value": _perplexity(value) if metric == "word_perplexity" else value}
     return found
 
 

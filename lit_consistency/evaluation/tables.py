@@ -31,7 +31,7 @@ def results_table(results: Sequence[Result], sensitivity: dict[str, float], titl
                 else ["", "", name, "", ""]
             )
             cells += [_with_error(numbers), _interval(numbers["low"], numbers["high"])]
-            cells += [show(result.baselines.get(key)) if "accuracy" in name else "" for key in ("chance", "majority")]
+            cells += [show(result.baseline(key, name)) for key in ("chance", "majority")]
             table.add_row(*cells, show(sensitivity.get(_cell(result))) if i == 0 else "")
         for name, group in list(result.groups.items())[:MOST_GROUPS]:
             table.add_row(f"  {name}", "", "", "", str(int(group["n"])), show(group["value"]), style="dim")
@@ -93,11 +93,15 @@ def print_comparison(comparisons: Sequence[Comparison], warnings: Sequence[str],
         "95% interval",
         "p",
         "better",
+        "chance",
+        "majority",
     )
     for c in comparisons:
         numbers = [show(c.first), show(c.second), _with_error(c.difference._asdict())]
         interval = _interval(c.difference.low, c.difference.high)
-        table.add_row(c.task, c.format, c.metric, str(c.shots), str(c.n), *numbers, interval, show(c.p_value), c.better)
+        baselines = [show(c.chance), show(c.majority)]
+        numbers += [interval, show(c.p_value), c.better, *baselines]
+        table.add_row(c.task, c.format, c.metric, str(c.shots), str(c.n), *numbers)
     console = wide_console()
     console.print(table)
     for warning in warnings:

@@ -70,15 +70,20 @@ def normalize(
 ) -> str:
     """Text as it is compared: lower case, without punctuation and the articles a, an, the, white space collapsed.
 
-    Each part can be left out. Source: the evaluation script of SQuAD, Rajpurkar et al. 2016, arXiv 1606.05250.
+    Each part can be left out. Source: the evaluation script of SQuAD, Rajpurkar et al. 2016, arXiv 1606.05250; unlike
+    there, punctuation and articles stay in a text that holds nothing else, or the choice "A" would equal "The".
     """
     if case:
         text = text.lower()
     if punctuation:
-        text = text.translate(str.maketrans("", "", string.punctuation))
+        text = _unless_empty(text.translate(str.maketrans("", "", string.punctuation)), text)
     if articles:
-        text = ARTICLES.sub(" ", text)
+        text = _unless_empty(ARTICLES.sub(" ", text), text)
     return " ".join(text.split()) if whitespace else text
+
+
+def _unless_empty(text: str, before: str) -> str:
+    return text if text.strip() else before
 
 
 def exact_match(
@@ -92,7 +97,7 @@ def exact_match(
 ) -> float:
     """1 where the answer equals one of the references after ``normalize``, else 0.
 
-    For numbers switch ``punctuation`` off: it would make 1.5 equal 15.
+    For numbers and formulas switch ``punctuation`` off: it would make 1.5 equal 15, and -5 equal 5.
 
     Raises:
         ValueError: no references.

@@ -39,7 +39,7 @@ def test_all_kinds_are_measured_and_written(
         "said": ("rouge_l", 3),
         "syntax": ("accuracy", 8),
     }
-    assert results["nli"].baselines == {"chance": 0.5, "majority": 0.5}
+    assert results["nli"].baselines == {"chance": 0.5, "majority": 0.5, "balanced_majority": 0.5}
     assert set(results["syntax"].groups) == {"a", "b"}
     table = capsys.readouterr().out
     for shown in ("nli", "balanced_accuracy", "bits_per_byte", "chance", "majority", "95% interval"):
@@ -99,6 +99,11 @@ def test_what_is_done_is_not_measured_again(
     evaluate(tiny_folder, "--tasks", tasks[0], "--output", out, "--limit", 5)
     evaluate(tiny_model(tmp_path / "other", seed=1), "--tasks", tasks[0], "--output", out)
     assert measured[5:] == ["nli", "nli"], "another limit, another model"
+    evaluate(tiny_folder, "--tasks", tasks[2], "--output", out, "--item_format", "parquet")
+    assert [file.suffix for file in (out / "items").glob("prose*")] == [".parquet"]
+    next((out / "items").glob("prose*")).unlink()
+    evaluate(tiny_folder, "--tasks", tasks[2], "--output", out, "--item_format", "parquet")
+    assert measured[7:] == ["prose", "prose"], "items in the other format, no items"
 
 
 def test_a_run_that_dies_leaves_whole_results_and_goes_on(
@@ -158,6 +163,14 @@ def test_strict_stops_before_and_after_scoring(
 WRONG: dict[str, tuple[list[str], list[str]]] = {
     "no model": (["--model", "nowhere", "--tasks", "x"], ["nowhere", "no such folder"]),
     "no task": (["--model", "{model}"], ["tasks, harness"]),
+    "nothing to export": (
+        ["--model", "{model}", "--harness", "piqa", "--export_harness", "theirs"],
+        ["tasks: expected at least one to export"],
+    ),
+    "several shots with harness": (
+        ["--model", "{model}", "--tasks", "{task}", "--harness", "piqa", "--shots", "0", "2"],
+        ["shots = [0, 2]: expected a single number with harness"],
+    ),
     "unknown task": (["--model", "{model}", "--tasks", "piqqa"], ["'piqqa'"]),
     "unknown format": (["--model", "{model}", "--tasks", "{task}", "--format", "fancy"], ["'fancy'", "default"]),
     "more shots than examples": (["--model", "{model}", "--tasks", "{task}", "--shots", "10"], ["shots = 10", "has 9"]),

@@ -34,6 +34,8 @@ def test_the_paired_comparison_of_two_models(
             assert (found.first, found.second) == pytest.approx((left[task], right[task]))
             assert found.difference.value == pytest.approx(right[task] - left[task])
     assert 0 <= comparisons["nli"].p_value <= 1
+    assert (comparisons["nli"].chance, comparisons["nli"].majority) == (0.5, 0.5)
+    assert comparisons["prose"].chance is None
     assert math.isnan(comparisons["prose"].p_value), "no scores of 0 and 1"
     assert len(json.loads((tmp_path / "both" / "comparison.json").read_text())["comparisons"]) == 3
 
@@ -47,9 +49,25 @@ def test_a_comparison_joins_by_id_and_tells_what_differs(tasks: list[str], tiny_
     assert "10 items only in the first, 0 only in the second; 6 compared" in warnings[0]
     assert "6 of 6 items were asked with other few-shot examples" in warnings[1]
     result = read_results(second)[0]
+    write_result(second, result, [{**item, "gold": 1 - item["gold"]} for item in read_items(second, result.key)])
+    with pytest.raises(ValueError, match=r"6 of 6 items, such as nli_data\.jsonl:\d+, have another right answer"):
+        compare_folders(first, second)
     records = [{**item, "id": f"x{i}"} for i, item in enumerate(read_items(second, result.key))]
     write_result(second, result, records)
-    with pytest.raises(ValueError, match="no id in common"):
+    with pytest.raises(ValueError, match="have no id .* in common"):
         compare_folders(first, second)
     with pytest.raises(FileNotFoundError, match="holds no results"):
         compare_folders(first, tmp_path / "nowhere")
+
+
+def test_texts_in_other_windows_are_compared_by_document(tasks: list[str], tiny_folder: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    evaluate(tiny_folder, "--tasks", tasks[2], "--output", first)
+    evaluate(tiny_model(tmp_path / "short", block_size=4), "--tasks", tasks[2], "--output", second)
+    left, right = read_results(first)[0], read_results(second)[0]
+    assert right.n > left.n, "more windows"
+    (found,), warnings = compare_folders(first, second)
+    assert not warnings
+    documents = {item["id"].rpartition("+")[0] for item in read_items(first, left.key)}
+    assert found.n == len(documents)
+    assert (found.first, found.second) == pytest.approx((left.value, right.value), rel=1e-9)

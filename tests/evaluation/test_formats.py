@@ -101,6 +101,13 @@ def test_a_format_of_ones_own_is_a_file(tiny: Tokenizer, tmp_path: Path) -> None
             load_format(str(tmp_path / "mine.yaml"))
 
 
+def test_a_format_that_is_no_yaml_names_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("field: [1")
+    with pytest.raises(ValueError, match=r"mine\.yaml: not YAML"):
+        load_format(str(file))
+
+
 def test_a_format_that_needs_what_the_task_lacks_is_refused(tiny: Tokenizer, tmp_path: Path) -> None:
     task = task_of(tmp_path, **{**NLI, "instruction": ""}, data=nli_rows(2))
     with pytest.raises(ValueError, match="format = 'instruct': task task has no key `instruction`"):

@@ -13,7 +13,7 @@ from lit_consistency.evaluation.contamination import Overlap, training_documents
 from lit_consistency.evaluation.formats import load_format
 from lit_consistency.evaluation.guards import GuardError, check_predictions
 from lit_consistency.evaluation.plan import Ask, Cell, plan_cells
-from tests.evaluation.tiny import NLI, nli_rows, task_of, write_lines
+from tests.evaluation.tiny import NLI, WRITTEN, nli_rows, task_of, write_lines
 
 LONG = "the quick brown fox number {i} jumps over the very lazy dog near the old river bank today"
 
@@ -91,6 +91,13 @@ def test_the_golds_of_pairs_and_of_single_choices_may_be_the_same(tiny: Tokenize
     assert planned(keys, tiny, tmp_path).findings == []
 
 
+def test_written_answers_that_are_all_the_same_are_found(tiny: Tokenizer, tmp_path: Path) -> None:
+    keys = {**WRITTEN, "references": "{a}", "data": [{"h": f"thing {i}", "a": "no"} for i in range(12)]}
+    assert planned(keys, tiny, tmp_path).findings == [("single_class", "all 12 references are 'no'")]
+    other = [{**row, "a": "yes" if i else "no"} for i, row in enumerate(keys["data"])]
+    assert planned({**keys, "data": other}, tiny, tmp_path).findings == []
+
+
 def test_constant_predictions_are_found_where_the_answers_differ(tmp_path: Path) -> None:
     task = task_of(tmp_path, **NLI, data=nli_rows(2))
     golds = [0, 1] * 6
@@ -133,5 +140,11 @@ def test_rows_of_a_json_list_or_object_are_documents(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text("{")
     with pytest.raises(ValueError, match=r"c\.json: not JSON"):
         list(training_documents(str(tmp_path / "c.json")))
+    (tmp_path / "c.json").write_text('{"data": {"rows": [{"q": "e"}]}, "n": 1}')
+    assert list(training_documents(str(tmp_path / "c.json"))) == ["e"]
+    for content in ("3", "[]", '{"n": [1]}'):
+        (tmp_path / "c.json").write_text(content)
+        with pytest.raises(ValueError, match=r"train_data = .*c\.json: holds no text"):
+            list(training_documents(str(tmp_path / "c.json")))
     with pytest.raises(FileNotFoundError, match="train_data = nowhere"):
         list(training_documents("nowhere"))

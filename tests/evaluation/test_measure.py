@@ -15,6 +15,7 @@ from lit_consistency.evaluation.answers import measure_generation, measure_progr
 from lit_consistency.evaluation.generate import Generation
 from lit_consistency.evaluation.measure import measure_likelihood
 from lit_consistency.evaluation.questions import Question, Questions
+from lit_consistency.evaluation.task_file import load_task
 from lit_consistency.metrics import ItemScores, summarize
 from lit_consistency.metrics.intervals import estimate
 from tests.evaluation.tiny import NLI, built, nli_rows, task_of
@@ -51,7 +52,7 @@ def test_numbers_of_choices_equal_those_of_the_summary(tiny: Tokenizer, tmp_path
     right = np.asarray([record["score"] for record in measured.records])
     golds = np.asarray([record["gold"] for record in measured.records])
     assert values["balanced_accuracy"] == pytest.approx(np.mean([right[golds == g].mean() for g in (0, 1)]))
-    assert measured.baselines == {"chance": 0.5, "majority": 0.5}
+    assert measured.baselines == {"chance": 0.5, "majority": 0.5, "balanced_majority": 0.5}
     assert measured.records[1]["score"] == 0.0
     assert measured.records[0]["log_likelihoods"] == [-nll[0], -nll[1]]
     assert {"id", "format", "shots", "prediction", "n_truncated"} <= measured.records[0].keys()
@@ -64,7 +65,7 @@ def test_a_model_that_always_says_the_same_has_the_majority_and_balanced_accurac
     questions = built(task_of(tmp_path, **NLI, data=rows), tiny).questions
     measured = measure_likelihood(questions, scores_of(questions, [1.0, 2.0] * 20))
     assert measured.baselines["majority"] == 0.75 == estimate(measured.ratios["accuracy"]).value
-    assert estimate(measured.ratios["balanced_accuracy"]).value == 0.5
+    assert measured.baselines["balanced_majority"] == 0.5 == estimate(measured.ratios["balanced_accuracy"]).value
     assert set(measured.predictions) == {0}
 
 
@@ -108,6 +109,16 @@ def test_numbers_are_extracted_from_answer_and_reference(tiny: Tokenizer, tmp_pa
     assert [record["score"] for record in measured.records] == [1.0, 1.0, 0.0]
     assert [record["prediction"] for record in measured.records] == ["2", "2500", "1.5"]
     assert measured.records[0]["texts"] == ["so #### 2."]
+    assert measured.baselines == {"majority": 1 / 3}
+
+
+def test_every_sign_counts_in_what_a_regular_expression_cuts_out(tiny: Tokenizer, tmp_path: Path) -> None:
+    rows = [{"q": "x", "a": f"so The answer is: {n}"} for n in ("5", "\\frac{1}{2}", "15", "x")]
+    pattern = load_task("configs/evaluation/hub/metamathqa.yaml").extraction
+    questions = asked(tmp_path, tiny, rows, metrics=["exact_match"], extraction=pattern)
+    written = [said(f"The answer is: {n}\nQ") for n in ("-5", "\\frac{12}", "1.5", "X.")]
+    measured = measure_generation(questions, written)
+    assert [record["score"] for record in measured.records] == [0.0, 0.0, 0.0, 1.0]
 
 
 def test_samples_give_a_mean_a_majority_and_any_of_them(tiny: Tokenizer, tmp_path: Path) -> None:
@@ -119,6 +130,7 @@ def test_samples_give_a_mean_a_majority_and_any_of_them(tiny: Tokenizer, tmp_pat
     assert [record[name] for name in metrics[:4]] == [0.75, 1.0, 0.75, 1.0]
     assert record["rouge_l"] == pytest.approx((2 / 3 + 2 / 3 + 2 / 3 + 0) / 4)
     assert record["score"] == 0.75
+    assert measured.baselines == {"majority": 1.0}, "whoever always writes one of the accepted answers"
 
 
 PROGRAM = {"fields": {"": "{q}"}, "program": "{q}", "answer_heading": "", "delimiter": "", "metrics": ["pass@1"]}

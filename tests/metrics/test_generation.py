@@ -73,6 +73,13 @@ def test_exact_match_takes_any_reference_and_no_missing_answer() -> None:
     assert exact_match("1.5", ["15"], punctuation=False) == 0.0
 
 
+def test_an_answer_of_articles_or_punctuation_alone_is_not_emptied() -> None:
+    assert exact_match("A.", ["A"]) == 1.0
+    for other in ("The", "an", "", "."):
+        assert exact_match(other, ["A"]) == 0.0
+    assert (exact_match("+", ["-"]), exact_match("-", ["-"])) == (0.0, 1.0)
+
+
 @pytest.mark.parametrize("n", [1, 2, 5, 7])
 def test_pass_at_k_equals_the_share_of_all_choices(n: int) -> None:
     for right, k in itertools.product(range(n + 1), range(1, n + 1)):
