@@ -45,12 +45,14 @@ class Measurement(NamedTuple):
 def results_table(measurements: Sequence[Measurement], numbers: Mapping[str, float]) -> None:
     """Print what was learned and forgotten, then the distance from the start."""
     table = Table(title="learned and forgotten", title_justify="left")
-    for column in ("task", "metric", "base", "now", "learned", "forgotten", "retained"):
+    guessed = any(m.chance > 0 for m in measurements)
+    for column in ("task", "metric", *(["chance"] if guessed else []), "base", "now", "learned", "forgotten", "retained"):
         table.add_column(column, justify="left" if column in ("task", "metric") else "right")
     for m in sorted(measurements, key=lambda m: m.kind):
         learned, forgotten = (_signed(-m.worse), "") if m.kind == "learn" else ("", _signed(m.worse))
         retained = f"{100 * m.share:.1f}%" if m.kind == "retain" and m.share is not None else ""
-        table.add_row(m.name, m.metric, _value(m.base), _value(m.now), learned, forgotten, retained)
+        chance = [_value(m.chance) if m.chance > 0 else ""] if guessed else []
+        table.add_row(m.name, m.metric, *chance, _value(m.base), _value(m.now), learned, forgotten, retained)
     console = Console()
     console.print(table)
     console.print(_distance_line(numbers), highlight=False)

@@ -54,3 +54,15 @@ def test_the_table_shows_shares_of_what_is_retained_only(capsys: pytest.CaptureF
     assert "+0.2000" in lines["kept"]
     assert "%" not in lines["small"] + lines["new"]
     assert "KL to the base on the new task 0.5 nats (reverse 0.25)" in printed.replace("\n", " ")
+
+
+def test_chance_has_a_column_where_something_can_be_guessed(capsys: pytest.CaptureFixture[str]) -> None:
+    choice = Measurement("retain", "choice", "accuracy", 0.8, 0.6, chance=0.25)
+    loss = Measurement("retain", "text", "loss", 1.0, 1.5)
+    results_table([choice, loss], {})
+    lines = {line.split()[1]: line for line in capsys.readouterr().out.splitlines() if line.startswith(("│", "┃"))}
+    assert "chance" in lines["task"]
+    assert "0.2500" in lines["choice"]
+    assert "0.2500" not in lines["text"]
+    results_table([loss], {})
+    assert "chance" not in capsys.readouterr().out
