@@ -46,7 +46,8 @@ def results_table(measurements: Sequence[Measurement], numbers: Mapping[str, flo
     """Print what was learned and forgotten, then the distance from the start."""
     table = Table(title="learned and forgotten", title_justify="left")
     guessed = any(m.chance > 0 for m in measurements)
-    for column in ("task", "metric", *(["chance"] if guessed else []), "base", "now", "learned", "forgotten", "retained"):
+    columns = ["task", "metric", *(["chance"] if guessed else []), "base", "now", "learned", "forgotten", "retained"]
+    for column in columns:
         table.add_column(column, justify="left" if column in ("task", "metric") else "right")
     for m in sorted(measurements, key=lambda m: m.kind):
         learned, forgotten = (_signed(-m.worse), "") if m.kind == "learn" else ("", _signed(m.worse))
