@@ -26,6 +26,8 @@ from lit_consistency.optimizers.selection import Threshold, chosen
 
 Filter = Literal["momentum", "gradient", "adam_update", "second_moment", "random", "complement"]
 FILTERS: tuple[str, ...] = get_args(Filter)
+NEED_SQUARE = ("adam_update", "second_moment")
+"""Filters whose score is made of the mean of squares."""
 WORD = 2**32 - 1
 
 
@@ -148,11 +150,17 @@ def moments_pass(
     scores: Tensor,
     rule: Rule,
 ) -> None:
-    """The first half of a step, for an exact threshold: both means move, and ``scores`` (coordinates,) is filled."""
-    mean, square = new_mean(grad, exp_avg, numbers), new_square(grad, exp_avg_sq, numbers)
+    """The first half of a step, for an exact threshold: ``scores`` (coordinates,) is filled, and the mean m moves.
+
+    The mean v moves here only if the score needs it, else in the second half: memory is then read once less.
+    """
+    mean, square = new_mean(grad, exp_avg, numbers), exp_avg_sq
+    if rule.filter in NEED_SQUARE:
+        square = new_square(grad, exp_avg_sq, numbers)
     scores.copy_(score(rule.filter, grad, mean, square, numbers, places(grad, offset), key))
     exp_avg.copy_(mean)
-    exp_avg_sq.copy_(square)
+    if rule.filter in NEED_SQUARE:
+        exp_avg_sq.copy_(square)
 
 
 def param_pass(
@@ -166,8 +174,14 @@ def param_pass(
     key: Tensor,
     rule: Rule,
 ) -> None:
-    """The second half: ``one_pass`` on means that have moved, which are only read."""
-    param.copy_(_moved(param, grad, exp_avg, exp_avg_sq, numbers, threshold, offset, key, rule))
+    """The second half: ``one_pass`` where m has moved, and v if the score needed it."""
+    if rule.filter in NEED_SQUARE:
+        param.copy_(_moved(param, grad, exp_avg, exp_avg_sq, numbers, threshold, offset, key, rule))
+        return
+    square = new_square(grad, exp_avg_sq, numbers)
+    new = _moved(param, grad, exp_avg, square, numbers, threshold, offset, key, rule)
+    exp_avg_sq.copy_(square)
+    param.copy_(new)
 
 
 def _moved(
