@@ -45,6 +45,7 @@ from lit_consistency.optimizers.mofo_shares import Shares
 from lit_consistency.optimizers.mofo_step import FILTERS, Filter, Rule, coefficients, key_of
 from lit_consistency.optimizers.mofo_work import Work, blocks_of
 from lit_consistency.optimizers.shards import layout_of
+from lit_consistency.optimizers.workspaces import Workspace
 
 Selection = Literal["sampled", "exact"]
 SELECTIONS: tuple[str, ...] = get_args(Selection)
@@ -135,6 +136,7 @@ class MoFO(GroupOptimizer):
         self._shares = Shares()
         self._compiler_failed = False
         super().__init__(decay_by_role(with_roles, weight_decay, decay_roles), defaults, low_precision, seed)
+        self.workspace = Workspace()
         self._numel = sum(p.numel() for group in self.param_groups if group["filtered"] for p in group["params"])
 
     def update_group(self, group: dict[str, Any], entries: list[Entry]) -> None:
@@ -222,8 +224,10 @@ class MoFO(GroupOptimizer):
         known = {id(work) for work in compiled}
         eager = [work for work in choosing if id(work) not in known]
         if choosing:
-            move = move_sampled if group["selection"] == "sampled" else move_exactly
-            move(compiled, eager, group)
+            if group["selection"] == "sampled":
+                move_sampled(compiled, eager, group)
+            else:
+                move_exactly(compiled, eager, group, self.workspace)
 
     def _compiles(self, group: dict[str, Any], work: Work) -> bool:
         """Whether a compiled program moves the work."""

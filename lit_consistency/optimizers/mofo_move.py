@@ -16,6 +16,7 @@ from lit_consistency.optimizers.mofo_compile import Kind, compiled_one_pass, com
 from lit_consistency.optimizers.mofo_step import number_kept, places, score
 from lit_consistency.optimizers.mofo_work import Block, Work, sampled_thresholds, sharded_exact_thresholds
 from lit_consistency.optimizers.selection import Threshold, threshold_in_place
+from lit_consistency.optimizers.workspaces import Workspace
 
 
 def kind_of(work: Work) -> Kind:
@@ -40,10 +41,17 @@ def move_sampled(compiled: Sequence[Work], eager: Sequence[Work], options: Mappi
         _take_back(work, before[id(work)])
 
 
-def move_exactly(compiled: Sequence[Work], eager: Sequence[Work], options: Mapping[str, Any]) -> None:
-    """One step with exactly K coordinates of each block, likewise; sharded works are all in ``eager``."""
+def move_exactly(
+    compiled: Sequence[Work], eager: Sequence[Work], options: Mapping[str, Any], workspace: Workspace
+) -> None:
+    """One step with exactly K coordinates of each block, likewise; sharded works are all in ``eager``.
+
+    ``workspace`` keeps the scores of the largest parameter from step to step.
+    """
     if compiled:
-        scratch = torch.empty_like(max((work.exp_avg for work in compiled), key=len))
+        largest = max((work.exp_avg for work in compiled), key=len)
+        cpu = largest.device.type == "cpu"
+        scratch = workspace.take("scores", largest.shape, largest.dtype) if cpu else torch.empty_like(largest)
         for work in compiled:
             _two_passes(work, scratch)
     if eager:

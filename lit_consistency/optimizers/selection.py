@@ -106,7 +106,7 @@ def threshold_in_place(scores: Tensor, k: int, smallest: bool, again: Callable[[
         return Threshold(kth[0], kth[0], torch.tensor(0 if smallest else EVERYWHERE))
     columns = scores.shape[0]
     taken = scores[:k] if smallest else scores[columns - k :]
-    place = _place_among_ties(again, columns, kth, int((taken == kth).sum()), smallest)
+    place = _place_among_ties(again, columns, kth, int((taken == kth).count_nonzero()), smallest)
     return Threshold(kth[0], kth[0], torch.tensor(place))
 
 

@@ -141,7 +141,8 @@ def memory(device: str) -> Section:
     for name, make in makers.items():
         optimizer = make()
         optimizer.step()
-        peak = peak_bytes(optimizer.step, device) + (optimizer.workspace.nbytes if isinstance(optimizer, Muon) else 0)
+        held = optimizer.workspace.nbytes if isinstance(optimizer, (Muon, MoFO)) else 0
+        peak = peak_bytes(optimizer.step, device) + held
         rows.append({"optimizer": name, "extra MiB": f"{peak / 2**20:.1f}", "stack and two": f"{limit / 2**20:.1f}"})
         bars.append(Bar(f"memory / stack and two workspaces, {name}", peak / limit, 1.0))
     return rows, bars
