@@ -115,7 +115,7 @@ def test_positive_is_worse(metric: str, now: float, worse: float) -> None:
     assert Measurement("retain", "task", metric, 2.0, now).worse == worse
 
 
-@pytest.mark.parametrize("option", ["every_n_steps", "batch_tokens", "kl_positions"])
+@pytest.mark.parametrize("option", ["every_n_steps", "batch_tokens", "kl_positions", "time_budget"])
 def test_options_out_of_range_are_refused(option: str) -> None:
     with pytest.raises(ValueError, match=f"{option} = -1"):
         Forgetting(**{option: -1})

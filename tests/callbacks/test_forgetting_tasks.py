@@ -106,6 +106,14 @@ def test_a_run_in_bfloat16_writes_too(files: dict[str, str], tiny_folder: Path, 
     assert 0 <= callback(cli).latest["learn/said"] <= 1
 
 
+def test_a_model_with_lora_is_asked_as_its_merged_weights_are(
+    files: dict[str, str], tiny_folder: Path, tmp_path: Path
+) -> None:
+    options = ["--model.method=lit_consistency.methods.LoRA", "--model.optimizer.init_args.lr=0.01"]
+    cli = fit(tmp_path, *watching(files), *options, base=tiny_folder, data="SFTData")
+    check_numbers(callback(cli).latest, tmp_path / "run" / "model", files, "retain")
+
+
 # -------------------- time budget
 
 
