@@ -7,11 +7,12 @@ import torch and lightning.
 from __future__ import annotations
 
 import sys
-from argparse import RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ActionConfigFile
+
+from lit_consistency.short_errors import ShortErrors, command_parser
 
 DESCRIPTION = """\
 Measure a model on tasks: log-likelihood, multiple choice, minimal pairs, generation.
@@ -72,13 +73,9 @@ FLAGS = (
 )
 
 
-class _Help(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-    """Keeps the lines of the examples."""
-
-
-def parser() -> ArgumentParser:
+def parser() -> ShortErrors:
     """The options of the command."""
-    found = ArgumentParser(prog="lit_consistency evaluate", description=DESCRIPTION, formatter_class=_Help)
+    found = command_parser("evaluate", DESCRIPTION)
     found.add_argument("--config", action=ActionConfigFile, help="YAML file with any of these options")
     for name, kind, default, text in OPTIONS:
         several: dict[str, Any] = {"nargs": "*"} if getattr(kind, "__origin__", None) is list else {}

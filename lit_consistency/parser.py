@@ -1,45 +1,28 @@
-"""The argument parser: errors in a few lines, with what was probably meant."""
+"""The parser of the commands that Lightning makes: its errors say what is allowed."""
 
 from __future__ import annotations
 
 import re
-import sys
 import traceback
-from difflib import get_close_matches
 from importlib import import_module
-from typing import NoReturn, get_args, get_type_hints
+from typing import get_args, get_type_hints
 
 from lightning.pytorch.cli import LightningArgumentParser
+
+from lit_consistency.short_errors import ShortErrors
 
 # What jsonargparse 4.41 says of a string that a Literal of strings does not have, instead of what it has.
 NO_TYPES = "Cannot take a Union of no types."
 
 
-class Parser(LightningArgumentParser):
-    """LightningArgumentParser that ends with exit status 2 and the error alone, not a hundred lines of usage."""
+class Parser(ShortErrors, LightningArgumentParser):
+    """LightningArgumentParser with errors in a few lines, which say what is allowed."""
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the message, a hint where there is one, and where the options are explained."""
-        if not self.exit_on_error:
-            super().error(message, ex)
-        if NO_TYPES in message:
-            message = message.replace(NO_TYPES, _choices(ex) or _choices_of_class(message) or NO_TYPES)
-        hint = self._hint(message)
-        sys.stderr.write(f"error: {message}\n{hint}the options are explained by --help\n")
-        sys.exit(2)
-
-    def _hint(self, message: str) -> str:
-        """Names close to the one that is not known."""
-        if found := re.search(r"module '(lit_consistency[\w.]*)' has no attribute '(\w+)'", message):
-            return f"expected one of {', '.join(import_module(found[1]).__all__)}\n"
-        found = re.search(r"Unrecognized arguments: --([\w.]+)", message) or re.search(
-            r"Key '([\w.]+)' is not", message
-        )
-        if found is None:
-            return ""
-        known = sorted({option.lstrip("-") for action in self._actions for option in action.option_strings})
-        close = get_close_matches(found[1], known) or get_close_matches(found[1].rpartition(".")[2], known)
-        return f"did you mean {' or '.join(close)}?\n" if close else ""
+    def in_words(self, message: str, ex: Exception | None) -> str:
+        """With what is allowed in place of what jsonargparse says of it."""
+        if NO_TYPES not in message:
+            return message
+        return message.replace(NO_TYPES, _choices(ex) or _choices_of_class(message) or NO_TYPES)
 
 
 def _choices(error: BaseException | None) -> str | None:

@@ -12,6 +12,7 @@ PACKAGE = ROOT / "lit_consistency"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # a file may import from its own level and from lower ones
 LEVELS = {
+    "short_errors": 0,
     "model": 0,
     "methods": 1,
     "optimizers": 1,

@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
 from lit_consistency.model.export import export_hf
 from lit_consistency.model.interpolation import export_interpolated
+from lit_consistency.short_errors import ShortErrors, command_parser
 
 COMMAND = "python -m lit_consistency export"
 
@@ -38,10 +37,9 @@ def main(argv: list[str]) -> None:
         print(f"wrote {folder}", file=sys.stderr)
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="lit_consistency export",
-        description="Write a model in the format of another library, or one between a base and a finetuned model.",
+def _parser() -> ShortErrors:
+    parser = command_parser(
+        "export", "Write a model in the format of another library, or one between a base and a finetuned model."
     )
     parser.add_argument(
         "--checkpoint_dir", type=Path, required=True, help="Model folder in LitGPT's format; the finetuned one."

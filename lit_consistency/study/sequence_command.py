@@ -6,11 +6,11 @@ The options are a file by themselves so that ``--help`` and a mistake in them do
 from __future__ import annotations
 
 import sys
-from argparse import RawDescriptionHelpFormatter
 from typing import Any, NoReturn
 
-from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import ActionConfigFile, Namespace
 
+from lit_consistency.short_errors import ShortErrors, command_parser
 from lit_consistency.study.process import ProcessFailed
 from lit_consistency.study.sequence_plan import (
     EvaluationOptions,
@@ -33,13 +33,9 @@ What is finished is not run again; what was interrupted is continued by the same
 """
 
 
-class _Help(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-    """Keeps the lines of the examples."""
-
-
-def parser() -> ArgumentParser:
+def parser() -> ShortErrors:
     """The options of the command."""
-    found = ArgumentParser(prog="lit_consistency sequence", description=DESCRIPTION, formatter_class=_Help)
+    found = command_parser("sequence", DESCRIPTION)
     found.add_argument("--config", action=ActionConfigFile, help="YAML file with any of these options")
     found.add_class_arguments(SequencePlan)
     return found

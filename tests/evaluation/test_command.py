@@ -23,7 +23,9 @@ def refused(capsys: pytest.CaptureFixture[str], *args: object) -> str:
     with pytest.raises(SystemExit) as stop:
         main(["evaluate", *map(str, args)])
     assert stop.value.code == 2
-    return capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "usage:" not in message
+    return message
 
 
 def test_all_kinds_are_measured_and_written(

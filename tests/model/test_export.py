@@ -134,7 +134,7 @@ def test_the_command_writes_the_folder(tmp_path: Path) -> None:
         ),
         (["--checkpoint_dir", "nowhere"], "out_dir"),
         (["--checkpoint_dir", "a", "--out_dir", "b", "--to", "onnx"], "onnx"),
-        (["--checkpoint", "a"], "checkpoint"),
+        (["--checkpoint_dirs", "a"], "did you mean checkpoint_dir"),
     ],
 )
 def test_a_mistake_on_the_command_line_exits_with_two(

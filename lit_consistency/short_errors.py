@@ -1,0 +1,53 @@
+"""What every command's parser has in common: a mistake ends with the error alone, and with what was probably meant.
+
+Imports neither torch nor Lightning, so that ``--help`` and a mistake do not wait for them.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from argparse import RawDescriptionHelpFormatter
+from difflib import get_close_matches
+from importlib import import_module
+from typing import NoReturn
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+
+class ShortErrors(ArgumentParser):
+    """Ends with exit status 2 and the error in a few lines, not with a hundred lines of usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the message, a hint where there is one, and where the options are explained."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        message = self.in_words(message, ex)
+        sys.stderr.write(f"error: {message}\n{self._hint(message)}the options are explained by --help\n")
+        sys.exit(2)
+
+    def in_words(self, message: str, ex: Exception | None) -> str:
+        """The message as it is shown."""
+        return message
+
+    def _hint(self, message: str) -> str:
+        """Names close to the one that is not known."""
+        if found := re.search(r"module '(lit_consistency[\w.]*)' has no attribute '(\w+)'", message):
+            return f"expected one of {', '.join(import_module(found[1]).__all__)}\n"
+        found = re.search(r"Unrecognized arguments: --([\w.]+)", message) or re.search(
+            r"Key '([\w.]+)' is not", message
+        )
+        if found is None:
+            return ""
+        known = sorted({option.lstrip("-") for action in self._actions for option in action.option_strings})
+        close = get_close_matches(found[1], known) or get_close_matches(found[1].rpartition(".")[2], known)
+        return f"did you mean {' or '.join(close)}?\n" if close else ""
+
+
+class HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+    """Keeps the lines of the examples."""
+
+
+def command_parser(command: str, description: str) -> ShortErrors:
+    """A parser for a command of its own, beside those that Lightning makes."""
+    return ShortErrors(prog=f"lit_consistency {command}", description=description, formatter_class=HelpFormatter)
