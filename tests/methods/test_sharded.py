@@ -19,8 +19,8 @@ from torch.distributed.tensor import DTensor
 
 from lit_consistency.methods import HFT, Method, Pull
 from lit_consistency.optimizers import parameter_groups
-from tests.runs import ROOT, fit, weights
-from tests.test_ddp import DOUBLE, largest_difference, start
+from tests.runs import ROOT, SCRATCH, finish, fit, largest_difference, start, weights
+from tests.test_ddp import DOUBLE
 
 from .small import data_loss, optimizer_of, small_model
 
@@ -106,10 +106,9 @@ def test_two_processes_of_ddp_equal_one(options: list[str], tmp_path: Path) -> N
     """The pull is added once, not once for each rank."""
     method = [f"--model.method=lit_consistency.methods.{options[0]}"]
     method += [f"--model.method.init_args.{option}" for option in options[1:]]
-    process = start(tmp_path / "two", *DOUBLE, *method)
-    fit(tmp_path / "one", *DOUBLE, *method)
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
+    process = start(tmp_path / "two", *SCRATCH, *DOUBLE, *method, devices=2, strategy="ddp")
+    fit(tmp_path / "one", *SCRATCH, *DOUBLE, *method)
+    finish(process)
     assert largest_difference(*(weights(tmp_path / name / "run" / "model") for name in ("one", "two"))) < 1e-9
     one, two = (penalties(tmp_path / name) for name in ("one", "two"))
     assert one == pytest.approx(two, rel=1e-9)
