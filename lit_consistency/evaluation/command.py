@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +152,11 @@ def _plan(tasks: Sequence[Task], options: Options) -> list[Cell]:
         item_format=options.item_format,
     )
     config = model_config(None, options.model, {}, None)
-    identity = {"weights": weights_hash(options.model), "precision": options.precision}
+    identity = {
+        "weights": weights_hash(options.model),
+        "config": asdict(config),
+        "precision": options.precision,
+    }
     return plan_cells(tasks, ask, Tokenizer(options.model), config.block_size, identity)
 
 
@@ -185,7 +189,7 @@ def _measure(cell: Cell, loaded: Loaded, options: Options, advance: Any) -> Resu
         )
     findings = [*cell.findings, *check_predictions(cell.task, measured.predictions, measured.golds)]
     stop_if_strict(cell.task, findings, options.strict)
-    result = summarize_result(questions, measured, findings, cell.fingerprint, options.seed)
+    result = summarize_result(questions, measured, findings, cell.fingerprint, options.seed, cell.model)
     if options.output is not None:
         write_result(options.output, result, measured.records, options.item_format)
     return result

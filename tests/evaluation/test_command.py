@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lit_consistency.__main__ import main
-from lit_consistency.evaluation import command
+from lit_consistency.evaluation import command, results
 from lit_consistency.evaluation.load import load_model
 from lit_consistency.evaluation.results import read_items, read_results
 from lit_consistency.evaluation.score import score_items
@@ -97,13 +97,18 @@ def test_what_is_done_is_not_measured_again(
     evaluate(tiny_folder, "--tasks", *tasks[:2], "--output", out)
     assert measured[4:] == ["syntax"], "the same file, read in another way"
     evaluate(tiny_folder, "--tasks", tasks[0], "--output", out, "--limit", 5)
-    evaluate(tiny_model(tmp_path / "other", seed=1), "--tasks", tasks[0], "--output", out)
+    other = tiny_model(tmp_path / "other", seed=1)
+    evaluate(other, "--tasks", tasks[0], "--output", out)
     assert measured[5:] == ["nli", "nli"], "another limit, another model"
     evaluate(tiny_folder, "--tasks", tasks[2], "--output", out, "--item_format", "parquet")
     assert [file.suffix for file in (out / "items").glob("prose*")] == [".parquet"]
     next((out / "items").glob("prose*")).unlink()
     evaluate(tiny_folder, "--tasks", tasks[2], "--output", out, "--item_format", "parquet")
     assert measured[7:] == ["prose", "prose"], "items in the other format, no items"
+    config = other / "model_config.yaml"
+    config.write_text(config.read_text().replace("norm_eps: 1.0e-05", "norm_eps: 0.5"))
+    evaluate(other, "--tasks", tasks[0], "--output", out)
+    assert measured[9:] == ["nli"], "the same weights, read in another way"
 
 
 def test_a_run_that_dies_leaves_whole_results_and_goes_on(
@@ -127,6 +132,24 @@ def test_a_run_that_dies_leaves_whole_results_and_goes_on(
     evaluate(tiny_folder, "--tasks", *tasks[:2], "--output", out)
     assert [result.task for result in read_results(out)] == ["nli", "syntax"]
     assert (out / "results" / "nli.default.0shot.json").stat().st_mtime_ns == before
+
+
+def test_earlier_numbers_never_stand_beside_items_of_another_call(
+    tasks: list[str], tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    evaluate(tiny_folder, "--tasks", tasks[0], "--output", out, "--limit", 5)
+
+    def dying(path: Path, content: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "write_json", dying)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            evaluate(tiny_folder, "--tasks", tasks[0], "--output", out, "--limit", 9)
+    evaluate(tiny_folder, "--tasks", tasks[0], "--output", out, "--limit", 5)
+    (found,) = read_results(out)
+    assert (found.n, len(read_items(out, found.key))) == (5, 5)
 
 
 def test_several_formats_give_the_sensitivity(
