@@ -58,7 +58,7 @@ def _table(title: str, left: tuple[str, ...], *right: str) -> Table:
 
 
 def _with_error(numbers: dict[str, float]) -> str:
-    return " ± ".join(filter(None, (show(numbers["value"]), show(numbers["stderr"]))))
+    return " ± ".join(filter(None, (show(numbers["value"]) or "nan", show(numbers["stderr"]))))
 
 
 def _interval(low: float, high: float) -> str:
