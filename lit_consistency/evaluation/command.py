@@ -78,6 +78,21 @@ class Options:
             raise ValueError(f"shots = {list(self.shots)}: expected a single number with harness")
         if self.export_harness is not None and not self.tasks:
             raise ValueError("tasks: expected at least one to export; harness names tasks that lm-eval has already")
+        self._refuse_what_has_no_effect()
+
+    def _refuse_what_has_no_effect(self) -> None:
+        if self.harness_include is not None and not self.harness:
+            raise ValueError(f"harness_include = {self.harness_include}: expected tasks in harness too")
+        if self.export_harness is not None and self.harness:
+            raise ValueError("export_harness, harness: expected one of the two; an export runs nothing")
+        ours = {
+            "format": list(self.format) != ["default"],
+            "strict": self.strict,
+            "train_data": self.train_data is not None,
+            "allow_code_execution": self.allow_code_execution,
+        }
+        if idle := [key for key, given in ours.items() if given and not self.tasks]:
+            raise ValueError(f"{idle[0]}: tasks of harness are asked as lm-eval does and have none; expected tasks too")
 
 
 def evaluate(options: Options) -> list[Result]:
