@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         _run(command, given, folders)
     except KeyboardInterrupt:
-        kept = f"; what is finished stands in {given['output']}" if given["output"] else ""
+        kept = f"; what is finished stands in {given['output']}" if given["output"] and given["output"].exists() else ""
         print(f"interrupted{kept}", file=sys.stderr)
         sys.exit(130)
 
