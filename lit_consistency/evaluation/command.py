@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+from lit_consistency.data.files import require
 from lit_consistency.data.tokenizer import Tokenizer
 from lit_consistency.evaluation.compare import compare_folders
 from lit_consistency.evaluation.engine import ask_model
@@ -104,6 +105,8 @@ def evaluate(options: Options) -> list[Result]:
     """
     check_checkpoint_dir(options.model)
     find_device(options.device)
+    if options.item_format == "parquet":
+        require("pyarrow", "--item_format parquet")
     tasks = [task for name in options.tasks for task in load_tasks(name, options.data_dir)]
     _check_code(tasks, options.allow_code_execution)
     cells = _plan(tasks, options)

@@ -93,6 +93,9 @@ def plan_cells(tasks: Sequence[Task], ask: Ask, tokenizer: Tokenizer, block_size
     names = [task.name for task in tasks]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"tasks: {twice[0]} is there twice; expected every name once")
+    forms = [form.name for form in ask.formats]
+    if twice := sorted({name for name in forms if forms.count(name) > 1}):
+        raise ValueError(f"format: two are called {twice[0]}, as their results would be; expected every name once")
     shared = {"model": model, "tokenizer": tokenizer.fingerprint(), "block_size": block_size, "version": __version__}
     shared |= {"limit": ask.limit, "seed": ask.seed}
     shared["train_data"] = training_fingerprint(ask.train_data) if ask.train_data else None

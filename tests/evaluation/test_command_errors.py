@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from lit_consistency.__main__ import main
+from lit_consistency.data import files
+from lit_consistency.evaluation import command
 from lit_consistency.evaluation.results import read_results
 from tests.evaluation.tiny import NLI, WRITTEN, evaluate, nli_rows, write_task
 
@@ -92,3 +94,23 @@ def test_code_is_not_run_unasked(tiny_folder: Path, tmp_path: Path, capsys: pyte
     assert "--allow_code_execution" in refused(capsys, "--model", tiny_folder, "--tasks", task)
     evaluate(tiny_folder, "--tasks", task, "--allow_code_execution", "--output", tmp_path / "out")
     assert read_results(tmp_path / "out")[0].value == 0.0
+
+
+def test_two_formats_of_one_name_are_refused(
+    tasks: list[str], tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their results would have one name, and the second would take the place of the first."""
+    other = tmp_path / "default.yaml"
+    other.write_text("{field: '{value}', between_fields: ' ', answer: '', between_examples: ' '}")
+    call = ["--model", tiny_folder, "--tasks", tasks[0], "--format", "default", other, "--output", tmp_path / "out"]
+    assert "format: two are called default" in refused(capsys, *call)
+    assert not (tmp_path / "out").exists()
+
+
+def test_parquet_without_its_package_is_refused_before_anything_is_read(
+    tasks: list[str], tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(files, "find_spec", lambda name: None)
+    monkeypatch.setattr(command, "load_tasks", lambda *rest: pytest.fail("a task was read"))
+    message = refused(capsys, "--model", tiny_folder, "--tasks", tasks[0], "--item_format", "parquet")
+    assert "--item_format parquet needs the package pyarrow" in message
