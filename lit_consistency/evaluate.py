@@ -87,7 +87,7 @@ def parser() -> ShortErrors:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command; a user's error exits with 2, a finding under ``--strict`` with 1."""
+    """Run the command; a user's error exits with 2, a finding under ``--strict`` with 1, an interrupt with 130."""
     command = parser()
     given = vars(command.parse_args(argv))
     given.pop("config")
@@ -98,6 +98,17 @@ def main(argv: list[str] | None = None) -> None:
         command.error(f"compare: {len(folders)} folders; expected two")
     if not folders and given["model"] is None:
         command.error("model: expected a model folder")
+    if idle := [key for key in ("model", "tasks", "harness") if folders and given[key]]:
+        command.error(f"compare, {idle[0]}: expected one of the two; a comparison measures nothing")
+    try:
+        _run(command, given, folders)
+    except KeyboardInterrupt:
+        kept = f"; what is finished stands in {given['output']}" if given["output"] and given["output"].exists() else ""
+        print(f"interrupted{kept}", file=sys.stderr)
+        sys.exit(130)
+
+
+def _run(command: ShortErrors, given: dict[str, Any], folders: list[Path]) -> None:
     from lit_consistency.evaluation.command import Options, compare, evaluate, export
     from lit_consistency.evaluation.guards import GuardError
 

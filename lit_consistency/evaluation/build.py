@@ -81,16 +81,19 @@ def build_questions(
     if not kept:
         raise ValueError(f"task {task.name}: every row is a few-shot example too; nothing is left to score")
     fitted = _Fitted(task, form, examples, tokenizer, block_size)
-    asked = limited(kept, limit, seed)
+    asked = limited(rows.scored.rows, limit, seed, given_away)
     return Built(Questions(task, form.name, shots, [fitted.ask(row) for row in asked]), asked, given_away)
 
 
-def limited(rows: Sequence[Asked], limit: int, seed: int) -> list[Asked]:
-    """So many of the rows, drawn by the seed, in their order; 0: all."""
-    if not limit or limit >= len(rows):
-        return list(rows)
-    taken = np.random.default_rng(seed_of(seed, "limit")).permutation(len(rows))[:limit]
-    return [rows[i] for i in sorted(taken)]
+def limited(rows: Sequence[Asked], limit: int, seed: int, without: Sequence[Asked] = ()) -> list[Asked]:
+    """So many of the rows, drawn by the seed, in their order; 0: all.
+
+    Rows that are left out are left out of the draw of all, so that with and without examples the others stay the same.
+    """
+    left_out = {row.id for row in without}
+    order = np.random.default_rng(seed_of(seed, "limit")).permutation(len(rows)) if limit else np.arange(len(rows))
+    taken = [i for i in order if rows[i].id not in left_out]
+    return [rows[i] for i in sorted(taken[: limit or None])]
 
 
 class _Fitted:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
 
+from lit_consistency.data.files import require
 from lit_consistency.data.tokenizer import Tokenizer
 from lit_consistency.evaluation.compare import compare_folders
 from lit_consistency.evaluation.engine import ask_model
@@ -78,6 +79,21 @@ class Options:
             raise ValueError(f"shots = {list(self.shots)}: expected a single number with harness")
         if self.export_harness is not None and not self.tasks:
             raise ValueError("tasks: expected at least one to export; harness names tasks that lm-eval has already")
+        self._refuse_what_has_no_effect()
+
+    def _refuse_what_has_no_effect(self) -> None:
+        if self.harness_include is not None and not self.harness:
+            raise ValueError(f"harness_include = {self.harness_include}: expected tasks in harness too")
+        if self.export_harness is not None and self.harness:
+            raise ValueError("export_harness, harness: expected one of the two; an export runs nothing")
+        ours = {
+            "format": list(self.format) != ["default"],
+            "strict": self.strict,
+            "train_data": self.train_data is not None,
+            "allow_code_execution": self.allow_code_execution,
+        }
+        if idle := [key for key, given in ours.items() if given and not self.tasks]:
+            raise ValueError(f"{idle[0]}: tasks of harness are asked as lm-eval does and have none; expected tasks too")
 
 
 def evaluate(options: Options) -> list[Result]:
@@ -89,6 +105,8 @@ def evaluate(options: Options) -> list[Result]:
     """
     check_checkpoint_dir(options.model)
     find_device(options.device)
+    if options.item_format == "parquet":
+        require("pyarrow", "--item_format parquet")
     tasks = [task for name in options.tasks for task in load_tasks(name, options.data_dir)]
     _check_code(tasks, options.allow_code_execution)
     cells = _plan(tasks, options)
@@ -152,7 +170,11 @@ def _plan(tasks: Sequence[Task], options: Options) -> list[Cell]:
         item_format=options.item_format,
     )
     config = model_config(None, options.model, {}, None)
-    identity = {"weights": weights_hash(options.model), "precision": options.precision}
+    identity = {
+        "weights": weights_hash(options.model),
+        "config": asdict(config),
+        "precision": options.precision,
+    }
     return plan_cells(tasks, ask, Tokenizer(options.model), config.block_size, identity)
 
 
@@ -185,7 +207,7 @@ def _measure(cell: Cell, loaded: Loaded, options: Options, advance: Any) -> Resu
         )
     findings = [*cell.findings, *check_predictions(cell.task, measured.predictions, measured.golds)]
     stop_if_strict(cell.task, findings, options.strict)
-    result = summarize_result(questions, measured, findings, cell.fingerprint, options.seed)
+    result = summarize_result(questions, measured, findings, cell.fingerprint, options.seed, cell.model)
     if options.output is not None:
         write_result(options.output, result, measured.records, options.item_format)
     return result

@@ -32,7 +32,7 @@ class Comparison:
         first: value of the first model on these items.
         second: of the second.
         difference: second minus first.
-        p_value: of McNemar's test; NaN where scores are not 0 or 1.
+        p_value: of McNemar's test; NaN where scores are not 0 or 1, and of balanced accuracy, which weighs them.
         better: ``first``, ``second``, or empty where the interval holds 0.
         chance: of the metric, on all items of the first; None where it has none.
         majority: likewise.
@@ -70,6 +70,7 @@ def compare_folders(first: Path, second: Path, seed: int = 0) -> tuple[list[Comp
     right = {result.key: result for result in read_results(second)}
     warnings = [f"{key}: only in {first}" for key in left if key not in right]
     warnings += [f"{key}: only in {second}" for key in right if key not in left]
+    warnings += [*_of_other_models(first, left), *_of_other_models(second, right)]
     found = []
     for key in (key for key in left if key in right):
         if left[key].metric != right[key].metric:
@@ -81,6 +82,17 @@ def compare_folders(first: Path, second: Path, seed: int = 0) -> tuple[list[Comp
     if not found:
         raise ValueError(f"compare: {first} and {second} have no task, format and number of examples in common")
     return found, warnings
+
+
+def _of_other_models(folder: Path, results: dict[str, Result]) -> list[str]:
+    """A warning where a folder was written for one model after another, and not all of it anew."""
+    keys: dict[str, list[str]] = {}
+    for key, result in results.items():
+        keys.setdefault(result.model, []).append(key)
+    if len(keys) < 2:
+        return []
+    parts = (", ".join(names[:3]) + ", ..." * (len(names) > 3) for names in keys.values())
+    return [f"{folder}: holds results of {len(keys)} models: {'; '.join(parts)}"]
 
 
 Pairs = list[tuple[dict[str, Any], dict[str, Any]]]
@@ -151,7 +163,7 @@ def _compare(result: Result, pairs: Pairs, seed: int) -> Comparison:
         first=values[0],
         second=values[1],
         difference=difference,
-        p_value=mcnemar(*scores) if binary else math.nan,
+        p_value=mcnemar(*scores) if binary and result.metric != "balanced_accuracy" else math.nan,
         better=_better(difference, result.higher_is_better),
         chance=result.baseline("chance", result.metric),
         majority=result.baseline("majority", result.metric),

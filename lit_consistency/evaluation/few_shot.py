@@ -34,7 +34,7 @@ def draw_shots(task: Task, training: Sequence[Asked] | None, shots: int, seed: i
             f"shots = {shots}: task {task.name} has no key `few_shot`, examples come from a training split"
         )
     if shots > len(training):
-        raise ValueError(f"shots = {shots}: task {task.name} has {len(training)} examples")
+        raise ValueError(f"shots = {shots}: task {task.name} has {len(training)} examples, in {_place(task)}")
     order = np.random.default_rng(seed_of(seed, task.name)).permutation(len(training))
     return [training[i] for i in order[:shots]]
 
@@ -55,8 +55,15 @@ def draw_shots_by_group(
         members.setdefault(row.group, []).append(row)
     short = min(groups, key=lambda group: len(members[group]))
     if shots > len(members[short]):
-        raise ValueError(f"shots = {shots}: group {short} of task {task.name} has {len(members[short])} examples")
+        raise ValueError(
+            f"shots = {shots}: group {short} of task {task.name} has {len(members[short])} examples, in {_place(task)}"
+        )
     return {group: draw_shots(task, members[group], shots, seed) for group in groups}
+
+
+def _place(task: Task) -> str:
+    assert task.few_shot is not None
+    return str(task.few_shot.path or f"{task.few_shot.hub}/{task.few_shot.split}")
 
 
 def without_shots(rows: Sequence[Asked], shots: Sequence[Asked]) -> tuple[list[Asked], list[Asked]]:

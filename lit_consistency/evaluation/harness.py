@@ -135,7 +135,7 @@ def run_harness(
         lm-eval's results: ``results`` by task, ``samples`` by task, ``configs``, ``versions`` and so on.
 
     Raises:
-        ValueError: lm-eval is not installed, or an unknown task.
+        ValueError: lm-eval is not installed, an unknown task, or one whose data cannot be loaded.
     """
     try:
         from lm_eval.api.model import LM
@@ -167,7 +167,10 @@ def run_harness(
         manager = TaskManager(include_path=include_path)
     if unknown := [task for task in tasks if task not in manager.all_tasks]:
         raise ValueError(f"harness = {','.join(unknown)}: no such task of lm-eval, nor under {include_path}")
-    loaded = manager.load(tasks)
+    try:
+        loaded = manager.load(tasks)
+    except Exception as error:  # data sets are loaded here: no network, no such name, a bad file are kinds of their own
+        raise ValueError(f"harness = {','.join(tasks)}: lm-eval could not load it ({error})") from error
     for task in loaded["tasks"].values():
         default = task.get_config("num_fewshot")
         if default is None or (num_fewshot is not None and default != 0):

@@ -58,13 +58,14 @@ class Ask:
 
 
 class Cell(NamedTuple):
-    """A task in one format: what is asked, or the result that is known already."""
+    """A task in one format: what is asked of which model, or the result that is known already."""
 
     task: Task
     fingerprint: str
     questions: Questions
     findings: list[Finding]
     result: Result | None
+    model: str
 
 
 class _Draft(NamedTuple):
@@ -83,7 +84,7 @@ def plan_cells(tasks: Sequence[Task], ask: Ask, tokenizer: Tokenizer, block_size
         ask: how.
         tokenizer: of the model.
         block_size: of the model.
-        model: what else the numbers depend on (hash of the weights, precision), as JSON.
+        model: what else the numbers depend on (hash of the weights, configuration, precision), as JSON.
 
     Raises:
         ValueError: a task, its data, or a format does not fit; names file and row.
@@ -92,6 +93,9 @@ def plan_cells(tasks: Sequence[Task], ask: Ask, tokenizer: Tokenizer, block_size
     names = [task.name for task in tasks]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"tasks: {twice[0]} is there twice; expected every name once")
+    forms = [form.name for form in ask.formats]
+    if twice := sorted({name for name in forms if forms.count(name) > 1}):
+        raise ValueError(f"format: two are called {twice[0]}, as their results would be; expected every name once")
     shared = {"model": model, "tokenizer": tokenizer.fingerprint(), "block_size": block_size, "version": __version__}
     shared |= {"limit": ask.limit, "seed": ask.seed}
     shared["train_data"] = training_fingerprint(ask.train_data) if ask.train_data else None
@@ -100,7 +104,8 @@ def plan_cells(tasks: Sequence[Task], ask: Ask, tokenizer: Tokenizer, block_size
         drafts = _look_into_training(drafts, ask.train_data)
     for draft in drafts:
         stop_if_strict(draft.questions.task, draft.findings, ask.strict)
-    return [Cell(d.questions.task, d.fingerprint, d.questions, d.findings, d.result) for d in drafts]
+    mark = fingerprint_of(model)
+    return [Cell(d.questions.task, d.fingerprint, d.questions, d.findings, d.result, mark) for d in drafts]
 
 
 def _drafts(task: Task, ask: Ask, tokenizer: Tokenizer, block_size: int, shared: dict[str, Any]) -> Iterator[_Draft]:

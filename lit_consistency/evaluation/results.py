@@ -44,6 +44,7 @@ class Result:
         findings: guard and message.
         n_truncated: prompt tokens that were cut.
         fingerprint: of all that the numbers depend on.
+        model: fingerprint of the model alone, so that results of two models in one folder are told apart.
     """
 
     task: str
@@ -57,6 +58,7 @@ class Result:
     findings: list[tuple[str, str]]
     n_truncated: int
     fingerprint: str
+    model: str = ""
 
     @property
     def key(self) -> str:
@@ -92,7 +94,12 @@ def result_key(task: str, form: str, shots: int) -> str:
 
 
 def summarize_result(
-    questions: Questions, measured: Measured, findings: Sequence[Finding], fingerprint: str, seed: int
+    questions: Questions,
+    measured: Measured,
+    findings: Sequence[Finding],
+    fingerprint: str,
+    seed: int,
+    model: str = "",
 ) -> Result:
     """Numbers with their intervals; items of one group are drawn together where there are several groups."""
     groups = [question.group for question in questions.questions]
@@ -110,6 +117,7 @@ def summarize_result(
         findings=[(finding.guard, finding.message) for finding in findings],
         n_truncated=sum(question.n_truncated for question in questions.questions),
         fingerprint=fingerprint,
+        model=model,
     )
 
 
@@ -146,6 +154,8 @@ def write_result(folder: Path, result: Result, records: Sequence[dict[str, Any]]
     """Write items and then numbers, each whole or not at all."""
     path = folder / "items" / f"{result.key}.{items}"
     path.parent.mkdir(parents=True, exist_ok=True)
+    numbers = folder / "results" / f"{result.key}.json"
+    numbers.unlink(missing_ok=True)  # earlier numbers must not stand beside these items, should this end in between
     for other in ITEM_FORMATS:
         if other != items:
             path.with_suffix(f".{other}").unlink(missing_ok=True)
@@ -160,7 +170,7 @@ def write_result(folder: Path, result: Result, records: Sequence[dict[str, Any]]
         os.replace(unfinished, path)
     else:
         write_text(path, "".join(json.dumps(_plain(record), ensure_ascii=False) + "\n" for record in records))
-    write_json(folder / "results" / f"{result.key}.json", asdict(result))
+    write_json(numbers, asdict(result))
 
 
 def read_results(folder: Path) -> list[Result]:
@@ -180,7 +190,8 @@ def read_result(file: Path) -> Result:
     """One result; what was no number is NaN again."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        known = {entry.name: content[entry.name] for entry in fields(Result)}
+        known = {entry.name: content[entry.name] for entry in fields(Result) if entry.name != "model"}
+        known["model"] = content.get("model", "")  # added later
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{file}: no result of this version ({error!r})") from None
     for numbers in known["metrics"].values():
@@ -190,10 +201,11 @@ def read_result(file: Path) -> Result:
 
 
 def read_items(folder: Path, key: str) -> list[dict[str, Any]]:
-    """The records of a result, from JSONL or Parquet."""
+    """The records of a result, from JSONL or Parquet; a score that was no number is NaN again."""
     path = folder / "items" / f"{key}.jsonl"
     if path.is_file():
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        return [{**record, "score": math.nan} if record["score"] is None else record for record in records]
     path = path.with_suffix(".parquet")
     if not path.is_file():
         raise FileNotFoundError(f"{folder}: no items/{key}.jsonl or .parquet; expected the items of every result")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
@@ -16,25 +17,32 @@ from lit_consistency.evaluation.results import Result
 
 MOST_GROUPS = 12
 """So many groups are printed below their task; the others stand in the JSON."""
+NAMES = ("task", "format", "metric")
+NAMES_WIDTH = 22
+"""Of the one column of names in a narrow table; longer names are folded."""
 
 
-def results_table(results: Sequence[Result], sensitivity: dict[str, float], title: str) -> Table:
-    """One row per result and metric; chance, majority and how much the format matters beside the judging one."""
-    table = _table(
-        title, ("task", "format", "metric"), "shots", "n", "value", "95% interval", "chance", "majority", "formats"
-    )
+def results_table(results: Sequence[Result], sensitivity: dict[str, float], title: str, narrow: bool = False) -> Table:
+    """One row per result and metric; chance, majority and how much the format matters beside the judging one.
+
+    A narrow table has one column of names: metrics stand below their task.
+    """
+    left = NAMES[:1] if narrow else NAMES
+    table = _table(title, left, "shots", "n", "value", "95% interval", "chance", "majority", "formats")
     for result in results:
+        counts = [str(result.shots), str(result.n)]
+        if narrow:
+            table.add_row(f"{result.task} ({result.format})", *counts)
         for i, (name, numbers) in enumerate(result.metrics.items()):
-            cells = (
-                [result.task, result.format, name, str(result.shots), str(result.n)]
-                if i == 0
-                else ["", "", name, "", ""]
-            )
-            cells += [_with_error(numbers), _interval(numbers["low"], numbers["high"])]
+            first = i == 0 and not narrow
+            names = [f"  {name}"] if narrow else [*((result.task, result.format) if first else ("", "")), name]
+            cells = [*names, *(counts if first else ("", "")), _with_error(numbers)]
+            cells += [_interval(numbers["low"], numbers["high"])]
             cells += [show(result.baseline(key, name)) for key in ("chance", "majority")]
             table.add_row(*cells, show(sensitivity.get(_cell(result))) if i == 0 else "")
         for name, group in list(result.groups.items())[:MOST_GROUPS]:
-            table.add_row(f"  {name}", "", "", "", str(int(group["n"])), show(group["value"]), style="dim")
+            names = [f"  {'  ' * narrow}{name}", *[""] * (len(left) - 1)]
+            table.add_row(*names, "", str(int(group["n"])), show(group["value"]), style="dim")
         if len(result.groups) > MOST_GROUPS:
             table.add_row(f"  and {len(result.groups) - MOST_GROUPS} more groups", style="dim")
     return table
@@ -43,14 +51,14 @@ def results_table(results: Sequence[Result], sensitivity: dict[str, float], titl
 def _table(title: str, left: tuple[str, ...], *right: str) -> Table:
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
     for name in left:
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", width=NAMES_WIDTH if len(left) == 1 else None)
     for name in right:
         table.add_column(name, justify="right", no_wrap=True)
     return table
 
 
 def _with_error(numbers: dict[str, float]) -> str:
-    return " ± ".join(filter(None, (show(numbers["value"]), show(numbers["stderr"]))))
+    return " ± ".join(filter(None, (show(numbers["value"]) or "nan", show(numbers["stderr"]))))
 
 
 def _interval(low: float, high: float) -> str:
@@ -71,47 +79,56 @@ def _cell(result: Result) -> str:
 
 def print_results(results: Sequence[Result], title: str) -> None:
     """The table, and below it what the guards found."""
-    console = wide_console()
-    console.print(results_table(results, sensitivity_to_format(results), title))
+    sensitivity = sensitivity_to_format(results)
+    console = _print_fitting(lambda narrow: results_table(results, sensitivity, title, narrow))
     for result in results:
         for guard, message in result.findings:
             where = f"{result.task} ({result.format}, {result.shots} shots)"
             console.print(f"warning: {where}: {guard}: {message}", markup=False, soft_wrap=True)
 
 
+def comparison_table(comparisons: Sequence[Comparison], title: str, narrow: bool = False) -> Table:
+    """One row per task; in a narrow table the metric stands below its task, and the interval below the difference."""
+    changed = ("difference\n95% interval",) if narrow else ("difference", "95% interval")
+    left, counts = (NAMES[:1], ("n",)) if narrow else (NAMES, ("shots", "n"))
+    table = _table(title, left, *counts, "first", "second", *changed, "p", "better", "chance", "majority")
+    for c in comparisons:
+        difference = [_with_error(c.difference._asdict()), _interval(c.difference.low, c.difference.high)]
+        if narrow:
+            cells = [f"{c.task}\n  {c.metric}\n  {c.format}, {c.shots} shots", str(c.n)]
+            difference = ["\n".join(difference)]
+        else:
+            cells = [c.task, c.format, c.metric, str(c.shots), str(c.n)]
+        cells += [show(c.first), show(c.second), *difference, show(c.p_value), c.better]
+        table.add_row(*cells, show(c.chance), show(c.majority))
+    return table
+
+
 def print_comparison(comparisons: Sequence[Comparison], warnings: Sequence[str], names: tuple[str, str]) -> None:
     """One row per task that both folders hold, and below them what they do not share."""
     title = f"second minus first; first: {names[0]}, second: {names[1]}"
-    table = _table(
-        title,
-        ("task", "format", "metric"),
-        "shots",
-        "n",
-        "first",
-        "second",
-        "difference",
-        "95% interval",
-        "p",
-        "better",
-        "chance",
-        "majority",
-    )
-    for c in comparisons:
-        numbers = [show(c.first), show(c.second), _with_error(c.difference._asdict())]
-        interval = _interval(c.difference.low, c.difference.high)
-        baselines = [show(c.chance), show(c.majority)]
-        numbers += [interval, show(c.p_value), c.better, *baselines]
-        table.add_row(c.task, c.format, c.metric, str(c.shots), str(c.n), *numbers)
-    console = wide_console()
-    console.print(table)
+    console = _print_fitting(lambda narrow: comparison_table(comparisons, title, narrow))
     for warning in warnings:
         console.print(f"warning: {warning}", markup=False, soft_wrap=True)
 
 
-def wide_console() -> Console:
-    """The terminal; where the output goes to a file, wide enough for the table."""
+def _print_fitting(build: Callable[[bool], Table]) -> Console:
+    """Print the table, the narrow one where the terminal asks for it; nothing is cut, not even in 40 columns."""
     console = Console()
-    return console if console.is_terminal else Console(width=160)
+    if not console.is_terminal:
+        console = Console(width=160)
+    table = build(False)
+    if _needs(table) > console.width:
+        table = build(True)
+        console = Console(width=max(console.width, _needs(table)))
+    console.print(table)
+    return console
+
+
+def _needs(table: Table) -> int:
+    """Columns of the terminal in which nothing of the table is folded or cut."""
+    wide = Console(width=10_000)
+    return Measurement.get(wide, wide.options, table).maximum
 
 
 def write_scalars(folder: Path, results: Sequence[Result], step: int) -> None:

@@ -27,7 +27,7 @@ class Ratio(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """A value with its standard error and 95% bootstrap interval; NaN where a single item gives none."""
+    """A value with its standard error and 95% bootstrap interval; NaN where a single item, or no number, gives none."""
 
     value: float
     stderr: float
@@ -68,7 +68,7 @@ def estimate(
     """
     a, b = _by_cluster(items, clusters)
     value = float(value_of(a.sum(0), b.sum(0)))
-    if len(a) < 2:
+    if len(a) < 2 or math.isnan(value):
         return Estimate(value, math.nan, math.nan, math.nan)
     draws = _resample(np.concatenate([a, b], axis=1), seed, n_resamples)
     low, high = np.nanquantile(value_of(*np.split(draws, 2, axis=1)), [0.025, 0.975])
@@ -91,7 +91,7 @@ def paired_difference(
     parts = [*_by_cluster(first, clusters), *_by_cluster(second, clusters)]
     sums = [part.sum(0) for part in parts]
     value = float(value_of(*sums[2:]) - value_of(*sums[:2]))
-    if len(parts[0]) < 2:
+    if len(parts[0]) < 2 or math.isnan(value):
         return Estimate(value, math.nan, math.nan, math.nan)
     a, b, c, d = np.split(_resample(np.concatenate(parts, axis=1), seed, n), 4, axis=1)
     draws = value_of(c, d) - value_of(a, b)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,15 @@ from typing import Any
 import torch
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from lit_consistency.metrics.transfer import backward_transfer, forgetting, overall_performance, retained_share
 from lit_consistency.study.statistics import MeanInterval, mean_interval
 
 FILE = "matrix.json"
+NAMES_WIDTH = 28
+"""Of the names of tasks in a table that is too wide; longer names are folded."""
 
 
 @dataclass(frozen=True)
@@ -132,29 +135,75 @@ def _named(numbers: dict[str, Any], matrix: Matrix) -> dict[str, Any]:
 
 
 def print_matrix(name: str, matrix: Matrix) -> None:
-    """Rows are tasks, numbered by their stage, columns the base and the stages; means over seeds, OP and BWT below."""
+    """Rows are tasks, numbered by their stage, columns the base and the stages; means over seeds, OP and BWT below.
+
+    What is too wide for the terminal is printed in several tables, each with the names of the tasks.
+    """
     if not matrix.finished:
         return
     console = Console()
     console = console if console.is_terminal else Console(width=160)
+    title = f"scores ({name}), more is better"
     summary = over_seeds(matrix)
-    table = Table(title=f"scores ({name}), more is better", box=box.SIMPLE_HEAD, title_justify="left")
-    for heading in ("task", "metric"):
-        table.add_column(heading, overflow="fold")
-    stages = [f"stage {k}" for k in range(1, 1 + len(matrix.stages))]
-    for heading in ("base", *stages, "forgetting", "retained"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    rows = _mean_rows(matrix)
-    for i, task in enumerate(matrix.tasks):
-        scores = [("[bold]{}[/bold]" if k == i + 1 else "{}").format(_shown(row[i])) for k, row in enumerate(rows)]
-        lost, kept = (_shown(MeanInterval(**summary[key][task])) for key in ("forgetting", "retained_share"))
-        if i == len(matrix.stages):
-            table.add_section()
-        number = f"{i + 1} " if i < len(matrix.stages) else ""
-        table.add_row(number + task, matrix.metrics[i], *scores, lost, kept)
-    console.print(table)
+    columns = _columns(matrix, summary)
+    whole = _table(title, matrix, columns)
+    tables = [whole] if _needs(whole) <= console.width else list(_narrow(title, matrix, columns, console.width))
+    for table in tables:
+        (console if table is whole else Console(width=max(console.width, _needs(table)))).print(table)
     for key, short in (("overall_performance", "OP"), ("backward_transfer", "BWT")):
         console.print(f"{short} ({key.replace('_', ' ')}): {_with_interval(MeanInterval(**summary[key]))}")
+
+
+def _columns(matrix: Matrix, summary: dict[str, Any]) -> list[list[str]]:
+    """Heading and a cell for every task; a task's score after its own stage is bold."""
+    stages = [f"stage {k}" for k in range(1, 1 + len(matrix.stages))]
+    found = []
+    for k, (heading, row) in enumerate(zip(["base", *stages], _mean_rows(matrix), strict=True)):
+        scores = [_shown(interval) for interval in row]
+        found.append([heading, *(f"[bold]{text}[/bold]" if k == i + 1 else text for i, text in enumerate(scores))])
+    for heading, key in (("forgetting", "forgetting"), ("retained", "retained_share")):
+        found.append([heading, *(_shown(MeanInterval(**summary[key][task])) for task in matrix.tasks)])
+    return found
+
+
+def _narrow(title: str, matrix: Matrix, columns: Sequence[Sequence[str]], width: int) -> Iterator[Table]:
+    """Tables with intervals below their means and metrics below their tasks, and as many columns as there is room."""
+    stacked = [[cell.replace(" ± ", "\n± ") for cell in column] for column in columns]
+    start = 0
+    while start < len(stacked):
+        stop = len(stacked)
+        while stop > start + 1 and _needs(_table(title, matrix, stacked[start:stop], narrow=True)) > width:
+            stop -= 1
+        yield _table(title, matrix, stacked[start:stop], narrow=True)
+        start = stop
+
+
+def _table(title: str, matrix: Matrix, columns: Sequence[Sequence[str]], narrow: bool = False) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    numbers = [f"{i + 1} " if i < len(matrix.stages) else "" for i in range(len(matrix.tasks))]
+    tasks = [number + task for number, task in zip(numbers, matrix.tasks, strict=True)]
+    if narrow:
+        table.add_column("task", overflow="fold", width=NAMES_WIDTH)
+        names: list[tuple[str, ...]] = [
+            (f"{task}\n  {metric}",) for task, metric in zip(tasks, matrix.metrics, strict=True)
+        ]
+    else:
+        table.add_column("task")
+        table.add_column("metric")
+        names = list(zip(tasks, matrix.metrics, strict=True))
+    for column in columns:
+        table.add_column(column[0], justify="right", no_wrap=True)
+    for i, name in enumerate(names):
+        if i == len(matrix.stages):
+            table.add_section()
+        table.add_row(*name, *(column[i + 1] for column in columns))
+    return table
+
+
+def _needs(table: Table) -> int:
+    """Columns of the terminal in which nothing of the table is folded or cut."""
+    wide = Console(width=10_000)
+    return Measurement.get(wide, wide.options, table).maximum
 
 
 def _shown(interval: MeanInterval) -> str:

@@ -69,6 +69,19 @@ def test_a_limit_draws_rows_that_keep_their_ids_and_order(tiny: Tokenizer, tmp_p
     assert numbers != [int(q.id.split(":")[1]) for q in built(task, tiny, limit=7, seed=4).questions.questions]
 
 
+def test_a_limit_draws_the_same_rows_with_and_without_examples(tiny: Tokenizer, tmp_path: Path) -> None:
+    rows = nli_rows(30)
+    task = task_of(tmp_path, **NLI, data=rows, few_shot=rows)
+    alone = [q.id for q in built(task, tiny, limit=10).questions.questions]
+    found = built(task, tiny, shots=2, limit=10, block=1024)
+    given_away = {row.id for row in found.given_away}
+    ids = [q.id for q in found.questions.questions]
+    assert len(given_away) == 2
+    assert len(ids) == 10
+    assert given_away.isdisjoint(ids)
+    assert {*alone} - given_away <= {*ids}
+
+
 def test_what_does_not_fit_loses_examples_before_it_loses_text(tiny: Tokenizer, tmp_path: Path) -> None:
     task = task_of(tmp_path, **NLI, data=nli_rows(1), few_shot=nli_rows(4, start=100))
     whole = built(task, tiny, shots=4, block=10_000).questions.questions[0]

@@ -11,21 +11,12 @@ from typing import Any
 import pytest
 
 from lit_consistency.__main__ import main
-from lit_consistency.evaluation import command
+from lit_consistency.evaluation import command, results
 from lit_consistency.evaluation.load import load_model
 from lit_consistency.evaluation.results import read_items, read_results
 from lit_consistency.evaluation.score import score_items
 from lit_consistency.metrics import summarize
-from tests.evaluation.tiny import NLI, PAIRS, WRITTEN, built, evaluate, nli_rows, task_of, tiny_model, write_task
-
-
-def refused(capsys: pytest.CaptureFixture[str], *args: object) -> str:
-    with pytest.raises(SystemExit) as stop:
-        main(["evaluate", *map(str, args)])
-    assert stop.value.code == 2
-    message = capsys.readouterr().err
-    assert "usage:" not in message
-    return message
+from tests.evaluation.tiny import NLI, PAIRS, built, evaluate, nli_rows, task_of, tiny_model, write_task
 
 
 def test_all_kinds_are_measured_and_written(
@@ -99,17 +90,26 @@ def test_what_is_done_is_not_measured_again(
     evaluate(tiny_folder, "--tasks", *tasks[:2], "--output", out)
     assert measured[4:] == ["syntax"], "the same file, read in another way"
     evaluate(tiny_folder, "--tasks", tasks[0], "--output", out, "--limit", 5)
-    evaluate(tiny_model(tmp_path / "other", seed=1), "--tasks", tasks[0], "--output", out)
+    other = tiny_model(tmp_path / "other", seed=1)
+    evaluate(other, "--tasks", tasks[0], "--output", out)
     assert measured[5:] == ["nli", "nli"], "another limit, another model"
     evaluate(tiny_folder, "--tasks", tasks[2], "--output", out, "--item_format", "parquet")
     assert [file.suffix for file in (out / "items").glob("prose*")] == [".parquet"]
     next((out / "items").glob("prose*")).unlink()
     evaluate(tiny_folder, "--tasks", tasks[2], "--output", out, "--item_format", "parquet")
     assert measured[7:] == ["prose", "prose"], "items in the other format, no items"
+    config = other / "model_config.yaml"
+    config.write_text(config.read_text().replace("norm_eps: 1.0e-05", "norm_eps: 0.5"))
+    evaluate(other, "--tasks", tasks[0], "--output", out)
+    assert measured[9:] == ["nli"], "the same weights, read in another way"
 
 
 def test_a_run_that_dies_leaves_whole_results_and_goes_on(
-    tasks: list[str], tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tasks: list[str],
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
     real = command.summarize_result
@@ -121,14 +121,34 @@ def test_a_run_that_dies_leaves_whole_results_and_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(command, "summarize_result", dying)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(SystemExit) as stop:
             evaluate(tiny_folder, "--tasks", *tasks[:2], "--output", out)
+    assert stop.value.code == 130
+    assert capsys.readouterr().err.endswith(f"interrupted; what is finished stands in {out}\n")
     assert [result.task for result in read_results(out)] == ["nli"]
     assert [path.name for path in (out / "items").iterdir()] == ["nli.default.0shot.jsonl"]
     before = (out / "results" / "nli.default.0shot.json").stat().st_mtime_ns
     evaluate(tiny_folder, "--tasks", *tasks[:2], "--output", out)
     assert [result.task for result in read_results(out)] == ["nli", "syntax"]
     assert (out / "results" / "nli.default.0shot.json").stat().st_mtime_ns == before
+
+
+def test_earlier_numbers_never_stand_beside_items_of_another_call(
+    tasks: list[str], tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    evaluate(tiny_folder, "--tasks", tasks[0], "--output", out, "--limit", 5)
+
+    def dying(path: Path, content: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "write_json", dying)
+        with pytest.raises(SystemExit):
+            evaluate(tiny_folder, "--tasks", tasks[0], "--output", out, "--limit", 9)
+    evaluate(tiny_folder, "--tasks", tasks[0], "--output", out, "--limit", 5)
+    (found,) = read_results(out)
+    assert (found.n, len(read_items(out, found.key))) == (5, 5)
 
 
 def test_several_formats_give_the_sensitivity(
@@ -160,65 +180,6 @@ def test_strict_stops_before_and_after_scoring(
         assert stop.value.code == 1
         assert f"error: --strict: task {task.stem}: {guard}" in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
-
-
-WRONG: dict[str, tuple[list[str], list[str]]] = {
-    "no model": (["--model", "nowhere", "--tasks", "x"], ["nowhere", "no such folder"]),
-    "no task": (["--model", "{model}"], ["tasks, harness"]),
-    "nothing to export": (
-        ["--model", "{model}", "--harness", "piqa", "--export_harness", "theirs"],
-        ["tasks: expected at least one to export"],
-    ),
-    "several shots with harness": (
-        ["--model", "{model}", "--tasks", "{task}", "--harness", "piqa", "--shots", "0", "2"],
-        ["shots = [0, 2]: expected a single number with harness"],
-    ),
-    "unknown task": (["--model", "{model}", "--tasks", "piqqa"], ["'piqqa'"]),
-    "unknown format": (["--model", "{model}", "--tasks", "{task}", "--format", "fancy"], ["'fancy'", "default"]),
-    "more shots than examples": (["--model", "{model}", "--tasks", "{task}", "--shots", "10"], ["shots = 10", "has 9"]),
-    "negative limit": (["--model", "{model}", "--tasks", "{task}", "--limit", "-1"], ["limit = -1", "at least 0"]),
-    "no tokens": (["--model", "{model}", "--tasks", "{task}", "--batch_tokens", "0"], ["batch_tokens = 0"]),
-    "unknown device": (["--model", "{model}", "--tasks", "{task}", "--device", "cuda:99"], ["device = 'cuda:99'"]),
-    "unknown precision": (["--model", "{model}", "--tasks", "{task}", "--precision", "int3"], ["int3", "bfloat16"]),
-    "unknown item format": (["--model", "{model}", "--tasks", "{task}", "--item_format", "xml"], ["xml", "parquet"]),
-    "a task twice": (["--model", "{model}", "--tasks", "{task}", "{task}"], ["nli is there twice"]),
-    "a format twice": (["--model", "{model}", "--tasks", "{task}", "--format", "io", "io"], ["format", "twice"]),
-    "training data that are not there": (
-        ["--model", "{model}", "--tasks", "{task}", "--train_data", "no.txt"],
-        ["no.txt"],
-    ),
-    "one folder to compare": (["--compare", "{model}"], ["1 folders; expected two"]),
-    "nothing": ([], ["model"]),
-}
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_a_wrong_call_writes_nothing(
-    case: str, tasks: list[str], tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    args, parts = WRONG[case]
-    filled = [arg.format(model=tiny_folder, task=tasks[0]) for arg in args]
-    message = refused(capsys, *filled, "--output", tmp_path / "out")
-    assert "Traceback" not in message
-    assert all(part in message for part in parts), message
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_mistake_in_the_last_task_costs_no_scoring(
-    tasks: list[str], tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    bad = write_task(tmp_path / "bad.yaml", **NLI, data=[*nli_rows(2), {"p": "a", "label": 0}])
-    message = refused(capsys, "--model", tiny_folder, "--tasks", tasks[0], bad, "--output", tmp_path / "out")
-    assert "bad_data.jsonl:3: no field 'h'" in message
-    assert not (tmp_path / "out").exists()
-
-
-def test_code_is_not_run_unasked(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    keys = {**WRITTEN, "metrics": ["pass@1"], "program": "{p}", "references": "assert False"}
-    task = write_task(tmp_path / "code.yaml", **keys, data=nli_rows(2), generation={"max_new_tokens": 4})
-    assert "--allow_code_execution" in refused(capsys, "--model", tiny_folder, "--tasks", task)
-    evaluate(tiny_folder, "--tasks", task, "--allow_code_execution", "--output", tmp_path / "out")
-    assert read_results(tmp_path / "out")[0].value == 0.0
 
 
 def test_help_explains_every_option_and_costs_no_import_of_torch() -> None:

@@ -11,7 +11,7 @@ import pytest
 from lit_consistency.__main__ import main
 from lit_consistency.evaluation.compare import compare_folders
 from lit_consistency.evaluation.results import read_items, read_results, write_result
-from tests.evaluation.tiny import evaluate, tiny_model
+from tests.evaluation.tiny import NLI, evaluate, nli_rows, tiny_model, write_task
 
 
 def test_the_paired_comparison_of_two_models(
@@ -71,3 +71,37 @@ def test_texts_in_other_windows_are_compared_by_document(tasks: list[str], tiny_
     documents = {item["id"].rpartition("+")[0] for item in read_items(first, left.key)}
     assert found.n == len(documents)
     assert (found.first, found.second) == pytest.approx((left.value, right.value), rel=1e-9)
+
+
+def test_a_folder_that_holds_results_of_two_models_is_told(tasks: list[str], tiny_folder: Path, tmp_path: Path) -> None:
+    mixed, whole = tmp_path / "mixed", tmp_path / "whole"
+    evaluate(tiny_folder, "--tasks", *tasks[:2], "--output", mixed)
+    evaluate(tiny_folder, "--tasks", *tasks[:2], "--output", whole)
+    assert not compare_folders(mixed, whole)[1]
+    evaluate(tiny_model(tmp_path / "other", seed=1), "--tasks", tasks[1], "--output", mixed)
+    assert compare_folders(mixed, whole)[1] == [
+        f"{mixed}: holds results of 2 models: nli.default.0shot; syntax.none.0shot"
+    ]
+
+
+def test_a_model_that_gives_no_numbers_is_compared_all_the_same(
+    tasks: list[str], tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    evaluate(tiny_folder, "--tasks", tasks[2], "--output", first)
+    evaluate(tiny_model(tmp_path / "broken", scale=math.nan), "--tasks", tasks[2], "--output", second)
+    capsys.readouterr()
+    main(["evaluate", "--compare", str(first), str(second)])
+    assert "nan" in capsys.readouterr().out
+    (found,), _ = compare_folders(first, second)
+    assert math.isnan(found.second)
+    assert not found.better
+
+
+def test_balanced_accuracy_has_no_test_of_plain_accuracy(tiny_folder: Path, tmp_path: Path) -> None:
+    names = ("accuracy", "balanced_accuracy")
+    files = [write_task(tmp_path / f"{name}.yaml", **NLI, metrics=[name], data=nli_rows(16)) for name in names]
+    for folder, model in (("first", tiny_folder), ("second", tiny_model(tmp_path / "other", seed=1))):
+        evaluate(model, "--tasks", *files, "--output", tmp_path / folder)
+    found, _ = compare_folders(tmp_path / "first", tmp_path / "second")
+    assert [(c.metric, math.isnan(c.p_value)) for c in found] == [("accuracy", False), ("balanced_accuracy", True)]

@@ -189,3 +189,13 @@ def test_only_local_tasks_are_indexed_and_unknown_ones_named(both: Both, monkeyp
     with pytest.raises(ValueError, match="harness = nowhere: no such task of lm-eval, nor under"):
         run_harness(both.model, both.tokenizer, ["our_pairs", "nowhere"], **options)
     assert indexed == [False, False, True]
+
+
+def test_data_that_cannot_be_loaded_are_a_mistake_that_names_the_task(both: Both, tmp_path: Path) -> None:
+    (tmp_path / "lost.yaml").write_text(
+        "task: lost\ndataset_path: json\ndataset_kwargs: {data_files: nowhere.jsonl}\ntest_split: train\n"
+        "output_type: loglikelihood\ndoc_to_text: a\ndoc_to_target: b\n"
+    )
+    options = {"include_path": tmp_path, "batch_tokens": 400, "device": torch.device("cpu")}
+    with pytest.raises(ValueError, match=r"harness = lost: lm-eval could not load it \(.*nowhere\.jsonl"):
+        run_harness(both.model, both.tokenizer, ["lost"], **options)

@@ -32,7 +32,7 @@ def tiny_tokenizer(folder: Path, chat: bool = False) -> Tokenizer:
     return Tokenizer(folder)
 
 
-def tiny_model(folder: Path, seed: int = 0, block_size: int = 128) -> Path:
+def tiny_model(folder: Path, seed: int = 0, block_size: int = 128, scale: float = 3) -> Path:
     """A model folder with random weights, the same for the same seed."""
     tokenizer = tiny_tokenizer(folder.parent / f"{folder.name}-tokenizer")
     overrides = {"n_layer": 1, "n_embd": 16, "n_head": 2, "block_size": block_size}
@@ -40,7 +40,7 @@ def tiny_model(folder: Path, seed: int = 0, block_size: int = 128) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         weights = GPT(config).state_dict()
-    weights = {name: tensor * (3 if name.endswith("weight") else 1) for name, tensor in weights.items()}
+    weights = {name: tensor * (scale if name.endswith("weight") else 1) for name, tensor in weights.items()}
     stage = {"model": "pythia-14m", "optimizer": "AdamW", "method": "full", "stage": "pretrain", "steps": 7}
     save_model(folder, weights, config, tokenizer.folder, Provenance(**stage))
     return folder

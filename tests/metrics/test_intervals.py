@@ -101,3 +101,9 @@ def test_mcnemar_of_many_items_is_near_the_exact_test() -> None:
 
     assert p(530, 470) == pytest.approx(p(529, 470), rel=0.15)
     assert p(500, 500) == 1.0
+
+
+def test_what_is_no_number_has_no_interval_and_no_warning_of_numpy() -> None:
+    whole, broken = ratio([1.0, 2.0, 3.0]), ratio([1.0, math.nan, 3.0])
+    assert all(math.isnan(number) for number in estimate(broken))
+    assert all(math.isnan(number) for number in paired_difference(whole, broken))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -108,3 +109,25 @@ def test_without_matplotlib_there_is_no_picture(
     monkeypatch.setattr("lit_consistency.study.heat_map.find_spec", lambda name: None)
     assert not draw_heat_map(matrix, "two seeds", tmp_path / "matrix.png")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("n_stages", "width"), [(2, 100), (4, 100), (15, 100), (15, 40)])
+def test_every_number_is_printed_whatever_the_width(
+    n_stages: int, width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for key, value in (("FORCE_COLOR", "1"), ("TERM", "xterm"), ("COLUMNS", str(width))):
+        monkeypatch.setenv(key, value)
+    names = [f"superni15_task{i}_sst2_polarity_classification" for i in range(n_stages)]
+    rows = [[k + i / 100 for i in range(n_stages)] for k in range(n_stages + 1)]
+    scores = {seed: [[value + 0.1 * seed for value in row] for row in rows] for seed in range(3)}
+    print_matrix("default/0", Matrix(names, names, ["exact_match"] * n_stages, scores))
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().out)
+    if width == 100:
+        assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+    assert "…" not in text
+    assert all(f"{value + 0.1:.3f}" in text for row in rows for value in row)
+    headings = ["base", *(f"stage {k}" for k in range(1, n_stages + 1)), "forgetting", "retained", "exact_match"]
+    assert all(heading in text for heading in headings)
+    assert "± 0.248" in text
+    folded = "".join(line[:31].strip() for line in text.splitlines())
+    assert all(name in folded or name in text for name in names)
