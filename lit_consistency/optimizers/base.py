@@ -31,6 +31,8 @@ from lit_consistency.optimizers.rounding import round_stochastically, seed_of
 LowPrecision = Literal["master", "stochastic", "nearest"]
 LOW_PRECISIONS: tuple[str, ...] = get_args(LowPrecision)
 PRECISE = (torch.float32, torch.float64)  # parameters of these dtypes move themselves
+# what a group has counted or measured, beside its hyperparameters: no configuration sets it
+PROGRESS = ("rounded_steps", "steps_taken", "ns_choices")
 DECAY_ROLES = ("hidden", "adapter", "embedding", "head")
 
 
