@@ -181,11 +181,9 @@ class MoFO(GroupOptimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a saved state, also of a version that had fewer options."""
-        super().load_state_dict(state_dict)
+        groups = [self.defaults | group for group in state_dict["param_groups"]]
+        super().load_state_dict(state_dict | {"param_groups": groups})
         self._steps = {}
-        for group in self.param_groups:
-            for name, value in self.defaults.items():
-                group.setdefault(name, value)
         for state in self.state.values():
             if "mask" in state:
                 state["mask"] = state["mask"].bool()
