@@ -112,7 +112,7 @@ def choose(
     """
     key = key_of(shape, device)
     possible = candidates(ns_form, ns_dtype, shape, device, dtype)
-    if choices.get(key) not in map(str, possible):
+    if choices.get(key) not in [str(choice) for choice in possible]:
         best = 0 if len(possible) == 1 else agree(fastest(possible, shape, device), device)
         choices[key] = str(possible[best])
     return Choice.parse(choices[key])

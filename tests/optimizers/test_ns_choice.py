@@ -73,7 +73,7 @@ def test_a_measured_choice_is_resumed_and_not_measured_again(monkeypatch: pytest
 
 def test_a_recorded_choice_gives_way_to_what_is_asked_for() -> None:
     choices = {"cpu 300x300": "direct bfloat16"}
-    asked = {"shape": torch.Size((1, 300, 300)), "device": CPU, "agree": lambda number, _: number}
+    asked: dict[str, Any] = {"shape": torch.Size((1, 300, 300)), "device": CPU, "agree": lambda number, _: number}
     assert choose(choices, "auto", "auto", dtype=F32, **asked) == Choice("direct", BF16)
     assert choose(choices, "gram", "float32", dtype=F32, **asked) == Choice("gram", F32)
     assert choose(choices, "gram", "float32", dtype=F64, **asked) == Choice("gram", F64)
