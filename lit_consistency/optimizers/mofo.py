@@ -37,7 +37,7 @@ from lit_consistency.optimizers.base import (
     local,
     require_roles,
 )
-from lit_consistency.optimizers.checks import check_adam, check_at_least, check_choice, check_choices, check_share
+from lit_consistency.optimizers.checks import check_adam, check_choice, check_choices, check_count, check_share
 from lit_consistency.optimizers.groups import ROLES
 from lit_consistency.optimizers.mofo_compile import compiled_one_pass, compiled_two_passes
 from lit_consistency.optimizers.mofo_move import kind_of, move_exactly, move_masked, move_sampled
@@ -114,8 +114,8 @@ class MoFO(GroupOptimizer):
         shares = dict(role_fractions or {})
         check_adam(lr, betas, eps, weight_decay)
         _check_shares(fraction, shares, final_fraction, anneal_steps)
-        check_at_least("refresh_every", refresh_every, 1)
-        check_at_least("sample_size", sample_size, MIN_SAMPLE)
+        check_count("refresh_every", refresh_every, 1)
+        check_count("sample_size", sample_size, MIN_SAMPLE)
         check_choice("filter", filter, FILTERS)
         check_choice("selection", selection, SELECTIONS)
         check_choice("compile", compile, COMPILES)
@@ -287,7 +287,7 @@ def _check_shares(
     for role, share in role_fractions.items():
         check_choice("role_fractions", role, ROLES)
         check_share(f"role_fractions.{role}", share)
-    check_at_least("anneal_steps", anneal_steps, 0)
+    check_count("anneal_steps", anneal_steps, 0)
     if final_fraction is not None:
         check_share("final_fraction", final_fraction)
     if (final_fraction is None) != (anneal_steps == 0):
