@@ -149,7 +149,10 @@ class MoFO(GroupOptimizer):
             taken = self._steps.get(entry.param)
             self._steps[entry.param] = (int(adamw_state(entry)["step"]) if taken is None else taken) + 1
         fractions = [share_at(group, self._steps[entry.param]) for entry in entries]
-        update_adamw([entry for entry, fraction in zip(entries, fractions, strict=True) if fraction == 1], group)
+        whole = [entry for entry, fraction in zip(entries, fractions, strict=True) if fraction == 1]
+        update_adamw(whole, group)
+        for entry in whole:
+            self._shares.add_whole(group["role"], entry)
         works = [(self._work(group, e, f), e) for e, f in zip(entries, fractions, strict=True) if f < 1]
         # one process group and one dtype at a time
         buckets: defaultdict[tuple[Any, torch.dtype], list[Work]] = defaultdict(list)
