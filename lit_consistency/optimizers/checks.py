@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from numbers import Integral, Real
 from typing import Any
 
 
@@ -27,7 +26,7 @@ def check_count(name: str, value: int, low: int) -> None:
     Raises:
         ValueError: it is not.
     """
-    if not (isinstance(value, Integral) and _is_number(value) and value >= low):
+    if not (isinstance(value, int) and _is_number(value) and value >= low):
         raise ValueError(f"{name} = {value!r}: expected an integer {name} >= {low}")
 
 
@@ -97,4 +96,4 @@ def check_adam(lr: float, betas: tuple[float, float], eps: float, weight_decay: 
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool)
