@@ -51,6 +51,16 @@ def test_an_allowed_difference_holds_against_the_state_of_the_checkpoint(tmp_pat
     assert all(state["step"] == 6 for state in cli.trainer.optimizers[0].state.values()), "moments are carried over"
 
 
+def test_what_muon_has_counted_is_no_difference(tmp_path: Path) -> None:
+    warm = "--model.optimizer.init_args.momentum_warmup_steps=10"
+    before = fit(tmp_path, EACH, warm, optimizer="muon").trainer.optimizers[0]
+    with pytest.warns(UserWarning, match="continuing with"):
+        cli = fit(tmp_path, AUTO, warm, "--allow_changes=true", "--trainer.max_steps=6", optimizer="muon")
+    muon = cli.trainer.optimizers[0]
+    assert {group["steps_taken"] for group in muon.param_groups if group["orthogonalized"]} == {6}
+    assert muon.choices() == before.choices() != {}
+
+
 def test_an_allowed_schedule_counts_from_the_step_that_was_reached(tmp_path: Path) -> None:
     fit(tmp_path, EACH)
     linear = ["--model.schedule=lit_consistency.optimizers.Linear", "--trainer.max_steps=8"]

@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lit_consistency.module import LitLanguageModel, language_model
+from lit_consistency.optimizers.base import PROGRESS
 
 
 class ExactResume(Callback):
@@ -46,7 +47,8 @@ class ExactResume(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note what is configured; the state of another optimizer means nothing to this one."""
         for group in trainer.optimizers[0].param_groups:
-            self._configured.append({k: v for k, v in group.items() if k not in ("params", "param_names")})
+            kept = ("params", "param_names", *PROGRESS)
+            self._configured.append({key: value for key, value in group.items() if key not in kept})
         before, now = self._checkpoint.get("optimizer"), type(trainer.optimizers[0]).__name__
         if before not in (None, now):
             self._checkpoint["optimizer_states"] = []

@@ -15,7 +15,8 @@ step with learning rate lr:
 
 Adam divides a pull in the loss by the size of the gradients, and Muon orthogonalizes it together with them; only the
 decoupled one is what it says with every optimizer, and only the decoupled L1 leaves weights exactly at the start.
-Given up: one more copy of the pulled weights.
+Weights in bfloat16 are pulled as their optimizer rounds them: in a float32 copy, or up or down by chance.
+Given up: one more copy of the pulled weights; ``low_precision: nearest``, which loses small pulls as small steps.
 
 Source: Li et al. 2018, Explicit Inductive Bias for Transfer Learning with Convolutional Networks (L2-SP), arXiv
 1802.01483; soft-thresholding, the proximal step of L1: Parikh and Boyd 2014, Proximal Algorithms; the
@@ -25,7 +26,7 @@ baselines L1 and L2 of Chen et al. 2025, MoFO, arXiv 2407.20999.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeGuard, get_args
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ from torch.optim import Optimizer
 
 from lit_consistency.methods.full import Full
 from lit_consistency.optimizers import roles as roles_of
-from lit_consistency.optimizers.base import local, state_dtype
+from lit_consistency.optimizers.base import GroupOptimizer, local, state_dtype
 from lit_consistency.optimizers.checks import check_at_least, check_choice, check_choices
 from lit_consistency.optimizers.groups import ROLES
 
@@ -117,12 +118,17 @@ class Pull(Full):
     def _pull_back(self, optimizer: Optimizer, *_: Any) -> None:
         for group in optimizer.param_groups:
             pull = float(group["lr"]) * self.strength
-            for parameter in group["params"]:
+            for i, parameter in enumerate(group["params"]):
                 if pull and parameter in self._bound:
                     # the float32 copy of a bfloat16 parameter, where the optimizer has one, is what moves
                     master = optimizer.state.get(parameter, {}).get("master")
                     target = parameter if master is None else master
                     pulled = towards(local(target), local(self._bound[parameter]), self.norm, pull)
+                    if parameter.dtype == torch.bfloat16 and rounds_by_chance(optimizer):
+                        # to the nearest, every pull would be lost that is below half of bfloat16's gap
+                        name = f"{group['param_names'][i] if 'param_names' in group else i}/pull"
+                        optimizer.round_by_chance(group, name, local(parameter), pulled)
+                        continue
                     for tensor in (parameter, master):
                         if tensor is not None:
                             local(tensor).copy_(pulled)
@@ -130,6 +136,11 @@ class Pull(Full):
     def numbers(self) -> dict[str, float]:
         """``train/penalty``: the penalty at the weights of the last step, in the loss or not."""
         return {"train/penalty": 0.0 if self._penalty is None else self._penalty.item()}
+
+
+def rounds_by_chance(optimizer: Optimizer) -> TypeGuard[GroupOptimizer]:
+    """Whether the optimizer keeps no float32 copy of a parameter in bfloat16 and rounds without a bias."""
+    return isinstance(optimizer, GroupOptimizer) and optimizer.low_precision == "stochastic"
 
 
 def towards(tensor: Tensor, start: Tensor, norm: Norm, pull: float) -> Tensor:

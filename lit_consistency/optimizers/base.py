@@ -31,6 +31,8 @@ from lit_consistency.optimizers.rounding import round_stochastically, seed_of
 LowPrecision = Literal["master", "stochastic", "nearest"]
 LOW_PRECISIONS: tuple[str, ...] = get_args(LowPrecision)
 PRECISE = (torch.float32, torch.float64)  # parameters of these dtypes move themselves
+# what a group has counted or measured, beside its hyperparameters: no configuration sets it
+PROGRESS = ("rounded_steps", "steps_taken", "ns_choices")
 DECAY_ROLES = ("hidden", "adapter", "embedding", "head")
 
 
@@ -185,12 +187,22 @@ class GroupOptimizer(Optimizer, ABC):
                 continue
             values = local(entry.param)
             if self.low_precision == "stochastic":
-                seed = seed_of(self.seed, entry.name, group.get("rounded_steps", 0))
-                generator = torch.Generator(values.device).manual_seed(seed)
-                round_stochastically(values, entry.target, generator)
+                self.round_by_chance(group, entry.name, values, entry.target)
             else:
                 values.copy_(entry.target)
                 self._versions[entry.param] = version_of(entry.param)
+
+    def round_by_chance(self, group: dict[str, Any], name: str, target: Tensor, source: Tensor) -> None:
+        """Round float32 values to a parameter in bfloat16, up or down by chance.
+
+        Args:
+            group: of the parameter; with ``name`` and the steps that it has counted, it decides the chance.
+            name: of the parameter, or another one for a second rounding in a step.
+            target: local values of the parameter, overwritten.
+            source: of its shape, only read.
+        """
+        seed = seed_of(self.seed, name, group.get("rounded_steps", 0))
+        round_stochastically(target, source, torch.Generator(target.device).manual_seed(seed))
 
 
 def copy_groups(groups: ParamsT) -> list[Any]:

@@ -1,12 +1,13 @@
 """Range checks of hyperparameters, said as ``lr = -1: expected a finite lr >= 0``.
 
-They look at values only; types are what jsonargparse checks before.
+What is no number is refused with the same words; that a number is an integer is asked where steps are counted.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 def check_at_least(name: str, value: float, low: float) -> None:
@@ -15,8 +16,18 @@ def check_at_least(name: str, value: float, low: float) -> None:
     Raises:
         ValueError: it is not.
     """
-    if not (math.isfinite(value) and value >= low):
-        raise ValueError(f"{name} = {value}: expected a finite {name} >= {low:g}")
+    if not (_is_number(value) and math.isfinite(value) and value >= low):
+        raise ValueError(f"{name} = {value!r}: expected a finite {name} >= {low:g}")
+
+
+def check_count(name: str, value: int, low: int) -> None:
+    """See that ``value`` is an integer and at least ``low``.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not (isinstance(value, int) and _is_number(value) and value >= low):
+        raise ValueError(f"{name} = {value!r}: expected an integer {name} >= {low}")
 
 
 def check_below_one(name: str, value: float) -> None:
@@ -25,8 +36,8 @@ def check_below_one(name: str, value: float) -> None:
     Raises:
         ValueError: it is not.
     """
-    if not 0 <= value < 1:
-        raise ValueError(f"{name} = {value}: expected 0 <= {name} < 1")
+    if not (_is_number(value) and 0 <= value < 1):
+        raise ValueError(f"{name} = {value!r}: expected 0 <= {name} < 1")
 
 
 def check_share(name: str, value: float) -> None:
@@ -35,8 +46,8 @@ def check_share(name: str, value: float) -> None:
     Raises:
         ValueError: it is not.
     """
-    if not 0 < value <= 1:
-        raise ValueError(f"{name} = {value}: expected 0 < {name} <= 1")
+    if not (_is_number(value) and 0 < value <= 1):
+        raise ValueError(f"{name} = {value!r}: expected 0 < {name} <= 1")
 
 
 def check_choice(name: str, value: str, allowed: Iterable[str]) -> None:
@@ -77,7 +88,12 @@ def check_adam(lr: float, betas: tuple[float, float], eps: float, weight_decay: 
         ValueError: naming the first that is not.
     """
     check_at_least(f"{prefix}lr", lr, 0)
-    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        raise ValueError(f"{prefix}betas = {list(betas)}: expected two numbers with 0 <= beta < 1")
+    found = list(betas) if isinstance(betas, Sequence) and not isinstance(betas, str) else betas
+    if not isinstance(found, list) or len(found) != 2 or not all(_is_number(beta) and 0 <= beta < 1 for beta in found):
+        raise ValueError(f"{prefix}betas = {found!r}: expected two numbers with 0 <= beta < 1")
     check_at_least(f"{prefix}eps", eps, 0)
     check_at_least(f"{prefix}weight_decay", weight_decay, 0)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -31,15 +31,22 @@ CPU_LIMIT, LIMIT = 2**20, 2**26
 
 
 class Alone:
-    """Whole matrices, all of them worked on here."""
+    """Whole matrices, all of them worked on here.
+
+    Args:
+        groups: ranks that hold replicas of them, or other matrices of the same stacks; all take the same choices.
+    """
+
+    def __init__(self, groups: Sequence[dist.ProcessGroup] = ()) -> None:
+        self.groups = list(groups)
 
     def limit(self, device: torch.device) -> float:
         """Elements of parameters to be handed to one ``map``."""
         return CPU_LIMIT if device.type == "cpu" else LIMIT
 
     def agree(self, number: int, device: torch.device) -> int:
-        """The first rank's number."""
-        return number
+        """The first rank's number; one broadcast in each dimension of the mesh, if there is one."""
+        return _first(number, device, self.groups) if self.groups else number
 
     def map(
         self,
@@ -226,14 +233,15 @@ def exchange_of(name: str, param: Tensor, share_work: bool) -> Alone:
         return Replicated() if together else Alone()
     mesh = param.device_mesh
     shards = [i for i, place in enumerate(param.placements) if not place.is_replicate() and mesh.size(i) > 1]
+    everyone = [mesh.get_group(i) for i in range(mesh.ndim) if mesh.size(i) > 1]
     if not shards:
-        return Alone()
+        return Alone(everyone)
     if len(shards) > 1 or type(param.placements[shards[0]]) is not Shard or not param.placements[shards[0]].is_shard(0):
         raise ValueError(
             f"Muon: parameter {name} has the placements {list(param.placements)}: expected Shard(0) in one dimension "
             "of the mesh and Replicate in the others, as FSDP2 and HSDP give"
         )
     if param.ndim == 3:
-        return Alone()  # whole matrices of the stack lie on each rank
+        return Alone(everyone)  # whole matrices of the stack lie on each rank
     others = [mesh.get_group(i) for i in range(mesh.ndim) if i not in shards and mesh.size(i) > 1]
     return Sharded(mesh.get_group(shards[0]), others)

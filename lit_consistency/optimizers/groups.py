@@ -4,7 +4,7 @@ Roles are read from module types and names of LitGPT models (plain and LoRA), no
 what a new architecture calls otherwise, and then trains nothing without a word. A router of a mixture of experts
 counts as ``head``: its rows are the logits of a small classifier and are read one by one, so an orthogonalized update
 has no meaning for them. Given up: parameters with more than three dimensions have no role of their own; name one in
-``overrides``.
+``roles``.
 
 Source: fused QKV layout, litgpt 0.5.13 litgpt/model.py, ``CausalSelfAttention``; LoRA blocks, litgpt/lora.py,
 ``LoRAQKVLinear``.
@@ -45,7 +45,7 @@ class _Place(NamedTuple):
 def parameter_groups(
     model: nn.Module,
     qkv: QKV = "split",
-    overrides: Mapping[str, str] | None = None,
+    roles: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """Every trainable parameter in exactly one group; a group has one role and one split.
 
@@ -54,7 +54,7 @@ def parameter_groups(
         qkv: ``split``: a fused query-key-value matrix is three blocks (sizes by query groups), and so are its LoRA
             factors; ``head``: one block of head_size rows for each head of q and each query group of k and v, and so
             is lora_B, while lora_A stays in three; ``fused``: it is one.
-        overrides: regular expression, searched in the parameter's name -> role; the first that matches decides.
+        roles: regular expression, searched in the parameter's name -> role; the first that matches decides.
 
     Returns:
         Groups in the order of ``ROLES``, each with ``params`` (list of (name, parameter)), ``role``, and ``split``:
@@ -66,7 +66,7 @@ def parameter_groups(
     """
     check_choice("qkv", qkv, QKVS)
     found = _trainable_roles(model)
-    _reroute(model, found, overrides or {})
+    _reroute(model, found, roles or {})
     groups: dict[tuple[str, Split | None], list[tuple[str, nn.Parameter]]] = {}
     for place in _places(model):
         if place.name in found:
@@ -195,14 +195,17 @@ def _trainable_roles(model: nn.Module) -> dict[str, str]:
     return found
 
 
-def _reroute(model: nn.Module, found: dict[str, str], overrides: Mapping[str, str]) -> None:
-    """Put the roles that ``overrides`` gives into ``found``, and see that every role is possible."""
-    check_choices("overrides", overrides.values(), ROLES)
+def _reroute(model: nn.Module, found: dict[str, str], roles: Mapping[str, str]) -> None:
+    """Put the roles that ``roles`` gives into ``found``, and see that every role is possible."""
+    check_choices("roles", roles.values(), ROLES)
     original = dict(found)
-    for pattern, role in reversed(list(overrides.items())):
-        matching = [name for name in found if re.search(pattern, name)]
+    for pattern, role in reversed(list(roles.items())):
+        try:
+            matching = [name for name in found if re.search(pattern, name)]
+        except re.error as error:
+            raise ValueError(f"roles = {pattern!r}: expected a regular expression: {error}") from None
         if not matching:
-            raise ValueError(f"overrides = {pattern!r}: matches no trainable parameter, e.g. {next(iter(found))!r}")
+            raise ValueError(f"roles = {pattern!r}: matches no trainable parameter, e.g. {next(iter(found))!r}")
         found.update(dict.fromkeys(matching, role))
     parameters = dict(model.named_parameters())
     for name, role in found.items():
@@ -214,11 +217,9 @@ def _check_matrix(name: str, parameter: nn.Parameter, original: str, role: str) 
     if role != "hidden":
         return
     if parameter.ndim not in MATRIX_DIMENSIONS:
-        raise ValueError(
-            f"{name} has shape {list(parameter.shape)}: expected 2 or 3 dimensions for hidden; use overrides"
-        )
+        raise ValueError(f"{name} has shape {list(parameter.shape)}: expected 2 or 3 dimensions for hidden; use roles")
     if original == "embedding" or (original == "head" and "lm_head" in name):
-        raise ValueError(f"overrides: {name} = hidden: expected embedding or head, its rows are tokens")
+        raise ValueError(f"roles: {name} = hidden: expected embedding or head, its rows are tokens")
 
 
 def _split(model: nn.Module, place: _Place, by_head: bool) -> Split | None:

@@ -1,10 +1,11 @@
-"""What a saved state must be before an optimizer takes it up: of these parameters, of their shapes, and finite.
+"""What a saved state must be before an optimizer takes it up: of its kind, of these parameters, and finite.
 
 The checks look at local tensors, one rank at a time; nothing is changed by them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch.distributed.tensor import DTensor
 
 # state that holds one number for each number of the parameter
 ELEMENTWISE = ("master", "exp_avg", "exp_avg_sq", "momentum_buffer")
+# what a group gets later than at construction: from schedulers, torch's own included, and from the first step
+LATER = ("initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "rounded_steps", "params", "param_names")
 
 
 def check_state(groups: Sequence[Mapping[str, Any]], state_dict: Mapping[str, Any]) -> None:
@@ -24,8 +27,8 @@ def check_state(groups: Sequence[Mapping[str, Any]], state_dict: Mapping[str, An
         state_dict: of ``Optimizer.state_dict()``.
 
     Raises:
-        ValueError: its groups hold other parameters, a tensor has another shape than its parameter, or a value is NaN
-            or infinite; naming the parameter and the state, and what to do.
+        ValueError: its groups hold other parameters or lack hyperparameters, a tensor has another shape than its
+            parameter, or a value is NaN or infinite; naming the parameter or group, the state, and what to do.
     """
     saved_groups = state_dict["param_groups"]
     if len(saved_groups) != len(groups):
@@ -36,6 +39,7 @@ def check_state(groups: Sequence[Mapping[str, Any]], state_dict: Mapping[str, An
     for saved, group in zip(saved_groups, groups, strict=True):
         names = group.get("param_names") or [str(i) for i in range(len(group["params"]))]
         _check_names(saved.get("param_names"), names, saved, group)
+        _check_hyperparameters(saved, group)
         for i, name, parameter in zip(saved["params"], names, group["params"], strict=True):
             for key, value in state_dict["state"].get(i, {}).items():
                 if isinstance(value, Tensor):
@@ -55,6 +59,23 @@ def _check_names(
         f"{len(group['params'])} of the model in their order; not in the state: {missing[:3]}, not in the model: "
         f"{unknown[:3]}; load weights only, without the optimizer's state"
     )
+
+
+def _check_hyperparameters(saved: Mapping[str, Any], group: Mapping[str, Any]) -> None:
+    """See that a saved group says all that the optimizer asks of a group, in finite numbers."""
+    missing = [key for key in group if key not in saved and key not in LATER]
+    if missing:
+        raise ValueError(
+            f"optimizer state: a group of role {group.get('role')!r} has no {', '.join(missing)}; it was saved by "
+            "another optimizer: load weights only, without the optimizer's state"
+        )
+    for key, value in saved.items():
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if key != "params" and any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            raise ValueError(
+                f"optimizer state: {key} = {value} in a group of role {group.get('role')!r}: expected finite numbers; "
+                "resume from an earlier checkpoint, or load weights only, without the optimizer's state"
+            )
 
 
 def _check_value(name: str, key: str, value: Tensor, parameter: Tensor) -> None:

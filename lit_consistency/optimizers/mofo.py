@@ -37,7 +37,7 @@ from lit_consistency.optimizers.base import (
     local,
     require_roles,
 )
-from lit_consistency.optimizers.checks import check_adam, check_at_least, check_choice, check_choices, check_share
+from lit_consistency.optimizers.checks import check_adam, check_choice, check_choices, check_count, check_share
 from lit_consistency.optimizers.groups import ROLES
 from lit_consistency.optimizers.mofo_compile import compiled_one_pass, compiled_two_passes
 from lit_consistency.optimizers.mofo_move import kind_of, move_exactly, move_masked, move_sampled
@@ -114,8 +114,8 @@ class MoFO(GroupOptimizer):
         shares = dict(role_fractions or {})
         check_adam(lr, betas, eps, weight_decay)
         _check_shares(fraction, shares, final_fraction, anneal_steps)
-        check_at_least("refresh_every", refresh_every, 1)
-        check_at_least("sample_size", sample_size, MIN_SAMPLE)
+        check_count("refresh_every", refresh_every, 1)
+        check_count("sample_size", sample_size, MIN_SAMPLE)
         check_choice("filter", filter, FILTERS)
         check_choice("selection", selection, SELECTIONS)
         check_choice("compile", compile, COMPILES)
@@ -149,7 +149,10 @@ class MoFO(GroupOptimizer):
             taken = self._steps.get(entry.param)
             self._steps[entry.param] = (int(adamw_state(entry)["step"]) if taken is None else taken) + 1
         fractions = [share_at(group, self._steps[entry.param]) for entry in entries]
-        update_adamw([entry for entry, fraction in zip(entries, fractions, strict=True) if fraction == 1], group)
+        whole = [entry for entry, fraction in zip(entries, fractions, strict=True) if fraction == 1]
+        update_adamw(whole, group)
+        for entry in whole:
+            self._shares.add_whole(group["role"], entry)
         works = [(self._work(group, e, f), e) for e, f in zip(entries, fractions, strict=True) if f < 1]
         # one process group and one dtype at a time
         buckets: defaultdict[tuple[Any, torch.dtype], list[Work]] = defaultdict(list)
@@ -181,11 +184,9 @@ class MoFO(GroupOptimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a saved state, also of a version that had fewer options."""
-        super().load_state_dict(state_dict)
+        groups = [self.defaults | group for group in state_dict["param_groups"]]
+        super().load_state_dict(state_dict | {"param_groups": groups})
         self._steps = {}
-        for group in self.param_groups:
-            for name, value in self.defaults.items():
-                group.setdefault(name, value)
         for state in self.state.values():
             if "mask" in state:
                 state["mask"] = state["mask"].bool()
@@ -289,7 +290,7 @@ def _check_shares(
     for role, share in role_fractions.items():
         check_choice("role_fractions", role, ROLES)
         check_share(f"role_fractions.{role}", share)
-    check_at_least("anneal_steps", anneal_steps, 0)
+    check_count("anneal_steps", anneal_steps, 0)
     if final_fraction is not None:
         check_share("final_fraction", final_fraction)
     if (final_fraction is None) != (anneal_steps == 0):

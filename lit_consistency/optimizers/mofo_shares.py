@@ -7,20 +7,27 @@ be asked for before the moments change again.
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lit_consistency.optimizers.base import Entry, local
 from lit_consistency.optimizers.mofo_work import Work
-from lit_consistency.optimizers.shards import sum_over
+from lit_consistency.optimizers.shards import layout_of, sum_over
+
+
+class Whole(NamedTuple):
+    """A parameter that was filtered with fraction 1: all of it was selected."""
+
+    exp_avg: Tensor  # local running mean after the step
 
 
 class Shares:
     """The works of one step that have moved."""
 
     def __init__(self) -> None:
-        self._works: defaultdict[tuple[str, Any], list[Work | Tensor]] = defaultdict(list)
+        self._works: defaultdict[tuple[str, Any], list[Work | Whole | Tensor]] = defaultdict(list)
         self._numel: defaultdict[str, int] = defaultdict(int)
         self._known: dict[str, tuple[float, float]] | None = None
 
@@ -30,6 +37,12 @@ class Shares:
         self._works[role, work.layout.group].append(_counts(work) if by_gradient else work)
         self._numel[role] += work.layout.bounds[-1]
         work.grad = work.exp_avg
+
+    def add_whole(self, role: str, entry: Entry) -> None:
+        """Remember a parameter that took the whole step."""
+        layout = layout_of(entry.name, entry.param)
+        self._works[role, layout.group].append(Whole(local(entry.state["exp_avg"])))
+        self._numel[role] += layout.bounds[-1]
 
     def by_role(self) -> dict[str, tuple[float, float]]:
         """Shares selected and moved; the ranks of a process group must ask together, the first time."""
@@ -46,12 +59,15 @@ class Shares:
         return self._known
 
 
-def _total(works: list[Work | Tensor]) -> Tensor:
-    return torch.stack([_counts(work) if isinstance(work, Work) else work for work in works]).sum(0)
+def _total(works: list[Work | Whole | Tensor]) -> Tensor:
+    return torch.stack([work if isinstance(work, Tensor) else _counts(work) for work in works]).sum(0)
 
 
-def _counts(work: Work) -> Tensor:
+def _counts(work: Work | Whole) -> Tensor:
     """Numbers of coordinates on this rank that were selected, and of those with a non-zero update, float64 (2,)."""
+    if isinstance(work, Whole):
+        moved = work.exp_avg.count_nonzero()
+        return torch.stack([torch.full_like(moved, work.exp_avg.numel()), moved]).double()
     if work.mask is not None:
         masks = [(work.mask, work.exp_avg)]
     else:

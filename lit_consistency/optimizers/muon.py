@@ -36,11 +36,18 @@ from lit_consistency.optimizers.base import (
     decay_by_role,
     require_roles,
 )
-from lit_consistency.optimizers.checks import check_adam, check_at_least, check_below_one, check_choice, check_choices
+from lit_consistency.optimizers.checks import (
+    check_adam,
+    check_at_least,
+    check_below_one,
+    check_choice,
+    check_choices,
+    check_count,
+)
 from lit_consistency.optimizers.exchange import Alone, exchange_of
 from lit_consistency.optimizers.groups import ROLES
 from lit_consistency.optimizers.lora_muon import Pairs
-from lit_consistency.optimizers.muon_groups import MATRIX_ROLES, check_matrices, rated
+from lit_consistency.optimizers.muon_groups import MATRIX_ROLES, check_matrices, names_of, rated
 from lit_consistency.optimizers.muon_in_place import move_in_place, moves_in_place
 from lit_consistency.optimizers.muon_step import (
     LR_SCALES,
@@ -88,7 +95,7 @@ class Muon(GroupOptimizer):
         momentum_warmup_steps: steps over which the momentum rises linearly from 0.85, as in modded-nanogpt; 0: none.
         role_lr: role -> factor on the learning rate of its groups, at least 0; roles that are not named have 1.
         adapters: LoRA's factors: ``factor`` orthogonalizes each by itself, ``paired`` moves their product as Muon would
-            (arXiv 2606.12921); see ``lora_muon.py``.
+            (arXiv 2606.12921), in float32 whatever ``ns_form`` and ``ns_dtype``; see ``lora_muon.py``.
         share_work: ranks that hold the same parameters share the orthogonalization out (DDP). Turn it off where the
             ranks of a process group train different models. Sharded parameters are always shared out.
         adamw_lr: learning rate of the rest, at least 0.
@@ -131,9 +138,10 @@ class Muon(GroupOptimizer):
         low_precision: LowPrecision = "master",
         seed: int = 0,
     ) -> None:
-        for name, value, low in (("lr", lr, 0), ("weight_decay", weight_decay, 0), ("ns_steps", ns_steps, 1)):
-            check_at_least(name, value, low)
-        check_at_least("momentum_warmup_steps", momentum_warmup_steps, 0)
+        for name, value in (("lr", lr), ("weight_decay", weight_decay)):
+            check_at_least(name, value, 0)
+        check_count("ns_steps", ns_steps, 1)
+        check_count("momentum_warmup_steps", momentum_warmup_steps, 0)
         check_below_one("momentum", momentum)
         check_below_one("normuon_beta2", normuon_beta2)
         check_choice("ns_coefficients", ns_coefficients, ITERATIONS)
@@ -280,11 +288,6 @@ class Muon(GroupOptimizer):
         Empty before the first step.
         """
         return {key: choice for group in self._matrix_groups() for key, choice in sorted(group["ns_choices"].items())}
-
-
-def names_of(group: Mapping[str, Any]) -> list[str]:
-    """Names of a group's parameters; their numbers where they have none."""
-    return group.get("param_names") or [str(i) for i in range(len(group["params"]))]
 
 
 def chunks(entries: Sequence[Entry], limit: float) -> Iterator[list[Entry]]:

@@ -68,5 +68,10 @@ def check_matrices(groups: Sequence[Mapping[str, Any]]) -> None:
             raise ValueError(f"Muon: a group of {where} is frozen: expected one to train, got\n{_table(groups)}")
 
 
+def names_of(group: Mapping[str, Any]) -> list[str]:
+    """Names of a group's parameters; their numbers where they have none."""
+    return group.get("param_names") or [str(i) for i in range(len(group["params"]))]
+
+
 def _table(groups: Sequence[Mapping[str, Any]]) -> str:
     return format_table(group_table(groups))

@@ -99,6 +99,8 @@ def choose(
 ) -> Choice:
     """The choice for a shape: the one on record, or the fastest of the candidates, which then goes on record.
 
+    What is on record counts only while it is what is asked for: the options may change where a run is continued.
+
     Args:
         choices: key of ``key_of`` -> choice as text; grows.
         ns_form: see ``candidates``.
@@ -109,11 +111,19 @@ def choose(
         agree: makes one rank's number every rank's; called by every rank or by none.
     """
     key = key_of(shape, device)
-    if key not in choices:
-        possible = candidates(ns_form, ns_dtype, shape, device, dtype)
-        best = 0 if len(possible) == 1 else agree(fastest(possible, shape, device), device)
-        choices[key] = str(possible[best])
-    return Choice.parse(choices[key])
+    possible = _by_text(ns_form, ns_dtype, shape, device, dtype)
+    if choices.get(key) not in possible:
+        best = 0 if len(possible) == 1 else agree(fastest([*possible.values()], shape, device), device)
+        choices[key] = [*possible][best]
+    return possible[choices[key]]
+
+
+@functools.lru_cache(maxsize=1024)
+def _by_text(
+    ns_form: NSForm, ns_dtype: NSDtype, shape: torch.Size, device: torch.device, dtype: torch.dtype
+) -> dict[str, Choice]:
+    """``candidates`` by their texts; asked in every step, so the answer is kept."""
+    return {str(choice): choice for choice in candidates(ns_form, ns_dtype, shape, device, dtype)}
 
 
 def fastest(possible: list[Choice], shape: torch.Size, device: torch.device) -> int:

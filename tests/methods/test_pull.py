@@ -11,6 +11,7 @@ import torch
 
 from lit_consistency.methods import Full, Pull
 from lit_consistency.methods.pull import towards
+from lit_consistency.optimizers import SGD, parameter_groups
 from tests.reference.pull import penalty, pulled
 from tests.runs import equal, fit, weights
 
@@ -89,6 +90,25 @@ def test_decoupled_every_step_is_the_optimizers_and_then_the_pull(optimizer: str
         of_adamw = optimizer.endswith("muon") and ("wte" in name or "lm_head" in name)
         expected = pulled(p.detach(), start[name], norm, (2e-2 if of_adamw else 1e-2) * 0.1) if is_pulled(name) else p
         torch.testing.assert_close(model.get_parameter(name), expected, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("low_precision", ["master", "stochastic"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_pull_below_the_gap_of_bfloat16_is_not_lost(norm: Any, low_precision: Any) -> None:
+    """A thousandth of a gap, a hundred times: all have gone a tenth of the gap, in the mean."""
+    gap, width = 2**-7, 20_000
+    model = torch.nn.Linear(width, 1, bias=False, dtype=torch.bfloat16)
+    torch.nn.init.ones_(model.weight)
+    method = Pull(norm, strength=1e-3 if norm == "l2" else 1e-3 * gap, decoupled=True)
+    method.begin(model)
+    optimizer = SGD(parameter_groups(model), lr=1.0, momentum=0.0, low_precision=low_precision)
+    method.attach(model, optimizer)
+    torch.nn.init.constant_(model.weight, 1 + gap)
+    for _ in range(100):
+        model.weight.grad = torch.zeros_like(model.weight)
+        optimizer.step()
+    moved = optimizer.state[model.weight].get("master", model.weight).detach().double().mean()
+    assert float(1 + gap - moved) == pytest.approx(0.1 * gap, rel=0.1)
 
 
 @pytest.mark.parametrize("decoupled", [False, True])

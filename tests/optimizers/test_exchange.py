@@ -51,6 +51,31 @@ def test_the_way_of_exchange_follows_the_placement(four_ranks: None) -> None:
     assert kind(placed([Shard(0)], ndim=3)) is Alone
 
 
+@pytest.mark.parametrize(
+    ("placements", "mesh", "ndim", "broadcasts"),
+    [
+        ([Shard(0)], (4,), 2, 1),
+        ([Replicate()], (4,), 2, 1),
+        ([Shard(0)], (4,), 3, 1),
+        ([Replicate(), Shard(0)], (2, 2), 3, 2),
+    ],
+)
+def test_all_ranks_of_a_mesh_take_the_first_ones_measurement(
+    four_ranks: None,
+    placements: list[Placement],
+    mesh: tuple[int, ...],
+    ndim: int,
+    broadcasts: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Replicas that measured each for itself would drift apart."""
+    calls = []
+    monkeypatch.setattr(dist, "broadcast", lambda value, *_, **__: calls.append(value))
+    exchange = exchange_of("w", placed(placements, mesh, ndim), True)
+    assert exchange.agree(1, torch.device("cpu")) == 1
+    assert len(calls) == broadcasts
+
+
 def test_without_a_process_group_everything_is_alone() -> None:
     assert type(exchange_of("w", torch.nn.Parameter(torch.zeros(4, 4)), True)) is Alone
 

@@ -144,32 +144,33 @@ def test_nothing_trainable_is_refused() -> None:
 
 
 def test_an_override_reroutes_and_the_first_that_matches_decides() -> None:
-    overrides = {r"mlp\.gate": "hidden", r"mlp\.": "embedding"}
-    found = roles_of_groups(parameter_groups(small_gpt("Mixtral-8x7B-v0.1"), overrides=overrides))
+    roles = {r"mlp\.gate": "hidden", r"mlp\.": "embedding"}
+    found = roles_of_groups(parameter_groups(small_gpt("Mixtral-8x7B-v0.1"), roles=roles))
     assert found["transformer.h.0.mlp.gate.weight"] == "hidden"
     assert found["transformer.h.0.mlp.experts.0.fc_1.weight"] == "embedding"
     assert found["transformer.h.0.attn.proj.weight"] == "hidden"
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("roles", "message"),
     [
-        ({"mlp.gatee": "head"}, "overrides = 'mlp.gatee': matches no trainable parameter"),
-        ({"wte": "vector"}, "overrides = 'vector': expected one of hidden, adapter, embedding"),
+        ({"mlp.gatee": "head"}, "roles = 'mlp.gatee': matches no trainable parameter"),
+        ({"mlp.(gate": "head"}, r"roles = 'mlp.\(gate': expected a regular expression: missing \)"),
+        ({"wte": "vector"}, "roles = 'vector': expected one of hidden, adapter, embedding"),
         ({"wte": "hidden"}, "transformer.wte.weight = hidden: expected embedding or head"),
         ({"lm_head": "hidden"}, "lm_head.weight = hidden: expected embedding or head"),
         ({"norm_1": "hidden"}, "expected 2 or 3 dimensions for hidden"),
     ],
 )
-def test_an_impossible_override_is_refused(overrides: dict[str, str], message: str) -> None:
+def test_an_impossible_override_is_refused(roles: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        parameter_groups(small_gpt(), overrides=overrides)
+        parameter_groups(small_gpt(), roles=roles)
 
 
 def test_a_parameter_of_four_dimensions_needs_an_override() -> None:
-    with pytest.raises(ValueError, match="use overrides"):
+    with pytest.raises(ValueError, match="use roles"):
         parameter_groups(nn.Conv2d(1, 1, 3))
-    assert roles_of_groups(parameter_groups(nn.Conv2d(1, 1, 3), overrides={"weight": "head"}))["weight"] == "head"
+    assert roles_of_groups(parameter_groups(nn.Conv2d(1, 1, 3), roles={"weight": "head"}))["weight"] == "head"
 
 
 def test_a_fused_matrix_with_other_rows_than_promised_is_refused() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from lit_consistency.optimizers import AdamW, parameter_groups
+from lit_consistency.optimizers import SGD, AdamW, FilteredMuon, MoFO, Muon, parameter_groups
 from lit_consistency.optimizers.loading import check_state
 from tests.optimizers.models import one_matrix, random_grads, small_gpt
 
@@ -55,6 +55,33 @@ def test_a_state_of_other_groups_is_refused() -> None:
     _, groups = one_matrix(2, 3)
     with pytest.raises(ValueError, match=f"it has {len(saved['param_groups'])} parameter groups, expected 1"):
         AdamW(groups).load_state_dict(saved)
+
+
+@pytest.mark.parametrize(("key", "value"), [("lr", math.nan), ("betas", (0.9, math.inf)), ("weight_decay", -math.inf)])
+def test_hyperparameters_that_are_not_finite_are_refused(key: str, value: Any) -> None:
+    saved = copy.deepcopy(stepped(small_gpt()).state_dict())
+    saved["param_groups"][1][key] = value
+    optimizer = AdamW(parameter_groups(small_gpt()))
+    message = rf"{key} = .*(nan|inf).* in a group of role 'hidden': expected finite numbers; resume"
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(saved)
+    assert not optimizer.state
+
+
+@pytest.mark.parametrize("to", [AdamW, SGD, Muon, FilteredMuon, MoFO])
+def test_the_state_of_another_optimizer_is_refused(to: Any) -> None:
+    """Before, and not by a missing key in the middle of the first step."""
+    other = Muon if to in (AdamW, SGD, FilteredMuon) else AdamW
+    saved = copy.deepcopy(other(parameter_groups(small_gpt())).state_dict())
+    with pytest.raises(ValueError, match="of role '.*' has no .*; it was saved by another optimizer: load weights"):
+        to(parameter_groups(small_gpt())).load_state_dict(saved)
+
+
+def test_a_scheduler_may_come_after_a_state_was_saved() -> None:
+    saved = copy.deepcopy(stepped(small_gpt()).state_dict())
+    optimizer = AdamW(parameter_groups(small_gpt()))
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    optimizer.load_state_dict(saved)
 
 
 def test_values_that_are_no_float_tensors_pass_as_they_are() -> None:

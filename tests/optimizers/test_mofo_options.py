@@ -31,6 +31,18 @@ def test_the_share_changes_linearly_and_then_stays() -> None:
     assert found == pytest.approx([0.5, 0.4, 0.3, 0.2, 0.1, 0.1])
 
 
+def test_a_share_of_one_is_told_as_well() -> None:
+    """Of a role that is not exempt: all of it was selected, and moved where there was a gradient."""
+    parameter, groups = one_matrix(10, 10)
+    optimizer = MoFO(groups, fraction=0.2, final_fraction=1.0, anneal_steps=1)
+    grad = torch.zeros(10, 10, dtype=torch.float64)
+    grad[:3] = 1.0
+    follow(optimizer, parameter, [grad])
+    assert (optimizer.last_selected(), optimizer.last_density()) == ({"hidden": 0.2}, {"hidden": 0.2})
+    follow(optimizer, parameter, [grad])
+    assert (optimizer.last_selected(), optimizer.last_density()) == ({"hidden": 1.0}, {"hidden": 0.3})
+
+
 def changed(optimizer: MoFO, parameter: torch.nn.Parameter, grads: list[torch.Tensor]) -> list[torch.Tensor]:
     found = []
     for grad in grads:

@@ -71,6 +71,15 @@ def test_a_measured_choice_is_resumed_and_not_measured_again(monkeypatch: pytest
     assert torch.equal(follow(again, resumed, grads[1:]), expected)
 
 
+def test_a_recorded_choice_gives_way_to_what_is_asked_for() -> None:
+    choices = {"cpu 300x300": "direct bfloat16"}
+    asked: dict[str, Any] = {"shape": torch.Size((1, 300, 300)), "device": CPU, "agree": lambda number, _: number}
+    assert choose(choices, "auto", "auto", dtype=F32, **asked) == Choice("direct", BF16)
+    assert choose(choices, "gram", "float32", dtype=F32, **asked) == Choice("gram", F32)
+    assert choose(choices, "gram", "float32", dtype=F64, **asked) == Choice("gram", F64)
+    assert choices == {"cpu 300x300": "gram float64"}
+
+
 def test_measuring_leaves_the_random_numbers_alone() -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()

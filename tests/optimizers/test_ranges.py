@@ -22,8 +22,8 @@ def impossible(default: Any) -> list[Any]:
     if isinstance(default, list) and all(isinstance(value, str) for value in default):
         return [["nonsense"], "nonsense"]
     if isinstance(default, list):
-        return [[*default[1:], 1.0], [-0.1, *default[1:]], [math.nan, *default[1:]], default[1:]]
-    return [-1] if isinstance(default, int) else [-1.0, math.nan, math.inf]
+        return [[*default[1:], 1.0], [-0.1, *default[1:]], [math.nan, *default[1:]], default[1:], ["x", 0.9], 0.9]
+    return [-1, 5000.5, "x"] if isinstance(default, int) else [-1.0, math.nan, math.inf, "x", None]
 
 
 IMPOSSIBLE = [
