@@ -2,7 +2,8 @@
 
 Items are joined by task, format, number of examples and id, and drawn together in the bootstrap, which is far sharper
 than two separate intervals. Texts that two models read in different windows are joined by document. For scores of 0
-and 1 the p-value is McNemar's exact test; for other scores (bits per byte, ROUGE-L) the interval alone speaks. It is
+and 1 of single items the p-value is McNemar's exact test; for all others (bits per byte, ROUGE-L, balanced accuracy,
+items in groups) that of a permutation test, in which groups are exchanged as in the bootstrap they are drawn. It is
 about these items: another seed of the finetuning moves a score by more than their sampling error (Sun & Dredze, arXiv
 2408.06663, see ten times as much).
 """
@@ -16,7 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from lit_consistency.evaluation.results import Result, read_items, read_results
-from lit_consistency.metrics.intervals import Estimate, Ratio, by_class, estimate, mcnemar, paired_difference, ratio
+from lit_consistency.metrics.intervals import (
+    Estimate,
+    Ratio,
+    by_class,
+    estimate,
+    mcnemar,
+    paired_difference,
+    permutation_test,
+    ratio,
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,7 @@ class Comparison:
         first: value of the first model on these items.
         second: of the second.
         difference: second minus first.
-        p_value: of McNemar's test; NaN where scores are not 0 or 1, and of balanced accuracy, which weighs them.
+        p_value: of McNemar's or the permutation test; NaN where a single item, or no number, gives none.
         better: ``first``, ``second``, or empty where the interval holds 0.
         chance: of the metric, on all items of the first; None where it has none.
         majority: likewise.
@@ -153,6 +163,7 @@ def _compare(result: Result, pairs: Pairs, seed: int) -> Comparison:
     difference = paired_difference(first, second, clusters, seed)
     scores = [[float(pair[side]["score"]) for pair in pairs] for side in (0, 1)]
     binary = all(score in (0.0, 1.0) for side in scores for score in side)
+    single = binary and clusters is None and result.metric != "balanced_accuracy"
     values = [estimate(part, n_resamples=1).value for part in (first, second)]
     return Comparison(
         task=result.task,
@@ -163,7 +174,7 @@ def _compare(result: Result, pairs: Pairs, seed: int) -> Comparison:
         first=values[0],
         second=values[1],
         difference=difference,
-        p_value=mcnemar(*scores) if binary and result.metric != "balanced_accuracy" else math.nan,
+        p_value=mcnemar(*scores) if single else permutation_test(first, second, clusters, seed),
         better=_better(difference, result.higher_is_better),
         chance=result.baseline("chance", result.metric),
         majority=result.baseline("majority", result.metric),

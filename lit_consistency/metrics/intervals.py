@@ -3,7 +3,8 @@
 Every number here is a ratio of sums, R = sum(a) / sum(b): an accuracy has b = 1, bits per byte have b = bytes. A
 balanced accuracy is the mean of one such ratio per class, the columns C. Items that belong together (one phenomenon,
 one subject) are drawn together. Sources: Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapters 6 and 13;
-the linearised standard error of a ratio, Cochran, Sampling Techniques, 1977, section 6.3; McNemar's exact test.
+the linearised standard error of a ratio, Cochran, Sampling Techniques, 1977, section 6.3; McNemar's exact test; the
+paired permutation test, also called approximate randomization, Noreen, Computer-Intensive Methods, 1989.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 N_RESAMPLES = 1000
+N_PERMUTATIONS = 9999
 MANY = 1000
 """From so many unequal items on, the binomial sum has numbers of hundreds of digits, and the normal limit is near."""
 
@@ -109,6 +111,46 @@ def mcnemar(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.nd
     b, c = int((left & ~right).sum()), int((~left & right).sum())
     tail = sum(math.comb(b + c, i) for i in range(min(b, c) + 1))
     return min(1.0, 2 * tail / 2 ** (b + c)) if b + c < MANY else _corrected(b, c)
+
+
+def permutation_test(
+    first: Ratio,
+    second: Ratio,
+    clusters: Sequence[str | int] | None = None,
+    seed: int = 0,
+    n_permutations: int = N_PERMUTATIONS,
+) -> float:
+    """Two-sided p-value that two scores of the same items differ by chance alone; for any score, also by cluster.
+
+    If it made no difference which model wrote a score, the two could be exchanged, cluster by cluster, as coins fall.
+    The p-value is the share of such exchanges, the one that was found among them, whose difference is as large: of few
+    clusters it is never small, 2 / 2^clusters at least.
+
+    Args:
+        first: of one model.
+        second: of the other, of the same items.
+        clusters: (N,) names of what is exchanged together; None exchanges single items.
+        seed: of the coins.
+        n_permutations: how often they are thrown.
+
+    Returns:
+        From 1 / (1 + n_permutations) to 1; NaN where there is a single cluster or no number.
+    """
+    (a, b), (c, d) = _by_cluster(first, clusters), _by_cluster(second, clusters)
+    found = value_of(c.sum(0), d.sum(0)) - value_of(a.sum(0), b.sum(0))
+    if len(a) < 2 or np.isnan(found):
+        return math.nan
+    changes = np.concatenate([c - a, d - b], axis=1)
+    ours, theirs = (np.concatenate([x.sum(0), y.sum(0)]) for x, y in ((a, b), (c, d)))
+    rng = np.random.default_rng(seed)
+    n_as_large, at_once = 1, max(1, 2**22 // len(a))  # coins in memory
+    for start in range(0, n_permutations, at_once):
+        coins = rng.integers(0, 2, (min(at_once, n_permutations - start), len(a)), dtype=np.int8)
+        moved = coins.astype(np.float64) @ changes
+        differences = value_of(*np.split(theirs - moved, 2, axis=1)) - value_of(*np.split(ours + moved, 2, axis=1))
+        # sums in another order differ in the last digits
+        n_as_large += int((np.abs(differences) >= abs(found) - 1e-9 * max(abs(found), 1e-3)).sum())
+    return n_as_large / (1 + n_permutations)
 
 
 def _corrected(b: int, c: int) -> float:

@@ -11,7 +11,8 @@ import pytest
 from lit_consistency.__main__ import main
 from lit_consistency.evaluation.compare import compare_folders
 from lit_consistency.evaluation.results import read_items, read_results, write_result
-from tests.evaluation.tiny import NLI, evaluate, nli_rows, tiny_model, write_task
+from lit_consistency.metrics.intervals import by_class, mcnemar, permutation_test, ratio
+from tests.evaluation.tiny import NLI, PAIRS, evaluate, nli_rows, tiny_model, write_task
 
 
 def test_the_paired_comparison_of_two_models(
@@ -36,7 +37,7 @@ def test_the_paired_comparison_of_two_models(
     assert 0 <= comparisons["nli"].p_value <= 1
     assert (comparisons["nli"].chance, comparisons["nli"].majority) == (0.5, 0.5)
     assert comparisons["prose"].chance is None
-    assert math.isnan(comparisons["prose"].p_value), "no scores of 0 and 1"
+    assert 0 < comparisons["prose"].p_value <= 1
     assert len(json.loads((tmp_path / "both" / "comparison.json").read_text())["comparisons"]) == 3
 
 
@@ -98,10 +99,30 @@ def test_a_model_that_gives_no_numbers_is_compared_all_the_same(
     assert not found.better
 
 
-def test_balanced_accuracy_has_no_test_of_plain_accuracy(tiny_folder: Path, tmp_path: Path) -> None:
-    names = ("accuracy", "balanced_accuracy")
-    files = [write_task(tmp_path / f"{name}.yaml", **NLI, metrics=[name], data=nli_rows(16)) for name in names]
-    for folder, model in (("first", tiny_folder), ("second", tiny_model(tmp_path / "other", seed=1))):
-        evaluate(model, "--tasks", *files, "--output", tmp_path / folder)
-    found, _ = compare_folders(tmp_path / "first", tmp_path / "second")
-    assert [(c.metric, math.isnan(c.p_value)) for c in found] == [("accuracy", False), ("balanced_accuracy", True)]
+def test_the_p_value_is_that_of_the_metric(tiny_folder: Path, tmp_path: Path) -> None:
+    """Balanced accuracy weighs items by their class, and minimal pairs of one phenomenon belong together."""
+    rows = [{"good": f"a {i}", "bad": f"b {i}", "part": str(i % 4)} for i in range(16)]
+    files = [
+        write_task(tmp_path / "single.yaml", **NLI, metrics=["accuracy"], data=nli_rows(16)),
+        write_task(tmp_path / "balanced.yaml", **NLI, metrics=["balanced_accuracy"], data=nli_rows(16)),
+        write_task(tmp_path / "pairs.yaml", **PAIRS, data=rows),
+    ]
+    for folder in ("first", "second"):
+        evaluate(tiny_folder, "--tasks", *files, "--output", tmp_path / folder)
+    scores = {"first": [0.0] * 16, "second": [1.0] * 9 + [0.0] * 7}
+    golds: dict[str, list[int]] = {}
+    for folder, given in scores.items():
+        for path in sorted((tmp_path / folder / "items").iterdir()):
+            records = [json.loads(line) for line in path.read_text().splitlines()]
+            golds[path.name.partition(".")[0]] = [record["gold"] for record in records]
+            lines = [json.dumps(record | {"score": score}) for record, score in zip(records, given, strict=True)]
+            path.write_text("\n".join(lines) + "\n")
+    found = {c.task: c.p_value for c in compare_folders(tmp_path / "first", tmp_path / "second")[0]}
+    sides = [by_class(given, golds["balanced"]) for given in scores.values()]
+    parts = [ratio(given) for given in scores.values()]
+    assert found == {
+        "single": mcnemar(*scores.values()),
+        "balanced": permutation_test(*sides),
+        "pairs": permutation_test(*parts, [row["part"] for row in rows]),
+    }
+    assert found["single"] < 0.01 < found["pairs"]
