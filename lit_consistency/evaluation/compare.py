@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_consistency.evaluation.results import Result, read_items, read_results
+from lit_consistency.evaluation.results import Result, clusters_of, read_items, read_results
 from lit_consistency.metrics.intervals import (
     Estimate,
     Ratio,
@@ -157,8 +157,7 @@ def _put_together(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]
 
 
 def _compare(result: Result, pairs: Pairs, seed: int) -> Comparison:
-    groups = [str(a["group"]) for a, _ in pairs]
-    clusters = groups if len(set(groups)) > 1 else None
+    clusters = clusters_of(result.kind, [str(a["group"]) for a, _ in pairs], [a["id"] for a, _ in pairs])
     first, second = (_ratio(result.metric, [pair[side] for pair in pairs]) for side in (0, 1))
     difference = paired_difference(first, second, clusters, seed)
     scores = [[float(pair[side]["score"]) for pair in pairs] for side in (0, 1)]

@@ -101,9 +101,9 @@ def summarize_result(
     seed: int,
     model: str = "",
 ) -> Result:
-    """Numbers with their intervals; items of one group are drawn together where there are several groups."""
-    groups = [question.group for question in questions.questions]
-    clusters = [str(group) for group in groups] if len(set(groups)) > 1 else None
+    """Numbers with their intervals; what belongs together is drawn together (``clusters_of``)."""
+    groups = [str(question.group) for question in questions.questions]
+    clusters = clusters_of(questions.task.kind, groups, [question.id for question in questions.questions])
     metrics = {name: _as_shown(name, estimate(items, clusters, seed)) for name, items in measured.ratios.items()}
     return Result(
         task=questions.task.name,
@@ -113,12 +113,27 @@ def summarize_result(
         n=len(questions.questions),
         metrics=metrics,
         baselines=measured.baselines,
-        groups=_groups(measured.ratios[questions.task.metric], questions.task.metric, clusters),
+        groups=_groups(measured.ratios[questions.task.metric], questions.task.metric, groups),
         findings=[(finding.guard, finding.message) for finding in findings],
         n_truncated=sum(question.n_truncated for question in questions.questions),
         fingerprint=fingerprint,
         model=model,
     )
+
+
+def clusters_of(kind: str, groups: Sequence[str], ids: Sequence[str]) -> list[str] | None:
+    """What is drawn together: groups where there are several, windows of one document, or None for single items.
+
+    Args:
+        kind: of the task.
+        groups: of every item.
+        ids: of every item; of a text that of its document, a plus sign, and where the window starts.
+    """
+    if len(set(groups)) > 1:
+        return list(groups)
+    documents = [name.rpartition("+")[0] for name in ids] if kind == "text" else []
+    # of a single document the windows are all there is
+    return documents if 1 < len(set(documents)) < len(ids) else None
 
 
 def _as_shown(name: str, found: Estimate) -> dict[str, float]:
@@ -132,10 +147,10 @@ def _perplexity(nats_per_word: float) -> float:
     return math.exp(min(nats_per_word, 700))  # what is greater has no float64
 
 
-def _groups(items: Ratio, metric: str, clusters: Sequence[str] | None) -> dict[str, dict[str, float]]:
-    found = {}
-    names = np.asarray(clusters or [])
-    for name in sorted(set(clusters or [])):
+def _groups(items: Ratio, metric: str, groups: Sequence[str]) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    names = np.asarray(groups)
+    for name in sorted(set(groups)) if len(set(groups)) > 1 else []:
         taken = names == name
         value = float(value_of(items.numerator[taken].sum(0), items.denominator[taken].sum(0)))
         found[name] = {"n": int(taken.sum()), "value": _perplexity(value) if metric == "word_perplexity" else value}

@@ -125,6 +125,12 @@ class GroupOptimizer(Optimizer, ABC):
             entries: of ``entries(group)``.
         """
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For ``copy.deepcopy`` and ``pickle``: torch keeps only what its own optimizers have, and no hook."""
+        # a learning-rate scheduler puts a step of its own, which cannot be pickled, over that of the class
+        own = {key: value for key, value in vars(self).items() if key != "step" and not key.startswith("_optimizer_")}
+        return own | super().__getstate__()
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a saved state; float tensors keep at least float32, other values stay as they are.
 

@@ -31,6 +31,10 @@ class Shares:
         self._numel: defaultdict[str, int] = defaultdict(int)
         self._known: dict[str, tuple[float, float]] | None = None
 
+    def __reduce__(self) -> tuple[type[Shares], tuple[()]]:
+        """A copy is empty: a copied optimizer has made no step."""
+        return Shares, ()
+
     def add(self, role: str, work: Work) -> None:
         """Remember a work that has moved; its gradient is let go, after it is counted where the score is of it."""
         by_gradient = work.rule.filter == "gradient" and work.mask is None

@@ -18,6 +18,10 @@ class Workspace:
     def __init__(self) -> None:
         self._memory: dict[str, Tensor] = {}
 
+    def __reduce__(self) -> tuple[type[Workspace], tuple[()]]:
+        """A copy is empty: what lies here is of no use to another."""
+        return Workspace, ()
+
     def take(self, name: str, shape: tuple[int, ...] | torch.Size, dtype: torch.dtype) -> Tensor:
         """A contiguous tensor with any content; it is overwritten when its name is taken again.
 
