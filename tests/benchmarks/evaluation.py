@@ -14,6 +14,7 @@ up. ``--check`` exits with 1 and names what is missed: 3 times on PIQA and BLiMP
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import logging
 import math
@@ -54,7 +55,7 @@ class Case(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Items per core-second of both, lm-eval's batch size, and how far the scores are apart."""
+    """Items per core-second of both, lm-eval's batch size, how far the scores are apart, and how far from float64's."""
 
     name: str
     n_items: int
@@ -64,6 +65,7 @@ class Outcome(NamedTuple):
     bar: float
     difference: str
     equal: bool
+    from_float64: str = ""
 
     @property
     def ratio(self) -> float:
@@ -164,8 +166,8 @@ def run_ours(lm: HarnessModel, case: Case) -> list[Any]:
     return lm.texts(requests) if case.method == "generate_until" else lm.log_likelihoods(requests)
 
 
-def measure(case: Case, ours: HarnessModel, theirs: dict[int, Any], n_rounds: int) -> Outcome:
-    """lm-eval's best batch size first, then both in turns."""
+def measure(case: Case, ours: HarnessModel, theirs: dict[int, Any], exact: HarnessModel, n_rounds: int) -> Outcome:
+    """lm-eval's best batch size first, then both in turns; ``exact`` is ours in float64."""
     part = case._replace(requests=case.requests[: max(len(case.requests) // 3, 2 * case.per_item)])
     best = min(theirs, key=lambda size: min(_seconds(lambda: run_theirs(theirs[size], part))[0] for _ in range(2)))
     times: dict[str, list[float]] = {"theirs": [], "ours": []}
@@ -181,7 +183,17 @@ def measure(case: Case, ours: HarnessModel, theirs: dict[int, Any], n_rounds: in
     n_items = len(case.requests) // case.per_item
     rates = {name: n_items / statistics.median(seconds) for name, seconds in times.items()}
     difference, equal = compare(case, found["ours"], found["theirs"])
-    return Outcome(case.name, n_items, best, rates["theirs"], rates["ours"], case.bar, difference, equal)
+    rounding = from_float64(case, found["ours"], found["theirs"], exact)
+    return Outcome(case.name, n_items, best, rates["theirs"], rates["ours"], case.bar, difference, equal, rounding)
+
+
+def from_float64(case: Case, ours: list[Any], theirs: list[Any], exact: HarnessModel) -> str:
+    """The largest differences of both from the same model in float64, where there are log-likelihoods."""
+    if case.method == "generate_until":
+        return ""
+    truth = np.array([score for score, _ in run_ours(exact, case)])
+    both = [np.abs(np.array([score for score, _ in found]) - truth).max() for found in (ours, theirs)]
+    return f"{both[0]:.1e}, {both[1]:.1e}"
 
 
 def compare(case: Case, ours: list[Any], theirs: list[Any]) -> tuple[str, bool]:
@@ -211,11 +223,13 @@ def missed(outcomes: list[Outcome]) -> list[str]:
 
 def table(outcomes: list[Outcome]) -> str:
     """Markdown."""
-    lines = ["| task | items | lm-eval, items/s (batch) | ours, items/s | times | bar | largest difference |"]
-    lines.append("|" + "---|" * 7)
+    heads = ["task", "items", "lm-eval, items/s (batch)", "ours, items/s", "times", "bar", "largest difference"]
+    heads.append("from float64: ours, lm-eval")
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for o in outcomes:
         theirs = f"{o.theirs:.1f} ({o.batch_size})"
-        lines.append(f"| {o.name} | {o.n_items} | {theirs} | {o.ours:.1f} | {o.ratio:.2f} | {o.bar} | {o.difference} |")
+        cells = [o.name, o.n_items, theirs, f"{o.ours:.1f}", f"{o.ratio:.2f}", o.bar, o.difference, o.from_float64]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
@@ -233,11 +247,14 @@ def main(argv: list[str] | None = None) -> int:
         root = Path(folder)
         real = options.data / "tokenizers/gptneox20b" if options.data else None
         model = exported(root, real or tiny_tokenizer(root / "tokenizer"))
-        ours = HarnessModel(model, Tokenizer(root / "lit"), batch_tokens=BATCH_TOKENS, device=torch.device("cpu"))
+        ours, double = (
+            HarnessModel(each, Tokenizer(root / "lit"), batch_tokens=BATCH_TOKENS, device=torch.device("cpu"))
+            for each in (model, copy.deepcopy(model).double())
+        )
         theirs = {size: hugging_face_lm(root / "hf", size) for size in BATCH_SIZES}
         cases = real_cases(options.data, options.items) if options.data else made_up_cases(options.items)
         with torch.no_grad():
-            outcomes = [measure(case, ours, theirs, options.rounds) for case in cases]
+            outcomes = [measure(case, ours, theirs, double, options.rounds) for case in cases]
     print(table(outcomes))
     if options.json:
         rows = [{**outcome._asdict(), "ratio": outcome.ratio} for outcome in outcomes]
