@@ -14,7 +14,9 @@ from tests.runs import OPTIMIZERS, SCRATCH, finish, fit, largest_difference, sta
 DOUBLE = ["--trainer.precision=64-true", "--forgetting.every_n_steps=2"]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.slow), "mofo"])
+@pytest.mark.parametrize(
+    "optimizer", ["adamw", *(pytest.param(name, marks=pytest.mark.slow) for name in ("muon", "mofo"))]
+)
 def test_two_processes_equal_one(optimizer: str, tmp_path: Path) -> None:
     assert optimizer in OPTIMIZERS
     process = start(tmp_path / "two", *SCRATCH, *DOUBLE, devices=2, strategy="ddp", optimizer=optimizer)
