@@ -136,13 +136,14 @@ class Forgetting(Callback):
         self._change.load_state_dict(self._moved)
         if not self.kl_positions:
             return
-
+        began = time.perf_counter()
         with untouched(module), trainer.precision_plugin.forward_context():
             if trainer.global_step == 0:
                 self._base_log_probs = self._log_probs(module, module.device)
             else:
                 with weights_of(module.gpt, module.start):
                     self._base_log_probs = self._log_probs(module, module.device)
+        self.budget.prepare(time.perf_counter() - began)
 
     def _log_probs(self, forward: Any, device: torch.device) -> Tensor | None:
         items = [item for key, s in self._sets.items() if key.startswith("learn/") for item in s.items]

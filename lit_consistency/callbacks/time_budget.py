@@ -51,6 +51,10 @@ class TimeBudget:
         self.latest = seconds
         self.made += 1
 
+    def prepare(self, seconds: float) -> None:
+        """Something was computed once that all measurements need."""
+        self.seconds += seconds
+
     def skip(self) -> None:
         """A measurement was left out."""
         self.skipped += 1

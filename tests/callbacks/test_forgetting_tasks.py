@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,22 @@ def test_what_exceeds_the_budget_is_skipped_counted_and_said(
     assert lines(tmp_path, "evaluation/skipped")[-1]["evaluation/skipped"] == 5
     assert lines(tmp_path, "evaluation/skipped")[-1]["evaluation/seconds"] == record["seconds"] >= 0.6
     assert "skipped 5 of 7 measurements to stay within 5% of the time" in caplog.text
+
+
+def test_what_the_base_predicts_is_part_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept = []
+
+    def sleepy(*args: Any) -> None:
+        slept.append(0.4)
+        time.sleep(0.4)
+
+    monkeypatch.setattr(Forgetting, "_log_probs", sleepy)
+    spent: list[float] = []
+    real = TimeBudget.spend
+    monkeypatch.setattr(TimeBudget, "spend", lambda self, seconds: (spent.append(seconds), real(self, seconds))[1])
+    budget = callback(fit(tmp_path, *BUDGET)).budget
+    assert len(slept) == len(spent) + 1
+    assert budget.seconds >= sum(spent) + 0.4
 
 
 def test_a_run_that_skips_equals_a_run_that_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
