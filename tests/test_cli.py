@@ -247,3 +247,24 @@ def test_a_narrow_locale_and_a_path_with_spaces_are_fine(tmp_path: Path) -> None
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
     assert result.returncode == 0, result.stderr.decode(errors="replace")
     assert (root / "run" / "model" / "lit_model.pth").is_file()
+
+
+@pytest.mark.parametrize(
+    ("command", "parts"),
+    [
+        (
+            "evaluate",
+            ("--strict", "--compare", "few-shot examples", "evaluate --model checkpoints/ORG/MODEL --tasks piqa"),
+        ),
+        ("sequence", ("--replay.earlier_tasks", "--fit.config", "--evaluation.general", "--seeds", "never trained on")),
+    ],
+)
+def test_help_explains_every_option_and_costs_no_import_of_torch(command: str, parts: tuple[str, ...]) -> None:
+    code = (
+        "import sys; from lit_consistency.__main__ import main\n"
+        f"try: main(['{command}', '--help'])\nexcept SystemExit: pass\n"
+        "sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert all(part in result.stdout for part in parts)

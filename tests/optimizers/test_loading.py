@@ -82,6 +82,9 @@ def test_a_scheduler_may_come_after_a_state_was_saved() -> None:
     optimizer = AdamW(parameter_groups(small_gpt()))
     torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     optimizer.load_state_dict(saved)
+    found = optimizer.state_dict()["state"]
+    assert found.keys() == saved["state"].keys()
+    assert all(torch.equal(found[i]["exp_avg"], state["exp_avg"]) for i, state in saved["state"].items())
 
 
 def test_values_that_are_no_float_tensors_pass_as_they_are() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -65,15 +63,3 @@ def test_a_wrong_plan_starts_nothing(
     assert all(part in message for part in parts), message
     assert started == []
     assert not (tmp_path / "out").exists()
-
-
-def test_help_explains_every_option_and_costs_no_import_of_torch() -> None:
-    code = (
-        "import sys; from lit_consistency.__main__ import main\n"
-        "try: main(['sequence', '--help'])\nexcept SystemExit: pass\n"
-        "sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    for shown in ("--replay.earlier_tasks", "--fit.config", "--evaluation.general", "--seeds", "never trained on"):
-        assert shown in result.stdout
