@@ -36,19 +36,19 @@ def main(args: Sequence[str] | None = None) -> None:
 
         print(__version__)
     elif command in ("fit", "validate", "test", "predict"):
-        from lit_consistency.cli import main as train
+        from lit_consistency.cli.fit import main as train
 
         train(args)
     elif command == "evaluate":
-        from lit_consistency.evaluate import main as evaluate
+        from lit_consistency.cli.evaluate import main as evaluate
 
         evaluate(args[1:])
     elif command == "sequence":
-        from lit_consistency.study.sequence_command import main as sequence
+        from lit_consistency.cli.sequence import main as sequence
 
         sequence(args[1:])
     elif command == "export":
-        from lit_consistency.model.export_command import main as export
+        from lit_consistency.cli.export import main as export
 
         export(args[1:])
     else:

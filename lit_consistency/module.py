@@ -18,20 +18,14 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from lit_consistency.building import build_model, check_data
-from lit_consistency.gradients import clip_gradients, gradient_norm
+from lit_consistency.distributed.dtensors import KeptShards
+from lit_consistency.distributed.fsdp import data_mesh, gathered
+from lit_consistency.distributed.gradients import clip_gradients, gradient_norm
 from lit_consistency.methods import Full, Method
+from lit_consistency.methods.build import build_model, check_data
 from lit_consistency.metrics import TokenLoss
-from lit_consistency.model import (
-    IGNORE,
-    DocumentMask,
-    check_checkpoint_dir,
-    model_config,
-    token_nll,
-)
-from lit_consistency.model.shards import KeptShards
+from lit_consistency.model import IGNORE, DocumentMask, check_checkpoint_dir, model_config, token_nll
 from lit_consistency.optimizers import Constant, MoFO, Schedule, group_table, parameter_groups, rehearse
-from lit_consistency.parallel import data_mesh, gathered
 
 OptimizerFactory = Callable[[list[dict]], torch.optim.Optimizer]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lit_consistency.cli import ConsistencyCLI, build
+from lit_consistency.cli.fit import ConsistencyCLI, build
 
 ROOT = Path(__file__).parent.parent
 OPTIMIZERS = sorted(path.stem for path in (ROOT / "configs" / "optimizers").glob("*.yaml"))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from lit_consistency.cli import build
+from lit_consistency.cli.fit import build
 from lit_consistency.module import NonFiniteError
 from tests.runs import SCRATCH, arguments, equal, fit, weights
 

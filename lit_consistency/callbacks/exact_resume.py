@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lit_consistency.module import LitLanguageModel, language_model
-from lit_consistency.optimizers.base import PROGRESS
+from lit_consistency.optimizers.core.optimizer import PROGRESS
 
 
 class ExactResume(Callback):

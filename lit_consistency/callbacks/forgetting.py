@@ -15,14 +15,16 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from torch import Tensor
 
-from lit_consistency.callbacks.table import Measurement, results_table
+from lit_consistency.callbacks.summary_table import Measurement, results_table
 from lit_consistency.callbacks.time_budget import TimeBudget
 from lit_consistency.callbacks.weight_change import WeightChange
-from lit_consistency.data.watch import Prepared, RetainData
-from lit_consistency.evaluation import forward_kl, log_probabilities, prepare, reverse_kl, untouched
+from lit_consistency.distributed.fsdp import weights_of
+from lit_consistency.inference.evaluation_mode import untouched
+from lit_consistency.inference.kl import forward_kl, log_probabilities, reverse_kl
 from lit_consistency.module import LitLanguageModel, language_model
 from lit_consistency.optimizers import roles
-from lit_consistency.parallel import weights_of
+from lit_consistency.tasks.prepared import prepare
+from lit_consistency.tasks.watched import Prepared, RetainData, held_out_set
 
 
 class Forgetting(Callback):
@@ -86,7 +88,7 @@ class Forgetting(Callback):
         """Tokenize the sets: a bad row is found before anything is written."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         context = language_model(pl_module).config.block_size
-        held_out = {"validation": data.validation_set()} if data.validation is not None else {}
+        held_out = {"validation": held_out_set(data)} if data.validation is not None else {}
         learn = self.learn.sets if self.learn else held_out
         retain = self.retain.sets if self.retain else {}
         self._sets = {

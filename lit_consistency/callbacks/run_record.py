@@ -20,16 +20,17 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 from litgpt.prompts import Default, PromptStyle, prompt_styles
 
-from lit_consistency.callbacks.compare import differences
 from lit_consistency.callbacks.forgetting import Forgetting
-from lit_consistency.callbacks.manifest import write_atomically
-from lit_consistency.callbacks.metrics_file import MetricsFile
-from lit_consistency.callbacks.run_board import RunBoard
 from lit_consistency.callbacks.throughput import Throughput
 from lit_consistency.data import SFTData
-from lit_consistency.model import Provenance, check_free, current_versions, read_provenance, save_model, weights_hash
+from lit_consistency.loggers.metrics_file import MetricsFile
+from lit_consistency.loggers.tensorboard import RunBoard
+from lit_consistency.model import save_model, weights_hash
 from lit_consistency.module import LitLanguageModel, language_model
 from lit_consistency.optimizers import format_table
+from lit_consistency.records.atomic import check_free, write_atomically
+from lit_consistency.records.differences import differences
+from lit_consistency.records.provenance import Provenance, current_versions, read_provenance
 
 
 class RunRecord(Callback):

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lit_consistency.data.replay import Replay
-from lit_consistency.data.shards import Shard
-from lit_consistency.data.sources import Source
+from lit_consistency.data.loading.replay import Replay
+from lit_consistency.data.sources.documents import Source
 from lit_consistency.data.token_data import TokenData
-from lit_consistency.data.token_rows import StreamRows, TokenRows
-from lit_consistency.data.tokenization import document_fingerprint, write_documents
-from lit_consistency.data.watch import TextSet, WatchedSet
+from lit_consistency.data.tokens.token_files import Shard
+from lit_consistency.data.tokens.token_rows import StreamRows, TokenRows
+from lit_consistency.data.tokens.tokenize import document_fingerprint, write_documents
 
 
 class PretrainData(TokenData):
@@ -60,13 +59,6 @@ class PretrainData(TokenData):
             tokenizer_dir=tokenizer_dir,
             cache_dir=cache_dir,
         )
-
-    def validation_set(self) -> WatchedSet:
-        """Loss of the held-out documents."""
-        if self.validation is None:
-            raise ValueError("data.validation = null: expected held-out documents, they are to be watched")
-        assert isinstance(self.validation, Source)
-        return TextSet(self.validation)
 
     def _fingerprint(self, part: Source) -> dict[str, Any]:
         return document_fingerprint(part, self.tokenizer)

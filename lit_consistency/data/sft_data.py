@@ -5,21 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lit_consistency.data.prompts import LossOn, PromptEncoder, check_style
-from lit_consistency.data.replay import Replay
-from lit_consistency.data.rows import Rows
-from lit_consistency.data.shards import Shard
-from lit_consistency.data.sources import Source
+from lit_consistency.data.loading.replay import Replay
+from lit_consistency.data.sources.documents import Source
+from lit_consistency.data.sources.rows import Rows
 from lit_consistency.data.token_data import TokenData
-from lit_consistency.data.token_rows import ConversationRows, StreamRows, TokenRows
-from lit_consistency.data.tokenization import (
+from lit_consistency.data.tokens.prompts import LossOn, PromptEncoder, check_style
+from lit_consistency.data.tokens.token_files import Shard
+from lit_consistency.data.tokens.token_rows import ConversationRows, StreamRows, TokenRows
+from lit_consistency.data.tokens.tokenize import (
     TooLong,
     conversation_fingerprint,
     document_fingerprint,
     write_conversations,
     write_documents,
 )
-from lit_consistency.data.watch import RowSet, WatchedSet
 
 
 class SFTData(TokenData):
@@ -84,13 +83,6 @@ class SFTData(TokenData):
         self.loss_on: LossOn = loss_on
         self.packing = packing
         self.too_long: TooLong = too_long
-
-    def validation_set(self) -> WatchedSet:
-        """Loss on the held-out completions, in the prompt style of training."""
-        if self.validation is None:
-            raise ValueError("data.validation = null: expected held-out rows, they are to be watched")
-        assert isinstance(self.validation, Rows)
-        return RowSet(self.validation, self.prompt_style)
 
     def fingerprint(self) -> dict[str, Any]:
         """What the batches depend on, packing included."""

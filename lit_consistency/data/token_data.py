@@ -16,16 +16,15 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 
-from lit_consistency.data.cache import default_cache_dir, open_or_build
-from lit_consistency.data.loader import TokenLoader
-from lit_consistency.data.order import Order
-from lit_consistency.data.replay import MixedRows, Replay
-from lit_consistency.data.rows import Rows
-from lit_consistency.data.shards import Shard
-from lit_consistency.data.sources import Source
-from lit_consistency.data.token_rows import TokenRows
-from lit_consistency.data.tokenizer import Tokenizer, store_tokenizer
-from lit_consistency.data.watch import WatchedSet
+from lit_consistency.data.loading.loader import TokenLoader
+from lit_consistency.data.loading.order import Order
+from lit_consistency.data.loading.replay import MixedRows, Replay
+from lit_consistency.data.sources.documents import Source
+from lit_consistency.data.sources.rows import Rows
+from lit_consistency.data.tokens.cache import default_cache_dir, open_or_build
+from lit_consistency.data.tokens.token_files import Shard
+from lit_consistency.data.tokens.token_rows import TokenRows
+from lit_consistency.data.tokens.tokenizer import Tokenizer, store_tokenizer
 
 
 class TokenData(LightningDataModule, ABC):
@@ -93,10 +92,6 @@ class TokenData(LightningDataModule, ABC):
     @abstractmethod
     def _token_rows(self, shard: Shard) -> TokenRows:
         """The training rows of a shard."""
-
-    @abstractmethod
-    def validation_set(self) -> WatchedSet:
-        """The held-out part as a set whose loss is watched; ValueError where nothing is held out."""
 
     # -------------------- tokenizer
 

@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_consistency.evaluation.results import Result, clusters_of, read_items, read_results
-from lit_consistency.metrics.intervals import (
+from lit_consistency.evaluation.summarize import clusters_of
+from lit_consistency.records.results import Result, read_items, read_results
+from lit_consistency.stats.intervals import (
     Estimate,
     Ratio,
     by_class,

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lit_consistency import __version__
-from lit_consistency.data.tokenizer import Tokenizer
-from lit_consistency.evaluation.asked import Asked
-from lit_consistency.evaluation.build import ReadTask, build_questions, read_task
-from lit_consistency.evaluation.contamination import Overlap, training_documents, training_fingerprint
-from lit_consistency.evaluation.formats import Format
-from lit_consistency.evaluation.guards import (
+from lit_consistency.data.tokens.tokenizer import Tokenizer
+from lit_consistency.records.fingerprints import fingerprint_of
+from lit_consistency.records.results import Result, read_result, result_key
+from lit_consistency.tasks.contamination import Overlap, training_documents, training_fingerprint
+from lit_consistency.tasks.definition import Task
+from lit_consistency.tasks.formats import Format
+from lit_consistency.tasks.guards import (
     Finding,
     check_contamination,
     check_labels,
@@ -26,10 +27,10 @@ from lit_consistency.evaluation.guards import (
     overlap_text,
     stop_if_strict,
 )
-from lit_consistency.evaluation.questions import Questions
-from lit_consistency.evaluation.results import Result, fingerprint_of, read_result, result_key
-from lit_consistency.evaluation.table import fingerprint
-from lit_consistency.evaluation.task import Task
+from lit_consistency.tasks.prompts import ReadTask, build_questions, read_task
+from lit_consistency.tasks.question import Asked
+from lit_consistency.tasks.questions import Questions
+from lit_consistency.tasks.rows import fingerprint
 
 
 @dataclass(frozen=True)

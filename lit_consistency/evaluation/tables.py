@@ -13,7 +13,7 @@ from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
 from lit_consistency.evaluation.compare import Comparison
-from lit_consistency.evaluation.results import Result
+from lit_consistency.records.results import Result
 
 MOST_GROUPS = 12
 """So many groups are printed below their task; the others stand in the JSON."""

@@ -10,8 +10,8 @@ from litgpt.config import Config
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lit_consistency.distributed.dtensors import whole
 from lit_consistency.model import GPT, DocumentMask
-from lit_consistency.model.shards import whole
 
 
 class Method(ABC):

@@ -27,8 +27,8 @@ from torch.optim import Optimizer
 
 from lit_consistency.methods.base import Method
 from lit_consistency.model import DocumentMask
-from lit_consistency.optimizers.base import local
-from lit_consistency.optimizers.checks import check_choice
+from lit_consistency.optimizers.core.checks import check_choice
+from lit_consistency.optimizers.core.optimizer import local
 
 Selection = Literal["alternating", "random"]
 ATTENTION = ("query", "key", "value", "proj")

@@ -20,9 +20,9 @@ from litgpt.config import Config
 from litgpt.lora import LoRALinear, LoRAQKVLinear, mark_only_lora_as_trainable
 from torch import Tensor, nn
 
+from lit_consistency.distributed.dtensors import whole
 from lit_consistency.methods.base import Method, load_checked
 from lit_consistency.model import DocumentMask
-from lit_consistency.model.shards import whole
 
 UNSUPPORTED = ("latent_attention", "n_expert_groups", "n_shared_expert", "first_k_dense_replace")
 

@@ -36,8 +36,8 @@ from torch.optim import Optimizer
 
 from lit_consistency.methods.full import Full
 from lit_consistency.optimizers import roles as roles_of
-from lit_consistency.optimizers.base import GroupOptimizer, local, state_dtype
-from lit_consistency.optimizers.checks import check_at_least, check_choice, check_choices
+from lit_consistency.optimizers.core.checks import check_at_least, check_choice, check_choices
+from lit_consistency.optimizers.core.optimizer import GroupOptimizer, local, state_dtype
 from lit_consistency.optimizers.groups import ROLES
 
 Norm = Literal["l1", "l2"]

@@ -9,7 +9,7 @@ from lit_consistency.metrics.generation import (
     normalize,
     pass_at_k,
 )
-from lit_consistency.metrics.items import ItemScores, higher_is_better, summarize
+from lit_consistency.metrics.items import ItemScores, summarize
 from lit_consistency.metrics.rouge import rouge_l
 from lit_consistency.metrics.token_loss import TokenLoss, bits_per_byte, nats_per_token
 
@@ -19,7 +19,6 @@ __all__ = [
     "bits_per_byte",
     "exact_match",
     "extract",
-    "higher_is_better",
     "maj_at_k",
     "majority",
     "mean_over_samples",

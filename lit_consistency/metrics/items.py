@@ -15,17 +15,6 @@ from torch import Tensor
 
 from lit_consistency.metrics.token_loss import bits_per_byte, nats_per_token
 
-HIGHER_IS_BETTER = {"accuracy", "accuracy_per_byte", "balanced_accuracy", "exact", "exact_match", "rouge_l"} | {
-    "pass",
-    "maj",
-}
-"""All other metrics are losses; of ``pass@K`` and ``maj@K`` the name alone."""
-
-
-def higher_is_better(metric: str) -> bool:
-    """Whether more of it is better: shares of right answers, but no loss, divergence or perplexity."""
-    return metric.partition("@")[0] in HIGHER_IS_BETTER
-
 
 @dataclass(frozen=True)
 class ItemScores:

@@ -22,8 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lit_consistency.model.folder import new_folder
-from lit_consistency.model.provenance import Provenance
+from lit_consistency.records.atomic import new_folder
+from lit_consistency.records.provenance import Provenance
 
 WEIGHTS = ("lit_model.pth", "lit_model.safetensors")
 VOCABULARIES = ("tokenizer.json", "tokenizer.model")

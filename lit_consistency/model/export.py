@@ -24,8 +24,8 @@ from torch import Tensor
 
 from lit_consistency.model.checkpoint import VOCABULARIES, check_checkpoint_dir, copy_tokenizer, load_weights
 from lit_consistency.model.configuration import model_config
-from lit_consistency.model.folder import new_folder
-from lit_consistency.model.provenance import Provenance, read_provenance
+from lit_consistency.records.atomic import new_folder
+from lit_consistency.records.provenance import Provenance, read_provenance
 
 SHARED: dict[str, Any] = {
     "n_expert": 0,

@@ -26,8 +26,8 @@ from torch import Tensor
 from lit_consistency.model.checkpoint import VOCABULARIES, check_checkpoint_dir, load_weights, save_model, weights_hash
 from lit_consistency.model.configuration import model_config
 from lit_consistency.model.export import hf_config, save_hf
-from lit_consistency.model.folder import check_free
-from lit_consistency.model.provenance import Provenance, read_provenance
+from lit_consistency.records.atomic import check_free
+from lit_consistency.records.provenance import Provenance, read_provenance
 
 UNCOMPARED = ("name", "hf_config")
 """Keys of LitGPT's Config that say what a model is called and where it came from, not what it computes."""

@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import ParamsT
 
-from lit_consistency.optimizers.base import (
+from lit_consistency.optimizers.core.checks import check_adam, check_choices
+from lit_consistency.optimizers.core.optimizer import (
     DECAY_ROLES,
     Entry,
     GroupOptimizer,
@@ -31,7 +32,6 @@ from lit_consistency.optimizers.base import (
     state_dtype,
     zeros_of_state,
 )
-from lit_consistency.optimizers.checks import check_adam, check_choices
 from lit_consistency.optimizers.groups import ROLES
 
 # gradient elements cast to float32 at a time: 1 MiB of them on a CPU, where they stay in the cache

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from lit_consistency.optimizers.base import DECAY_ROLES, LowPrecision
-from lit_consistency.optimizers.checks import check_choice, check_share
-from lit_consistency.optimizers.mofo_step import number_kept
+from lit_consistency.optimizers.core.checks import check_choice, check_share
+from lit_consistency.optimizers.core.optimizer import DECAY_ROLES, LowPrecision
+from lit_consistency.optimizers.filtering.passes import number_kept
+from lit_consistency.optimizers.filtering.threshold import select_largest
 from lit_consistency.optimizers.muon import Muon
 from lit_consistency.optimizers.muon_step import LrScale
-from lit_consistency.optimizers.newton_schulz import Coefficients
-from lit_consistency.optimizers.ns_choice import NSDtype, NSForm
-from lit_consistency.optimizers.selection import select_largest
+from lit_consistency.optimizers.orthogonal.choice import NSDtype, NSForm
+from lit_consistency.optimizers.orthogonal.newton_schulz import Coefficients
 
 FilterStage = Literal["momentum", "update"]
 FILTER_STAGES = ("momentum", "update")

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from lit_consistency.optimizers.checks import check_choice, check_choices
+from lit_consistency.optimizers.core.checks import check_choice, check_choices
 
 Role = Literal["hidden", "adapter", "embedding", "head", "norm", "bias"]
 ROLES: tuple[str, ...] = get_args(Role)

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from lit_consistency.optimizers.base import Entry
-from lit_consistency.optimizers.exchange import exchange_of
+from lit_consistency.optimizers.core.optimizer import Entry
 from lit_consistency.optimizers.muon_step import LrScale, directions, momentum_buffer, shape_scale
-from lit_consistency.optimizers.newton_schulz import Coefficients, newton_schulz
+from lit_consistency.optimizers.orthogonal.newton_schulz import Coefficients, newton_schulz
+from lit_consistency.optimizers.sharding.exchange import exchange_of
 
 # Share of the other factor's largest singular value that dampens each factor's.
 DAMPING = 0.1

@@ -27,7 +27,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from lit_consistency.optimizers.adamw import adamw_state, update_adamw
-from lit_consistency.optimizers.base import (
+from lit_consistency.optimizers.core.checks import check_adam, check_choice, check_choices, check_count, check_share
+from lit_consistency.optimizers.core.optimizer import (
     DECAY_ROLES,
     Entry,
     GroupOptimizer,
@@ -37,15 +38,14 @@ from lit_consistency.optimizers.base import (
     local,
     require_roles,
 )
-from lit_consistency.optimizers.checks import check_adam, check_choice, check_choices, check_count, check_share
+from lit_consistency.optimizers.core.workspace import Workspace
+from lit_consistency.optimizers.filtering.apply import kind_of, move_exactly, move_masked, move_sampled
+from lit_consistency.optimizers.filtering.blocks import Work, blocks_of
+from lit_consistency.optimizers.filtering.compiled import compiled_one_pass, compiled_two_passes
+from lit_consistency.optimizers.filtering.density import Shares
+from lit_consistency.optimizers.filtering.passes import FILTERS, Filter, Rule, coefficients, key_of
 from lit_consistency.optimizers.groups import ROLES
-from lit_consistency.optimizers.mofo_compile import compiled_one_pass, compiled_two_passes
-from lit_consistency.optimizers.mofo_move import kind_of, move_exactly, move_masked, move_sampled
-from lit_consistency.optimizers.mofo_shares import Shares
-from lit_consistency.optimizers.mofo_step import FILTERS, Filter, Rule, coefficients, key_of
-from lit_consistency.optimizers.mofo_work import Work, blocks_of
-from lit_consistency.optimizers.shards import layout_of
-from lit_consistency.optimizers.workspaces import Workspace
+from lit_consistency.optimizers.sharding.layout import layout_of
 
 Selection = Literal["sampled", "exact"]
 SELECTIONS: tuple[str, ...] = get_args(Selection)

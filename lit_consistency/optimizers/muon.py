@@ -28,15 +28,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import ParamsT
 
 from lit_consistency.optimizers.adamw import update_adamw
-from lit_consistency.optimizers.base import (
-    DECAY_ROLES,
-    Entry,
-    GroupOptimizer,
-    LowPrecision,
-    decay_by_role,
-    require_roles,
-)
-from lit_consistency.optimizers.checks import (
+from lit_consistency.optimizers.core.checks import (
     check_adam,
     check_at_least,
     check_below_one,
@@ -44,11 +36,18 @@ from lit_consistency.optimizers.checks import (
     check_choices,
     check_count,
 )
-from lit_consistency.optimizers.exchange import Alone, exchange_of
+from lit_consistency.optimizers.core.optimizer import (
+    DECAY_ROLES,
+    Entry,
+    GroupOptimizer,
+    LowPrecision,
+    decay_by_role,
+    require_roles,
+)
+from lit_consistency.optimizers.core.workspace import Workspace
 from lit_consistency.optimizers.groups import ROLES
 from lit_consistency.optimizers.lora_muon import Pairs
 from lit_consistency.optimizers.muon_groups import MATRIX_ROLES, check_matrices, names_of, rated
-from lit_consistency.optimizers.muon_in_place import move_in_place, moves_in_place
 from lit_consistency.optimizers.muon_step import (
     LR_SCALES,
     LrScale,
@@ -60,10 +59,11 @@ from lit_consistency.optimizers.muon_step import (
     shape_scale,
     warm_momentum,
 )
-from lit_consistency.optimizers.newton_schulz import ITERATIONS, Coefficients
-from lit_consistency.optimizers.ns_choice import NS_DTYPES, NS_FORMS, NSDtype, NSForm, choose, orthogonalize
-from lit_consistency.optimizers.stacks import runs
-from lit_consistency.optimizers.workspaces import Workspace
+from lit_consistency.optimizers.orthogonal.choice import NS_DTYPES, NS_FORMS, NSDtype, NSForm, choose, orthogonalize
+from lit_consistency.optimizers.orthogonal.in_place_cpu import move_in_place, moves_in_place
+from lit_consistency.optimizers.orthogonal.newton_schulz import ITERATIONS, Coefficients
+from lit_consistency.optimizers.sharding.exchange import Alone, exchange_of
+from lit_consistency.optimizers.sharding.stacks import runs
 
 Adapters = Literal["factor", "paired"]
 ADAPTERS = ("factor", "paired")

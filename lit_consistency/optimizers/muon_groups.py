@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lit_consistency.optimizers.base import check_present
-from lit_consistency.optimizers.checks import check_at_least, check_choices
+from lit_consistency.optimizers.core.checks import check_at_least, check_choices
+from lit_consistency.optimizers.core.optimizer import check_present
 from lit_consistency.optimizers.groups import MATRIX_DIMENSIONS, ROLES, format_table, group_table
 
 MATRIX_ROLES = ("hidden", "adapter")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from lit_consistency.optimizers.base import Entry, local, state_dtype, zeros_of_state
+from lit_consistency.optimizers.core.optimizer import Entry, local, state_dtype, zeros_of_state
 from lit_consistency.optimizers.sgd import momentum_direction
 
 LrScale = Literal["match_rms_adamw", "original", "spectral"]

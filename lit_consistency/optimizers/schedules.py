@@ -15,7 +15,7 @@ import math
 from abc import ABC, abstractmethod
 from typing import Literal
 
-from lit_consistency.optimizers.checks import check_choice
+from lit_consistency.optimizers.core.checks import check_choice
 
 DECAY_SHAPES = ("linear", "sqrt", "cosine")
 

@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from lit_consistency.optimizers.base import (
+from lit_consistency.optimizers.core.checks import check_at_least, check_below_one, check_choices
+from lit_consistency.optimizers.core.optimizer import (
     DECAY_ROLES,
     Entry,
     GroupOptimizer,
@@ -24,7 +25,6 @@ from lit_consistency.optimizers.base import (
     state_dtype,
     zeros_of_state,
 )
-from lit_consistency.optimizers.checks import check_at_least, check_below_one, check_choices
 from lit_consistency.optimizers.groups import ROLES
 
 

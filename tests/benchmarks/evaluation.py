@@ -32,9 +32,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from lit_consistency.data.tokenizer import Tokenizer
-from lit_consistency.evaluation.harness import HarnessModel
-from lit_consistency.model import GPT, Provenance, export_hf, init_weights, model_config, save_model
+from lit_consistency.data.tokens.tokenizer import Tokenizer
+from lit_consistency.evaluation.harness.model import HarnessModel
+from lit_consistency.model import GPT, export_hf, init_weights, model_config, save_model
+from lit_consistency.records.provenance import Provenance
 from tests.hugging_face_lm import hugging_face_lm
 from tests.model.tiny_models import tiny_tokenizer
 

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from lit_consistency.callbacks import Forgetting
-from lit_consistency.callbacks.table import Measurement
-from lit_consistency.cli import ConsistencyCLI
+from lit_consistency.callbacks.summary_table import Measurement
+from lit_consistency.cli.fit import ConsistencyCLI
 from tests.runs import WORLD, fit
 
 SETS = json.dumps(
     {
         "old": {
-            "class_path": "lit_consistency.data.worlds.ChainSet",
+            "class_path": "lit_consistency.tasks.ChainSet",
             "init_args": {"world": json.loads(WORLD), "max_documents": 12},
         }
     }
@@ -22,7 +22,7 @@ SETS = json.dumps(
 NEW = json.dumps(
     {
         "new": {
-            "class_path": "lit_consistency.data.RowSet",
+            "class_path": "lit_consistency.tasks.RowSet",
             "init_args": {
                 "rows": {
                     "class_path": "lit_consistency.data.worlds.WorldRows",

@@ -13,10 +13,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lit_consistency.callbacks import Forgetting
 from lit_consistency.callbacks.time_budget import TimeBudget
-from lit_consistency.cli import ConsistencyCLI
-from lit_consistency.evaluation import command
-from tests.evaluation.tiny import NLI, nli_rows, tiny_model, write_task
+from lit_consistency.cli.fit import ConsistencyCLI
+from lit_consistency.evaluation import evaluate as command
 from tests.runs import SCRATCH, equal, finish, fit, start, weights
+from tests.tasks.tiny import NLI, nli_rows, tiny_model, write_task
 
 pytestmark = pytest.mark.filterwarnings("ignore:task .*(constant|truncated)", "ignore:.*was pretrained with")
 WRITTEN: dict[str, Any] = {"kind": "generation", "fields": {"Q": "{h}"}, "references": "{p}"}
@@ -43,7 +43,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def watching(files: dict[str, str], *kinds: str) -> list[str]:
     """Options that watch the tasks for learning and for forgetting."""
     sets = {
-        name: {"class_path": "lit_consistency.evaluation.TaskSet", "init_args": {"task": file, "limit": 12}}
+        name: {"class_path": "lit_consistency.tasks.TaskSet", "init_args": {"task": file, "limit": 12}}
         for name, file in files.items()
     }
     sets["nli"]["init_args"] |= {"shots": 1}

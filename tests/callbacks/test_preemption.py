@@ -10,8 +10,8 @@ from lightning.pytorch import Callback
 
 from lit_consistency.__main__ import main
 from lit_consistency.callbacks import Preemption
-from lit_consistency.callbacks.checkpoint_io import checkpoints, verify
-from lit_consistency.cli import ConsistencyCLI
+from lit_consistency.checkpointing.io import checkpoints, verify
+from lit_consistency.cli.fit import ConsistencyCLI
 from tests.runs import SCRATCH, arguments
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lit_consistency.callbacks import RunProgress
-from lit_consistency.cli import build
+from lit_consistency.cli.fit import build
 from tests.runs import SCRATCH, arguments
 
 

@@ -10,7 +10,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_consistency.callbacks import RunRecord
-from lit_consistency.model import read_provenance
+from lit_consistency.records.provenance import read_provenance
 from tests.runs import fit
 
 

@@ -9,7 +9,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from lit_consistency.data.tokenizer import Tokenizer
+from lit_consistency.data.tokens.tokenizer import Tokenizer
 
 SPECIAL = [
     "<|pad|>",

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lit_consistency.data.prompts import Example
-from lit_consistency.data.rows import Row, Rows
-from lit_consistency.data.sources import Source
-from lit_consistency.data.tokenizer import Tokenizer
+from lit_consistency.data.sources.documents import Source
+from lit_consistency.data.sources.rows import Row, Rows
+from lit_consistency.data.tokens.prompts import Example
+from lit_consistency.data.tokens.tokenizer import Tokenizer
 
 
 def write_jsonl(file: Path, rows: list[Any]) -> Path:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lit_consistency.data.pretrain_data import PretrainData
-from lit_consistency.data.sources import TextFiles
+from lit_consistency.data.sources.documents import TextFiles
 from tests.data.helpers import ListSource, text_of
 
 TEXTS = [f"the question {i} and the answer {i}" for i in range(40)]

@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 
 from lit_consistency.data.pretrain_data import PretrainData
 from lit_consistency.data.sft_data import SFTData
-from lit_consistency.data.watch import RowSet, TextSet
+from lit_consistency.tasks.watched import RowSet, TextSet
 from tests.data.helpers import ListRows, ListSource
 from tests.data.training import PAIRS, Bigram, fit, sft
 

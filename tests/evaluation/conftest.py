@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lit_consistency.data.tokenizer import Tokenizer
-from tests.evaluation.tiny import task_files, tiny_model, tiny_tokenizer
+from lit_consistency.data.tokens.tokenizer import Tokenizer
+from tests.tasks.tiny import task_files, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from lit_consistency.__main__ import main
-from lit_consistency.evaluation import command, results
-from lit_consistency.evaluation.load import load_model
-from lit_consistency.evaluation.results import read_items, read_results
-from lit_consistency.evaluation.score import score_items
+from lit_consistency.evaluation import evaluate as command
+from lit_consistency.evaluation import summarize as results
+from lit_consistency.inference.load import load_model
+from lit_consistency.inference.score import score_items
 from lit_consistency.metrics import summarize
-from tests.evaluation.tiny import NLI, PAIRS, built, evaluate, nli_rows, task_of, tiny_model, write_task
+from lit_consistency.records.results import read_items, read_results
+from tests.tasks.tiny import NLI, PAIRS, built, evaluate, nli_rows, task_of, tiny_model, write_task
 
 
 def test_all_kinds_are_measured_and_written(

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from lit_consistency.__main__ import main
-from lit_consistency.data import files
-from lit_consistency.evaluation import command
-from lit_consistency.evaluation.results import read_results
-from tests.evaluation.tiny import NLI, WRITTEN, evaluate, nli_rows, write_task
+from lit_consistency.data.sources import files
+from lit_consistency.evaluation import evaluate as command
+from lit_consistency.records.results import read_results
+from tests.tasks.tiny import NLI, WRITTEN, evaluate, nli_rows, write_task
 
 
 def refused(capsys: pytest.CaptureFixture[str], *args: object) -> str:

@@ -10,9 +10,9 @@ import pytest
 
 from lit_consistency.__main__ import main
 from lit_consistency.evaluation.compare import compare_folders
-from lit_consistency.evaluation.results import read_items, read_results, write_result
-from lit_consistency.metrics.intervals import by_class, mcnemar, permutation_test, ratio
-from tests.evaluation.tiny import NLI, PAIRS, evaluate, nli_rows, tiny_model, write_task
+from lit_consistency.records.results import read_items, read_results, write_result
+from lit_consistency.stats.intervals import by_class, mcnemar, permutation_test, ratio
+from tests.tasks.tiny import NLI, PAIRS, evaluate, nli_rows, tiny_model, write_task
 
 
 def test_the_paired_comparison_of_two_models(

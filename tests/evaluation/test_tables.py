@@ -7,9 +7,9 @@ import re
 import pytest
 
 from lit_consistency.evaluation.compare import Comparison
-from lit_consistency.evaluation.results import Result
 from lit_consistency.evaluation.tables import print_comparison, print_results
-from lit_consistency.metrics.intervals import Estimate
+from lit_consistency.records.results import Result
+from lit_consistency.stats.intervals import Estimate
 
 TASK = "task073_commonsenseqa_answer_generation"
 NUMBERS = {"value": 0.5335, "stderr": 0.0182, "low": 0.4997, "high": 0.5701}

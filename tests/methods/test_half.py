@@ -11,9 +11,8 @@ from torch import nn
 
 from lit_consistency.methods import HFT, Full
 from lit_consistency.model import model_config
+from tests.methods.small import FAMILIES, OPTIMIZERS, optimizer_of, small_model, train
 from tests.runs import fit, weights
-
-from .small import FAMILIES, OPTIMIZERS, optimizer_of, small_model, train
 
 DECAY = {
     "adamw": {"weight_decay": 0.3},

@@ -12,10 +12,9 @@ import torch
 from lit_consistency.methods import Full, Pull
 from lit_consistency.methods.pull import towards
 from lit_consistency.optimizers import SGD, parameter_groups
+from tests.methods.small import OPTIMIZERS, data_loss, optimizer_of, small_model, train
 from tests.reference.pull import penalty, pulled
 from tests.runs import equal, fit, weights
-
-from .small import OPTIMIZERS, data_loss, optimizer_of, small_model, train
 
 NORMS = ["l1", "l2"]
 MATRICES = ("wte", "lm_head", "attn", "mlp")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lit_consistency.cli import build
+from lit_consistency.cli.fit import build
+from tests.cli.test_resume import Stop, lines
 from tests.runs import arguments, equal, fit, weights
-from tests.test_resume import Stop, lines
 
 METHODS = {
     "l2": ("adamw", "Pull", ["norm=l2", "strength=0.1"]),

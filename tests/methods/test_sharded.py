@@ -19,10 +19,9 @@ from torch.distributed.tensor import DTensor
 
 from lit_consistency.methods import HFT, Method, Pull
 from lit_consistency.optimizers import parameter_groups
+from tests.distributed.test_ddp import DOUBLE
+from tests.methods.small import data_loss, optimizer_of, small_model
 from tests.runs import ROOT, SCRATCH, finish, fit, largest_difference, start, weights
-from tests.test_ddp import DOUBLE
-
-from .small import data_loss, optimizer_of, small_model
 
 METHODS: dict[str, Any] = {
     "hft": lambda: HFT(),

@@ -5,15 +5,7 @@ import random
 
 import pytest
 
-from lit_consistency.metrics import (
-    exact_match,
-    extract,
-    maj_at_k,
-    majority,
-    mean_over_samples,
-    normalize,
-    pass_at_k,
-)
+from lit_consistency.metrics import exact_match, extract, maj_at_k, majority, mean_over_samples, normalize, pass_at_k
 from tests.reference import answers as slow
 
 

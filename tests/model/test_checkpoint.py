@@ -15,12 +15,11 @@ from lit_consistency.model import (
     copy_tokenizer,
     load_weights,
     model_config,
-    read_provenance,
     save_model,
     weights_hash,
 )
-
-from .tiny_models import tiny_checkpoint, tiny_config, tiny_model, tiny_provenance, tiny_tokenizer
+from lit_consistency.records.provenance import read_provenance
+from tests.model.tiny_models import tiny_checkpoint, tiny_config, tiny_model, tiny_provenance, tiny_tokenizer
 
 
 class Poison:

@@ -7,8 +7,7 @@ from litgpt.config import name_to_config
 from litgpt.utils import save_config
 
 from lit_consistency.model import GPT, model_config, padding_multiple
-
-from .tiny_models import TINY, tiny_config
+from tests.model.tiny_models import TINY, tiny_config
 
 
 def stored(folder: Path, name: str = "pythia-14m") -> Path:

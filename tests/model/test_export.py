@@ -9,11 +9,11 @@ from litgpt.config import Config
 from litgpt.scripts.convert_hf_checkpoint import copy_weights_gpt_neox, copy_weights_hf_llama
 from safetensors.torch import load_file
 
-from lit_consistency.model import Provenance, export_hf, load_weights, read_provenance
+from lit_consistency.cli.export import main
+from lit_consistency.model import export_hf, load_weights
 from lit_consistency.model.export import hf_config
-from lit_consistency.model.export_command import main
-
-from .tiny_models import tiny_checkpoint, tiny_config, tiny_tokenizer
+from lit_consistency.records.provenance import Provenance, read_provenance
+from tests.model.tiny_models import tiny_checkpoint, tiny_config, tiny_tokenizer
 
 LLAMA3_ROPE = {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_seq_len": 32}
 CASES = {

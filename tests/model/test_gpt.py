@@ -3,8 +3,7 @@ import pytest
 import torch
 
 from lit_consistency.model import GPT, check_documents, document_mask, model_config, token_nll
-
-from .tiny_models import tiny_config, tiny_model
+from tests.model.tiny_models import tiny_config, tiny_model
 
 FAMILIES = ["pythia-14m", "Llama-3.2-1B", "Qwen3-0.6B", "OLMo-2-1124-7B", "Mixtral-8x7B-v0.1", "SmolLM2-135M"]
 LENGTHS = [[7, 5, 3], [2, 9]]

@@ -6,8 +6,7 @@ from litgpt.lora import GPT as LoRAModel
 from litgpt.lora import Config as LoRAConfig
 
 from lit_consistency.model import GPT, init_weights
-
-from .tiny_models import tiny_config
+from tests.model.tiny_models import tiny_config
 
 
 def initialized(name: str, seed: int = 0, **overrides: object) -> GPT:

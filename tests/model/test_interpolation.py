@@ -8,18 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lit_consistency.model import (
-    export_hf,
-    export_interpolated,
-    load_weights,
-    read_provenance,
-    save_model,
-    weights_hash,
-)
-from lit_consistency.model.export_command import main
+from lit_consistency.cli.export import main
+from lit_consistency.model import export_hf, export_interpolated, load_weights, save_model, weights_hash
 from lit_consistency.model.interpolation import interpolate
-
-from .tiny_models import tiny_checkpoint, tiny_config, tiny_provenance, tiny_tokenizer
+from lit_consistency.records.provenance import read_provenance
+from tests.model.tiny_models import tiny_checkpoint, tiny_config, tiny_provenance, tiny_tokenizer
 
 
 def pair(root: Path, dtype: torch.dtype = torch.float32, tokenizer_dir: Path | None = None) -> tuple[Path, Path]:

@@ -11,7 +11,8 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
-from lit_consistency.model import GPT, Provenance, model_config, save_model
+from lit_consistency.model import GPT, model_config, save_model
+from lit_consistency.records.provenance import Provenance
 
 TINY = {"n_layer": 2, "n_embd": 32, "n_head": 4, "block_size": 64, "vocab_size": 96}
 TINY_EXPERTS = {"n_expert": 4, "n_expert_per_token": 2}

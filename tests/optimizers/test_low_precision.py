@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lit_consistency.optimizers import SGD, AdamW
-from lit_consistency.optimizers.base import LOW_PRECISIONS
+from lit_consistency.optimizers.core.optimizer import LOW_PRECISIONS
 from tests.optimizers.models import follow, one_matrix, small_gpt
 from tests.optimizers.test_contract import assert_equal, build, every_variant, run, set_grads, through_a_file
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lit_consistency.optimizers import MoFO
-from lit_consistency.optimizers.mofo_step import FILTERS
-from lit_consistency.optimizers.mofo_work import blocks_of
+from lit_consistency.optimizers.filtering.blocks import blocks_of
+from lit_consistency.optimizers.filtering.passes import FILTERS
 from tests.optimizers.models import follow, one_matrix, random_grads
 
 SIZE = 1024

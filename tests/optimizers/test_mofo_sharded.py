@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from lit_consistency.optimizers import MoFO
-from lit_consistency.optimizers.shards import layout_of
+from lit_consistency.optimizers.sharding.layout import layout_of
 
 # rows that no number of ranks divides, fewer rows than ranks, a split, more coordinates than a sample, a stack
 SHAPES: dict[str, tuple[tuple[int, ...], Any]] = {

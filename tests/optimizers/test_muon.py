@@ -8,7 +8,7 @@ import torch
 
 from lit_consistency.optimizers import SGD, AdamW, Muon, parameter_groups
 from lit_consistency.optimizers.muon_step import shape_scale
-from lit_consistency.optimizers.newton_schulz import newton_schulz
+from lit_consistency.optimizers.orthogonal.newton_schulz import newton_schulz
 from tests.optimizers.models import follow, one_matrix, random_grads, small_gpt, small_lora
 from tests.reference.optimizers import muon_trajectory
 

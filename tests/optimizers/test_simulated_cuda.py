@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lit_consistency.model import GPT, model_config
 from lit_consistency.optimizers import SGD, AdamW, FilteredMuon, MoFO, Muon, parameter_groups
-from lit_consistency.optimizers.base import GroupOptimizer
+from lit_consistency.optimizers.core.optimizer import GroupOptimizer
 from tests.simulated_cuda import Simulated, simulated_cuda, to_cuda
 
 OPTIMIZERS: dict[str, tuple[type[GroupOptimizer], dict]] = {

@@ -2,7 +2,7 @@
 
 import torch
 
-from lit_consistency.evaluation.generate import Generation
+from lit_consistency.inference.generate import Generation
 
 
 def greedy(model, prompt, max_new_tokens, tokenizer, stop=()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from lit_consistency.data.watch import Item
+from lit_consistency.inference.items import Item
 
 
 @torch.no_grad()

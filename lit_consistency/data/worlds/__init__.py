@@ -5,16 +5,13 @@ from lit_consistency.data.worlds.arithmetic import ModularArithmetic
 from lit_consistency.data.worlds.base import Probe, World
 from lit_consistency.data.worlds.biographies import Biographies
 from lit_consistency.data.worlds.markov import MarkovChains
-from lit_consistency.data.worlds.watched import ChainSet, WorldProbes
 
 __all__ = [
     "Biographies",
-    "ChainSet",
     "MarkovChains",
     "ModularArithmetic",
     "Probe",
     "World",
-    "WorldProbes",
     "WorldRows",
     "WorldText",
 ]

@@ -16,8 +16,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from lit_consistency.data.rows import Row, Rows
-from lit_consistency.data.sources import Source
+from lit_consistency.data.sources.documents import Source
+from lit_consistency.data.sources.rows import Row, Rows
 from lit_consistency.data.worlds.base import PARTS, SPLITS, World, check_choice
 
 # in the fingerprint, so that no cache keeps old text: raise it when the golden hashes of the tests change

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from litgpt.tokenizer import Tokenizer as LitTokenizer
 
-from lit_consistency.data.tokenizer import write_tokenizer
+from lit_consistency.data.tokens.tokenizer import write_tokenizer
 from lit_consistency.data.worlds.vocabulary import EOS_TOKEN, PAD_TOKEN, word_tokenizer
 
 TEXT = "Ana was born in Kelburg. Is it 12 or 7?"

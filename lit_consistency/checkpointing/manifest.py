@@ -1,0 +1,66 @@
+"""What tells that a checkpoint is whole: beside it a manifest with the size and SHA-256 of every file of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lit_consistency.records.atomic import TEMPORARY, write_atomically
+from lit_consistency.records.fingerprints import sha256
+
+MANIFEST = ".manifest.json"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is not there, not complete or not what was written."""
+
+
+def verify(path: Path) -> None:
+    """CheckpointError unless the checkpoint is there and every file of it has the size and hash of the manifest."""
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such checkpoint")
+    if not manifest_of(path).is_file():
+        raise CheckpointError(f"{path}: no manifest {manifest_of(path).name}: the save was not finished")
+    try:
+        manifest = json.loads(manifest_of(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{manifest_of(path)}: not readable: {error}") from error
+    for name, expected in manifest.items():
+        file = path / name if path.is_dir() else path
+        if not file.is_file():
+            raise CheckpointError(f"{file}: missing")
+        if file.stat().st_size != expected["bytes"]:
+            raise CheckpointError(f"{file}: {file.stat().st_size} bytes, expected {expected['bytes']}")
+        if (found := sha256(file)) != expected["sha256"]:
+            raise CheckpointError(f"{file}: sha256 {found}, expected {expected['sha256']}")
+
+
+def has_manifest(path: Path) -> bool:
+    """Whether the save of a checkpoint was finished."""
+    return manifest_of(path).is_file()
+
+
+def write_manifest(path: Path) -> None:
+    """Describe a checkpoint folder (distributed checkpoints) after all of its files are on disk."""
+    files = {str(file.relative_to(path)): describe(file) for file in sorted(path.rglob("*")) if file.is_file()}
+    write_atomically(manifest_of(path), json.dumps(files))
+
+
+def describe(file: Path) -> dict[str, Any]:
+    """Size and hash of a file."""
+    return {"bytes": file.stat().st_size, "sha256": sha256(file)}
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files of saves that were killed."""
+    for file in folder.glob(TEMPORARY + "*"):
+        with contextlib.suppress(OSError):
+            shutil.rmtree(file) if file.is_dir() else file.unlink()
+
+
+def manifest_of(path: Path) -> Path:
+    """Where the manifest of a checkpoint stands: beside it."""
+    return path.with_name(path.name + MANIFEST)

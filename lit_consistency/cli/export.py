@@ -1,0 +1,63 @@
+"""``python -m lit_consistency export --checkpoint_dir DIR --to hf --out_dir OUT``, and models between two others."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from lit_consistency.cli.parser import ShortErrors, command_parser
+from lit_consistency.model.export import export_hf
+from lit_consistency.model.interpolation import export_interpolated
+
+COMMAND = "python -m lit_consistency export"
+
+
+def main(argv: list[str]) -> None:
+    """Write what ``argv``, all that follows ``export``, asks for; a user's error exits with 2."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    checkpoint_dir, out_dir, overwrite = arguments.checkpoint_dir, arguments.out_dir, arguments.overwrite
+    base_dir, shares = arguments["with"], arguments.interpolate
+    try:
+        if (base_dir is None) != (shares is None):
+            given, other = ("--with", "--interpolate") if shares is None else ("--interpolate", "--with")
+            raise ValueError(f"{given}: expected {other} too; see --help")
+        if shares is not None:
+            folders = export_interpolated(
+                base_dir, checkpoint_dir, shares, out_dir, arguments.to, overwrite, command=" ".join([COMMAND, *argv])
+            )
+        elif arguments.to == "litgpt":
+            raise ValueError("to = litgpt: expected --interpolate and --with too; checkpoint_dir is in that format")
+        else:
+            export_hf(checkpoint_dir, out_dir, overwrite)
+            folders = [out_dir]
+    except (ValueError, FileNotFoundError) as error:
+        parser.error(str(error))
+    for folder in folders:
+        print(f"wrote {folder}", file=sys.stderr)
+
+
+def _parser() -> ShortErrors:
+    parser = command_parser(
+        "export", "Write a model in the format of another library, or one between a base and a finetuned model."
+    )
+    parser.add_argument(
+        "--checkpoint_dir", type=Path, required=True, help="Model folder in LitGPT's format; the finetuned one."
+    )
+    parser.add_argument(
+        "--to", choices=("hf", "litgpt"), default="hf", help="hf: a folder that transformers loads. litgpt: LitGPT's."
+    )
+    parser.add_argument("--out_dir", type=Path, required=True, help="The folder to write.")
+    parser.add_argument(
+        "--interpolate",
+        type=float,
+        nargs="+",
+        metavar="A",
+        help="WiSE-FT: the weights (1 - A) * base + A * checkpoint_dir, so 0 is the base and 1 the finetuned model. "
+        "Several numbers write OUT/A for each. Needs --with.",
+    )
+    parser.add_argument(
+        "--with", type=Path, metavar="BASE", help="Folder of the base that checkpoint_dir started from."
+    )
+    parser.add_argument("--overwrite", action="store_true", help="Replace a model that stands at out_dir.")
+    return parser

@@ -1,0 +1,191 @@
+"""The command line of training: LightningCLI with the callbacks of every run, useful errors, and a guarded resume.
+
+Overlays are composed left to right, ``LIT_CONSISTENCY_*`` environment variables come before configuration files. A
+mistake in the call ends with exit status 2 and one line that names the key, before anything is written.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch.distributed as dist
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from lit_consistency.callbacks import (
+    ExactResume,
+    Forgetting,
+    PredictionWriter,
+    Preemption,
+    RunProgress,
+    RunRecord,
+    StepCheckpoint,
+    Throughput,
+)
+from lit_consistency.checkpointing.io import AtomicCheckpointIO
+from lit_consistency.cli.fit_parser import Parser
+from lit_consistency.cli.resume import check_changes, find_checkpoint, has_finished
+from lit_consistency.cli.trainer_options import check_trainer, sharded_options
+from lit_consistency.data import TokenData
+from lit_consistency.loggers.metrics_file import MetricsFile
+from lit_consistency.loggers.tensorboard import RunBoard
+from lit_consistency.module import LitLanguageModel
+
+TRAINER_DEFAULTS = {
+    "use_distributed_sampler": False,  # the order of samples is ours
+    "num_sanity_val_steps": 0,  # the forgetting callback measures everything at step 0
+    "enable_model_summary": False,  # the table of parameter groups says more
+    "log_every_n_steps": 10,
+}
+
+
+class ConsistencyCLI(LightningCLI):
+    """LightningCLI whose runs have a folder, watch forgetting, and resume exactly."""
+
+    asked_for: str | None = None  # the ckpt_path of the call; `auto` may have found none
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Callbacks of every run, each with its own key."""
+        parser.add_lightning_class_args(Forgetting, "forgetting")
+        parser.add_lightning_class_args(Throughput, "throughput")
+        parser.add_lightning_class_args(RunRecord, "run")  # after those whose numbers it records
+        parser.add_lightning_class_args(StepCheckpoint, "checkpoint")
+        parser.add_argument(
+            "--allow_changes",
+            type=bool,
+            default=False,
+            help="Resume although the configuration differs from that of the checkpoint; the keys are listed.",
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """Refuse a difference; Lightning would let the checkpoint win over the command line."""
+        section = self.config[self.config.subcommand]
+        if not section.get("ckpt_path"):
+            return
+        self.asked_for = section["ckpt_path"]
+        path = find_checkpoint(section)
+        section["ckpt_path"] = str(path) if path else None
+        if path is not None and self.config.subcommand == "fit":
+            check_changes(path, self.dump(), allow=section["allow_changes"])
+
+    def dump(self) -> str:
+        """The complete configuration as YAML."""
+        parser = self._parser(self.config.subcommand)
+        return parser.dump(self.config[self.config.subcommand], skip_link_targets=False, skip_none=False)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Loggers and checkpoints go into the run's folder."""
+        record = self._get(self.config_init, "run")
+        section = self.config[str(self.subcommand)]
+        record.config_yaml = self.dump()
+        record.resumed_from = section.get("ckpt_path")
+        record.allow_changes = section["allow_changes"]
+        trainer = dict(self._get(self.config_init, "trainer"))
+        if self.subcommand == "fit":
+            check_trainer(trainer)
+        if trainer.get("logger") in (None, True):
+            kwargs["logger"] = _loggers(record) if self.subcommand == "fit" else False
+        kwargs.setdefault("default_root_dir", str(record.directory))
+        kwargs |= (sharded := sharded_options(trainer))
+        kwargs["plugins"] = [*_as_list(trainer.get("plugins")), *sharded.get("plugins", []), AtomicCheckpointIO()]
+        kwargs["callbacks"] = [
+            *_as_list(trainer.get("callbacks")),
+            ExactResume(section["allow_changes"]),
+            Preemption(),
+            PredictionWriter(record),
+        ]
+        if trainer.get("enable_progress_bar") is not False and not trainer.get("barebones"):
+            given = any(isinstance(callback, ProgressBar) for callback in kwargs["callbacks"])
+            kwargs["callbacks"] += [] if given else [RunProgress()]
+        return super().instantiate_trainer(**kwargs)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """LightningCLI calls this in its constructor; running waits for ``execute``, so that errors are told apart."""
+
+    def execute(self) -> None:
+        """Run the chosen subcommand, unless it is a fit that has been run to its end."""
+        record, section = self._get(self.config_init, "run"), self.config[str(self.subcommand)]
+        if self.subcommand == "fit" and self.asked_for == "auto" and has_finished(record.directory, section["trainer"]):
+            rank_zero_info(f"{record.directory}: the run has finished, there is nothing left to train")
+            return
+        super()._run_subcommand(str(self.subcommand))
+
+    def before_fit(self) -> None:
+        """A new run never writes into the folder of another; `auto` may begin one again that died early."""
+        record = self._get(self.config_init, "run")
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            record.check_free(continues=record.resumed_from is not None or self.asked_for == "auto")
+
+
+def _loggers(record: RunRecord) -> list[Any]:
+    return [
+        RunBoard(str(record.root), name=record.name, version="", default_hp_metric=False),
+        MetricsFile(record.directory / "metrics.jsonl"),
+    ]
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
+
+
+def main(args: Sequence[str]) -> None:
+    """Parse, check, run; exit status 2 for the user's mistakes, 128 plus the signal's number after a signal."""
+    cli: ConsistencyCLI | None = None
+    try:
+        _quiet()
+        cli = build(None if list(args) == sys.argv[1:] else list(args))
+        cli.execute()
+    except (ValueError, OSError, MisconfigurationException) as error:
+        if os.environ.get("LIT_CONSISTENCY_TRACEBACK") or (cli and _begun(cli)):
+            raise
+        print(f"error: {error}\n(LIT_CONSISTENCY_TRACEBACK=1 shows where)", file=sys.stderr)
+        sys.exit(2)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Lightning turns an interrupt into status 1
+        interrupted = isinstance(stop, KeyboardInterrupt) or (cli and cli.trainer.state.status == "interrupted")
+        if interrupted:
+            sys.exit(128 + signal.SIGINT.value)
+        raise
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    number = getattr(cli.trainer, "interrupted_by", None)
+    if number is not None:
+        sys.exit(128 + signal.Signals(number).value)
+
+
+def _begun(cli: ConsistencyCLI) -> bool:
+    """Whether training has begun: what fails from then on is shown with its traceback."""
+    return any(c.begun for c in cli.trainer.callbacks if isinstance(c, Preemption))  # type: ignore[attr-defined]
+
+
+def _quiet() -> None:
+    """Keep advertisements and warnings about Lightning's own insides out of the terminal."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
+    warnings.filterwarnings("ignore", message=".*(LeafSpec|does not have many workers).*")
+
+
+def build(args: ArgsType) -> ConsistencyCLI:
+    """Parse and instantiate without running."""
+    return ConsistencyCLI(
+        LitLanguageModel,
+        TokenData,
+        subclass_mode_data=True,
+        save_config_callback=None,  # RunRecord writes it
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        seed_everything_default=0,
+        trainer_defaults=TRAINER_DEFAULTS,
+        parser_class=Parser,
+        parser_kwargs={"default_env": True, "env_prefix": "LIT_CONSISTENCY", "prog": "lit-consistency"},
+        args=args,
+    )

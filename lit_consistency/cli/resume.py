@@ -1,0 +1,122 @@
+"""Which checkpoint a run continues from, and whether it may.
+
+A resumed checkpoint never overrides the command line in silence, nor the command line the checkpoint: where the two
+configurations differ, the run is refused with the list of differing keys, unless ``--allow_changes``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+
+from lit_consistency.checkpointing.io import checkpoints, config_of, newest_valid, step_of
+from lit_consistency.checkpointing.manifest import verify
+from lit_consistency.records.differences import differences
+
+# what may differ without changing what is computed: where the run is written, shown and executed
+FREE = (
+    "config",
+    "ckpt_path",
+    "weights_only",
+    "allow_changes",
+    "run",
+    "checkpoint",
+    "forgetting.every_n_steps",
+    "forgetting.batch_tokens",
+    "forgetting.kl_positions",
+    "forgetting.time_budget",
+    "throughput",
+    "trainer.logger",
+    "trainer.callbacks",
+    "trainer.plugins",
+    "trainer.profiler",
+    "trainer.default_root_dir",
+    "trainer.accelerator",
+    "trainer.strategy",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.log_every_n_steps",
+    "trainer.enable_progress_bar",
+    "trainer.val_check_interval",
+    "trainer.check_val_every_n_epoch",
+    "trainer.limit_val_batches",
+    "data.init_args.micro_batch_size",
+    "data.init_args.num_workers",
+    "data.init_args.cache_dir",
+)
+
+
+def find_checkpoint(section: Mapping[str, Any]) -> Path | None:
+    """The verified checkpoint that ``ckpt_path`` names; with ``auto`` the newest valid one of the run, or None.
+
+    A path into another run's folder makes that run the current one, unless ``run.name`` says otherwise.
+
+    Raises:
+        ValueError: ``auto`` without ``run.name``, or a named checkpoint that is missing or damaged.
+    """
+    run = section["run"]
+    if section["ckpt_path"] == "auto":
+        if not run["name"]:
+            raise ValueError("ckpt_path = 'auto': expected run.name too, the run to continue")
+        return _newest(Path(run["root"]) / run["name"], section["trainer"])
+    path = Path(section["ckpt_path"])
+    verify(path)
+    if not run["name"] and path.parent.name == "checkpoints":
+        run["name"], run["root"] = path.parent.parent.name, str(path.parent.parent.parent)
+    return path
+
+
+def has_finished(directory: Path, trainer: Mapping[str, Any]) -> bool:
+    """Whether the run of this folder has trained to the end that is configured now, and written everything."""
+    return _record(directory).get("status") == "finished" and _same_end(directory, trainer)
+
+
+def _newest(directory: Path, trainer: Mapping[str, Any]) -> Path | None:
+    """The newest valid checkpoint that leaves something to train.
+
+    A run that was killed after its last step, before its model was written, does that step again: Lightning skips a
+    loop that is done, and with it everything that is to happen at the end.
+    """
+    path, skipped = newest_valid(directory / "checkpoints")
+    total = _record(directory).get("total_steps")
+    if path is not None and total is not None and step_of(path) >= total and _same_end(directory, trainer):
+        earlier = [p for p in checkpoints(path.parent) if step_of(p) < total]
+        path, skipped = newest_valid(path.parent, among=earlier)
+    for reason in skipped:
+        rank_zero_warn(f"skipped a checkpoint: {reason}")
+    rank_zero_info(f"resuming from {path}" if path else "no checkpoint to continue from: starting from the beginning")
+    return path
+
+
+def _record(directory: Path) -> dict[str, Any]:
+    file = directory / "run.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _same_end(directory: Path, trainer: Mapping[str, Any]) -> bool:
+    """Whether the number of steps and epochs is what it was when the run was recorded."""
+    file = directory / "config.yaml"
+    before = yaml.safe_load(file.read_text(encoding="utf-8"))["trainer"] if file.is_file() else {}
+    return all(before.get(key) == trainer[key] for key in ("max_steps", "max_epochs"))
+
+
+def check_changes(path: Path, config: str, allow: bool) -> None:
+    """ValueError with the differing keys when the checkpoint was made by another configuration."""
+    before = yaml.safe_load(config_of(path))
+    found = differences(before, yaml.safe_load(config))
+    differing = [f"  {text}" for key, text in found.items() if not _is_free(key)]
+    if not differing:
+        return
+    message = f"{path} was made with another configuration:\n" + "\n".join(differing)
+    if not allow:
+        raise ValueError(f"{message}\nmake them equal, or pass --allow_changes true")
+    rank_zero_warn(f"{message}\ncontinuing with what is configured now (--allow_changes)")
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or key.startswith(free + ".") for free in FREE)

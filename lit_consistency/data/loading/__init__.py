@@ -1,0 +1,1 @@
+"""From tokens to batches: the order of samples, the loader, replay."""

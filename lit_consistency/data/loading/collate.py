@@ -1,0 +1,54 @@
+"""Rows to a batch: the one mapping that every loader yields.
+
+`tokens`, `targets`, `positions` (B, T) int64 and `documents` (B, T) int32; padding on the right is token 0, target
+-100, position 0, document -1. Batches for training also say how many tokens the whole optimizer step learns from, so
+that any split into micro-batches and ranks gives the same gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lit_consistency.data.tokens.token_rows import TokenRow
+from lit_consistency.model import IGNORE
+
+Batch = dict[str, Tensor]
+
+# lengths are rounded up to whole multiples: fewer shapes, and matrix sizes that GPUs like
+MULTIPLE = 8
+
+EMPTY = TokenRow(*(np.empty(0, dtype=np.int64) for _ in range(4)))
+
+
+def collate(rows: Sequence[TokenRow], length: int | None = None, supervised: int | None = None) -> Batch:
+    """Pads rows to one length.
+
+    Args:
+        rows: The micro-batch; `EMPTY` rows become padding.
+        length: T; None takes the longest row, rounded up to a multiple of 8.
+        supervised: Supervised tokens of the whole optimizer step, for training batches.
+
+    Returns:
+        The batch.
+    """
+    if length is None:
+        longest = max(1, *(len(row.tokens) for row in rows), 1)
+        length = -(-longest // MULTIPLE) * MULTIPLE
+    shape = (len(rows), length)
+    batch: dict[str, np.ndarray] = {
+        "tokens": np.zeros(shape, dtype=np.int64),
+        "targets": np.full(shape, IGNORE, dtype=np.int64),
+        "positions": np.zeros(shape, dtype=np.int64),
+        "documents": np.full(shape, -1, dtype=np.int32),
+    }
+    for i, row in enumerate(rows):
+        for name, values in row._asdict().items():
+            batch[name][i, : len(values)] = values
+    tensors = {name: torch.from_numpy(values) for name, values in batch.items()}
+    if supervised is not None:
+        tensors["supervised"] = torch.tensor(supervised, dtype=torch.int64)
+    return tensors

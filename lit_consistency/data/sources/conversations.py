@@ -1,0 +1,115 @@
+"""Rows of any common kind, normalised to a list of messages.
+
+The kind is detected by the fields of the row itself, in the order of `KINDS`, so one file may mix kinds. It gives up
+tool calls and content in parts (images): a turn is text. A row that does not fit is refused with its place, never
+skipped.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lit_consistency.data.sources.files import take_text
+
+Messages = list[dict[str, str]]
+
+ROLES = ("system", "user", "assistant")
+
+# names of the speakers in ShareGPT files, as found in the wild
+SPEAKERS = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+
+PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"))
+
+KINDS = (
+    "messages (role, content)",
+    "conversations (from, value)",
+    "instruction/input/output",
+    "prompt/completion",
+    "prompt/response",
+    "question/answer",
+)
+
+
+def conversation(row: Any, place: str) -> Messages:
+    """The messages of a row.
+
+    Args:
+        row: One value of a file, an object with the fields of one of `KINDS`.
+        place: Where it stands, `file:line`.
+
+    Returns:
+        Turns with `role` and `content`; at least one is the assistant's, and none of those is empty.
+
+    Raises:
+        ValueError: A field is missing or of the wrong type, a role is unknown, a completion is empty, no turn is the
+            assistant's.
+    """
+    if not isinstance(row, dict):
+        raise ValueError(f"{place}: a {type(row).__name__}; expected an object with the fields of {'; '.join(KINDS)}")
+    # Parquet files hold every column of every kind; those that a row does not use are null
+    fields = {key: value for key, value in row.items() if value is not None}
+    if "messages" in fields:
+        messages = _turns(fields["messages"], place, "messages", "role", "content", {role: role for role in ROLES})
+    elif "conversations" in fields:
+        messages = _turns(fields["conversations"], place, "conversations", "from", "value", SPEAKERS)
+    elif "instruction" in fields:
+        messages = [_instruction(fields, place), _answer(fields, "output", "response", place=place)]
+    else:
+        messages = _pair(fields, place)
+    if "system" in fields and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": take_text(fields, "system", place)})
+    _check(messages, place)
+    return messages
+
+
+def conversation_text(messages: Messages) -> str:
+    """One string that tells conversations apart; by it rows are held out."""
+    return "\x1e".join(f"{message['role']}\x1f{message['content']}" for message in messages)
+
+
+def _turns(turns: Any, place: str, field: str, speaker: str, text: str, roles: dict[str, str]) -> Messages:
+    if not isinstance(turns, list) or not turns:
+        raise ValueError(f"{place}: {field} = {turns!r:.80}; expected a list of turns with {speaker!r} and {text!r}")
+    messages = []
+    for number, turn in enumerate(turns, start=1):
+        where = f"{place}: {field}, turn {number}"
+        if not isinstance(turn, dict):
+            raise ValueError(f"{where}: a {type(turn).__name__}; expected an object with {speaker!r} and {text!r}")
+        role = take_text(turn, speaker, where)
+        if role not in roles:
+            raise ValueError(f"{where}: {speaker} = {role!r}; expected one of {', '.join(roles)}")
+        messages.append({"role": roles[role], "content": take_text(turn, text, where)})
+    return messages
+
+
+def _instruction(fields: dict[str, Any], place: str) -> dict[str, str]:
+    instruction = take_text(fields, "instruction", place)
+    given = take_text(fields, "input", place) if "input" in fields else ""
+    content = f"{instruction}\n\n{given}" if given else instruction
+    return {"role": "user", "content": content, "instruction": instruction, "input": given}
+
+
+def _answer(fields: dict[str, Any], *names: str, place: str) -> dict[str, str]:
+    for name in names:
+        if name in fields:
+            return {"role": "assistant", "content": take_text(fields, name, place)}
+    raise ValueError(f"{place}: no field {' or '.join(map(repr, names))}; it has {', '.join(map(repr, fields))}")
+
+
+def _pair(fields: dict[str, Any], place: str) -> Messages:
+    for asked, answered in PAIRS:
+        if asked in fields and answered in fields:
+            question = {"role": "user", "content": take_text(fields, asked, place)}
+            return [question, _answer(fields, answered, place=place)]
+    found = ", ".join(map(repr, fields)) or "none"
+    raise ValueError(f"{place}: fields {found}; expected those of {'; '.join(KINDS)}")
+
+
+def _check(messages: Messages, place: str) -> None:
+    if all(message["role"] != "assistant" for message in messages):
+        raise ValueError(f"{place}: no turn of the assistant; expected at least one, there is nothing to learn")
+    for number, message in enumerate(messages, start=1):
+        if message["role"] == "assistant" and not message["content"].strip():
+            raise ValueError(f"{place}: turn {number}: the completion is empty; expected text")
+        if message["role"] == "system" and number > 1:
+            raise ValueError(f"{place}: turn {number}: a system turn; expected it only as the first")

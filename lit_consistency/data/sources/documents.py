@@ -1,0 +1,154 @@
+"""Where the text of pretraining comes from: documents, one by one.
+
+A source hands out documents in a fixed order and says by its fingerprint which ones they are; it knows nothing of
+tokens. It gives up random access: documents are read once, when the tokens are written to disk (`shards.py`).
+Documents without any visible character are left out.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from lit_consistency.data.sources.files import (
+    find_files,
+    fingerprint_files,
+    read_json_lines,
+    read_parquet,
+    read_separated,
+    read_text,
+    take_text,
+)
+from lit_consistency.data.sources.hold_out import HoldOut, Part
+from lit_consistency.records.extras import require
+
+
+class Source(ABC):
+    """Documents of text in a fixed order."""
+
+    @abstractmethod
+    def documents(self) -> Iterator[str]:
+        """Yields every document once, in the same order at every call."""
+
+    @abstractmethod
+    def fingerprint(self) -> dict[str, Any]:
+        """Says in JSON what the documents depend on: kind, options, files with size and sha256."""
+
+    def default_tokenizer(self) -> Tokenizer | None:
+        """The tokenizer that belongs to the text, or None; used where neither the user nor the model names one."""
+        return None
+
+
+class _FileSource(Source):
+    """What the sources of files share: finding, holding out, the fingerprint."""
+
+    suffixes: tuple[str, ...]
+
+    def __init__(self, path: str, part: Part, validation_share: float) -> None:
+        self.path = str(path)
+        self.hold_out = HoldOut(part, validation_share)
+        self.files = find_files("path", self.path, self.suffixes)
+
+    def documents(self) -> Iterator[str]:
+        """Yields the documents of the part, file after file in the order of their paths."""
+        for file in self.files:
+            for text in self._read(file):
+                if text.strip() and self.hold_out.keeps(text):
+                    yield text
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Kind, options and files."""
+        files = fingerprint_files(self.files)
+        return {"kind": type(self).__name__, **self._options(), **self.hold_out.fingerprint(), "files": files}
+
+    @abstractmethod
+    def _options(self) -> dict[str, Any]:
+        """What, beside the files, the documents depend on."""
+
+    @abstractmethod
+    def _read(self, file: Path) -> Iterator[str]:
+        """The documents of one file."""
+
+
+class TextFiles(_FileSource):
+    r"""Plain text in UTF-8: one document per file, or several divided by a separator.
+
+    Args:
+        path: A file, a folder (its .txt and .md files, with subfolders) or a glob pattern.
+        separator: Text between two documents of one file, such as two blank lines, `"\n\n\n"` in YAML. None: a file
+            is a document.
+        part: Everything, what trains, or what is held out for validation.
+        validation_share: Share of documents held out, chosen by their content; 0 < share < 1 where `part` is not `all`.
+    """
+
+    suffixes = (".txt", ".md")
+
+    def __init__(
+        self, path: str, separator: str | None = None, part: Part = "all", validation_share: float = 0.0
+    ) -> None:
+        if separator == "":
+            raise ValueError("separator = '': expected at least one character, or null for one document per file")
+        self.separator = separator
+        super().__init__(path, part, validation_share)
+
+    def _options(self) -> dict[str, Any]:
+        return {"separator": self.separator}
+
+    def _read(self, file: Path) -> Iterator[str]:
+        if self.separator is None:
+            yield read_text(file)
+        else:
+            yield from read_separated(file, self.separator)
+
+
+class JsonLines(_FileSource):
+    """JSON Lines: every line is an object, one of its fields is a document.
+
+    Args:
+        path: A file, a folder (its .jsonl files, with subfolders) or a glob pattern.
+        field: Name of the field that holds the text.
+        part: Everything, what trains, or what is held out for validation.
+        validation_share: Share of documents held out, chosen by their content; 0 < share < 1 where `part` is not `all`.
+    """
+
+    suffixes = (".jsonl",)
+
+    def __init__(self, path: str, field: str = "text", part: Part = "all", validation_share: float = 0.0) -> None:
+        self.field = field
+        super().__init__(path, part, validation_share)
+
+    def _options(self) -> dict[str, Any]:
+        return {"field": self.field}
+
+    def _read(self, file: Path) -> Iterator[str]:
+        for place, value in read_json_lines(file):
+            yield take_text(value, self.field, place)
+
+
+class Parquet(_FileSource):
+    """Parquet files with a column of text; needs the extra `hf`.
+
+    Args:
+        path: A file, a folder (its .parquet files, with subfolders) or a glob pattern.
+        field: Name of the column that holds the text.
+        part: Everything, what trains, or what is held out for validation.
+        validation_share: Share of documents held out, chosen by their content; 0 < share < 1 where `part` is not `all`.
+    """
+
+    suffixes = (".parquet",)
+
+    def __init__(self, path: str, field: str = "text", part: Part = "all", validation_share: float = 0.0) -> None:
+        require("pyarrow", "Parquet")
+        self.field = field
+        super().__init__(path, part, validation_share)
+
+    def _options(self) -> dict[str, Any]:
+        return {"field": self.field}
+
+    def _read(self, file: Path) -> Iterator[str]:
+        for place, value in read_parquet(file, [self.field]):
+            yield take_text(value, self.field, place)

@@ -1,0 +1,76 @@
+"""Shards by the fingerprint of what they were made from: opened when they are there, made once when they are not.
+
+The folder's name is a hash of the fingerprint, so a changed file, tokenizer or option leads elsewhere and nothing is
+ever overwritten. A lock lets one process work while others wait; the folder appears by one rename, so what is there
+is whole. It gives up cleaning: old shards stay until the user removes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from lit_consistency.data.tokens.token_files import Shard, open_shard
+
+
+def default_cache_dir() -> Path:
+    """`$XDG_CACHE_HOME/lit_consistency/tokens`, by default under `~/.cache`.
+
+    Source: https://specifications.freedesktop.org/basedir-spec/latest/
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "lit_consistency" / "tokens"
+
+
+def digest(fingerprint: dict[str, Any]) -> str:
+    """SHA-256 of a fingerprint, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
+
+
+def open_or_build(cache_dir: Path, fingerprint: dict[str, Any], build: Callable[[Path], None]) -> Shard:
+    """The shard of a fingerprint; made first where it is absent or broken.
+
+    Args:
+        cache_dir: Folder of all shards; made if need be.
+        fingerprint: What the tokens depend on, as JSON.
+        build: Writes a shard into the empty folder it is given.
+
+    Raises:
+        ValueError, OSError: What `build` raised; nothing is left behind then.
+    """
+    folder = cache_dir / digest(fingerprint)[:24]
+    if (shard := open_shard(folder, fingerprint)) is not None:
+        return shard
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache_dir / f"{folder.name}.lock"):
+        if (shard := open_shard(folder, fingerprint)) is not None:
+            return shard  # another process made it while this one waited
+        unfinished = cache_dir / f"{folder.name}.unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)  # left by a process that was killed
+        unfinished.mkdir()
+        try:
+            build(unfinished)
+            if folder.exists():
+                shutil.rmtree(folder)  # broken, else it would have opened
+            os.replace(unfinished, folder)
+            _sync(cache_dir)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    shard = open_shard(folder, fingerprint)
+    assert shard is not None, f"{folder} was just written and does not open"
+    return shard
+
+
+def _sync(folder: Path) -> None:
+    """Forces a rename to disk; only POSIX lets a folder be opened."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)

@@ -1,0 +1,188 @@
+"""Conversations as tokens with a mask: which tokens are learned.
+
+The loss is on the completion: every answer of the assistant and its end-of-turn token, nothing else. Two ways:
+
+* A prompt style of LitGPT. Prompt and answer are encoded apart, as LitGPT trains and generates, so the boundary is
+  exact: the prompt's tokens are those of `litgpt generate`. Each answer ends with EOS. In a conversation of several
+  turns the style is applied to every user turn behind the history; styles that open with a text said once (Alpaca's
+  "Below is an instruction ...") are refused there. A system turn goes where the style has a place for it, else before
+  the first user turn.
+* `chat_template`, the tokenizer's own. The whole text is encoded at once, as at inference, and a token is learned if
+  any of its characters is the assistant's. The end-of-turn token is the special token behind the answer; EOS is added
+  where there is none.
+
+Given up: loss on single chosen turns, and special tokens inside a user's words are not escaped (as in LitGPT and
+transformers).
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from itertools import groupby
+from typing import Literal, NamedTuple
+
+import numpy as np
+from litgpt.prompts import ChatML, Default, Llama3, prompt_styles
+from litgpt.tokenizer import Tokenizer as LitGPTTokenizer
+
+from lit_consistency.data.sources.conversations import Messages
+from lit_consistency.data.sources.rows import Row
+from lit_consistency.data.tokens.chat_template import ChatTemplate
+from lit_consistency.data.tokens.tokenizer import Tokenizer
+
+LossOn = Literal["completion", "all"]
+
+STYLES = ("default", "chat_template", *sorted(prompt_styles))
+
+# styles of LitGPT whose prompt opens with a text of its own, said once: a second turn has no defined form
+SINGLE_TURN = (
+    "alpaca",
+    "flan",
+    "freewilly2",
+    "llama2",
+    "llama2-function-calling",
+    "longform",
+    "phi-3",
+    "phi-4-mini-reasoning",
+    "phi-4-reasoning",
+    "stablelm-alpha",
+    "tinyllama",
+)
+
+
+class Example(NamedTuple):
+    """A tokenized conversation: tokens (T,) int32, and supervised (T,) bool, true where a token is learned."""
+
+    tokens: np.ndarray
+    supervised: np.ndarray
+
+
+def check_style(name: str) -> None:
+    """ValueError with close matches unless the name is one of `STYLES`."""
+    if name not in STYLES:
+        close = get_close_matches(name, STYLES) or STYLES
+        raise ValueError(f"prompt_style = {name!r}: expected one of {', '.join(close)}")
+
+
+class PromptEncoder:
+    """Turns rows into tokens and masks.
+
+    Args:
+        tokenizer: The tokenizer; `chat_template` needs ours, which knows its folder.
+        prompt_style: `default` (the bare text), a style of LitGPT by name, or `chat_template`.
+        loss_on: `completion`, or `all` for the prompt too.
+
+    Raises:
+        ValueError: The style is unknown, or the tokenizer has no chat template.
+    """
+
+    def __init__(
+        self, tokenizer: LitGPTTokenizer, prompt_style: str = "default", loss_on: LossOn = "completion"
+    ) -> None:
+        check_style(prompt_style)
+        self.tokenizer = tokenizer
+        self.prompt_style = prompt_style
+        self.loss_on = loss_on
+        self._template = chat_template(tokenizer) if prompt_style == "chat_template" else None
+        self._style = prompt_styles[prompt_style]() if prompt_style in prompt_styles else Default()
+
+    def encode(self, row: Row) -> Example:
+        """Tokens and mask of a row, up to the end of its last answer.
+
+        Raises:
+            ValueError: The style has no form for the conversation; names the row's place.
+        """
+        last = max(i for i, message in enumerate(row.messages) if message["role"] == "assistant")
+        messages = row.messages[: last + 1]
+        try:
+            tokens, supervised = self._from_template(messages) if self._template else self._from_style(messages)
+        except ValueError as error:
+            raise ValueError(f"{row.place}: prompt_style = {self.prompt_style!r}: {error}") from None
+        if self.loss_on == "all":
+            supervised = [True] * len(tokens)
+        return Example(np.asarray(tokens, dtype=np.int32), np.asarray(supervised, dtype=bool))
+
+    def _from_style(self, messages: Messages) -> tuple[list[int], list[bool]]:
+        tokens: list[int] = []
+        supervised: list[bool] = []
+        for number, (prompt, answer) in enumerate(self._turns(messages)):
+            # LitGPT decides about BOS at the start of the text only
+            asked = self.tokenizer.encode(prompt, bos=None if number == 0 else False).tolist()
+            answered = [*self.tokenizer.encode(answer, bos=False).tolist(), self.tokenizer.eos_id]
+            tokens += asked + answered
+            supervised += [False] * len(asked) + [True] * len(answered)
+        return tokens, supervised
+
+    def _turns(self, messages: Messages) -> list[tuple[str, str]]:
+        """Pairs of prompt and answer as texts, the prompt in its style."""
+        system = messages[0]["content"] if messages[0]["role"] == "system" else ""
+        turns: list[tuple[str, str]] = []
+        asked: Messages = []
+        for role, group in groupby(messages, key=lambda message: message["role"]):
+            spoken = list(group)
+            if role == "user":
+                asked = spoken
+            elif role == "assistant":
+                prompt = self._first_prompt(asked, system) if not turns else self._next_prompt(_joined(asked))
+                turns.append((prompt, _joined(spoken)))
+        return turns
+
+    def _first_prompt(self, asked: Messages, system: str) -> str:
+        options = {}
+        text = _joined(asked)
+        if len(asked) == 1 and asked[0].get("input") and self._reads("input"):
+            text, options["input"] = asked[0]["instruction"], asked[0]["input"]
+        if system and self._reads("sys_prompt"):
+            options["sys_prompt"] = system
+        elif system:
+            text = f"{system}\n\n{text}"
+        return self._style.apply(text, **options)
+
+    def _next_prompt(self, text: str) -> str:
+        if self.prompt_style in SINGLE_TURN:
+            several = ", ".join(name for name in STYLES if name not in SINGLE_TURN)
+            raise ValueError(f"a style of one turn, the conversation has several; expected one of {several}")
+        if isinstance(self._style, ChatML):
+            return "\n" + ChatML().apply(text)  # no second system turn
+        prompt = self._style.apply(text)
+        return prompt[prompt.index("<|start_header_id|>user") :] if isinstance(self._style, Llama3) else prompt
+
+    def _reads(self, option: str) -> bool:
+        """Whether the style has a place for `input` or `sys_prompt`."""
+        return self._style.apply("x", **{option: "y"}) != self._style.apply("x")
+
+    def _from_template(self, messages: Messages) -> tuple[list[int], list[bool]]:
+        assert self._template is not None
+        text, spans = self._template.spans(messages)
+        encoding = self.tokenizer.processor.encode(text, add_special_tokens=False)
+        starts, ends = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2).T
+        tokens = np.asarray(encoding.ids, dtype=np.int64)
+        supervised = np.zeros(len(tokens), dtype=bool)
+        unclosed = []
+        for start, end, closed in spans:
+            # a lone space may have no extent in the offsets of byte-level tokenizers
+            inside = ((ends > start) & (starts < end)) | ((starts == ends) & (starts >= start) & (starts < end))
+            supervised |= inside
+            if not closed:
+                unclosed.append(int(inside.nonzero()[0][-1]) + 1)
+        return (
+            np.insert(tokens, unclosed, self.tokenizer.eos_id).tolist(),
+            np.insert(supervised, unclosed, True).tolist(),
+        )
+
+
+def _joined(messages: Messages) -> str:
+    return "\n\n".join(message["content"] for message in messages)
+
+
+def chat_template(tokenizer: LitGPTTokenizer) -> ChatTemplate:
+    """The tokenizer's own template; ValueError where it has none, or tells no positions of its tokens."""
+    if not isinstance(tokenizer, Tokenizer) or tokenizer.chat_template is None:
+        raise ValueError(
+            "prompt_style = 'chat_template': expected chat_template.jinja, or chat_template in tokenizer_config.json"
+        )
+    if tokenizer.backend != "huggingface":
+        raise ValueError("prompt_style = 'chat_template': expected tokenizer.json; tokenizer.model tells no positions")
+    added = tokenizer.processor.get_added_tokens_decoder().values()
+    ends = {token.content for token in added if token.special} | {tokenizer.special_texts.get("eos_token", "")}
+    return ChatTemplate(tokenizer.chat_template, tokenizer.special_texts, sorted(ends - {""}))

@@ -1,0 +1,127 @@
+"""Rows of tokens for training: cut from a stream of text, or packed from conversations.
+
+A row has up to `block_size` places; `tokens[t]` is followed by `targets[t]`. A target is -100 where no loss is taken:
+on what is not supervised, and on the last token of a document, since no document predicts the next one. Positions
+restart with every document and with every row: a document that is cut by the end of a row loses its context there, as
+in all pretraining on blocks.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import numpy as np
+
+from lit_consistency.data.tokens.packing import Plan, alone, pack
+from lit_consistency.data.tokens.token_files import Shard
+from lit_consistency.model import IGNORE
+
+
+class TokenRow(NamedTuple):
+    """One row without padding, four arrays (T,) int64; `documents` numbers its documents 0, 1, 2, ..."""
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    positions: np.ndarray
+    documents: np.ndarray
+
+
+class TokenRows(ABC):
+    """Rows by number.
+
+    Attributes:
+        supervised: (n_rows,) int64, how many tokens of each row are learned.
+        full: Whether rows are padded to `block_size`, so that all batches have one shape.
+        block_size: Places of a row.
+    """
+
+    supervised: np.ndarray
+    full: bool
+    block_size: int
+
+    def __len__(self) -> int:
+        return len(self.supervised)
+
+    @abstractmethod
+    def __getitem__(self, i: int) -> TokenRow:
+        """Row i."""
+
+    def of_epoch(self, epoch: int) -> TokenRows:
+        """The rows of an epoch, as many in each: these, unless a subclass has others for every epoch."""
+        return self
+
+
+class StreamRows(TokenRows):
+    """Consecutive blocks of a stream of documents; each token is an input once, the last one aside.
+
+    Args:
+        shard: Documents, each with EOS as its last token.
+        block_size: Places of a row; only the last row may hold fewer.
+    """
+
+    full = True
+
+    def __init__(self, shard: Shard, block_size: int) -> None:
+        self.shard = shard
+        self.block_size = block_size
+        n_inputs = max(len(shard.tokens) - 1, 0)
+        bounds = np.minimum(np.arange(-(-n_inputs // block_size) + 1) * block_size, n_inputs)
+        ends_before = np.searchsorted(shard.offsets[1:] - 1, bounds)
+        self.supervised = np.diff(bounds) - np.diff(ends_before)
+
+    def __getitem__(self, i: int) -> TokenRow:
+        """Row i: places i * block_size and following."""
+        start = i * self.block_size
+        piece = self.shard.tokens[start : start + self.block_size + 1].astype(np.int64)
+        tokens, targets = piece[:-1], piece[1:].copy()
+        offsets = self.shard.offsets
+        first = np.searchsorted(offsets, start, side="right")  # the first boundary behind the row's start
+        last = np.searchsorted(offsets, start + len(tokens), side="right")
+        boundaries = offsets[first:last] - start
+        targets[boundaries - 1] = IGNORE
+        boundaries = boundaries[boundaries < len(tokens)]
+        lengths = np.diff(np.concatenate(([0], boundaries, [len(tokens)])))
+        return TokenRow(tokens, targets, _positions(lengths), _documents(lengths))
+
+
+class ConversationRows(TokenRows):
+    """Conversations, packed or one per row.
+
+    Args:
+        shard: Conversations of 2 to `block_size + 1` tokens, with masks.
+        block_size: Places of a row. A conversation takes one place less than it has tokens: the last is only a target.
+        packing: Several conversations in a row.
+        seed: Decides which conversations share a row.
+    """
+
+    def __init__(self, shard: Shard, block_size: int, packing: bool, seed: int) -> None:
+        assert shard.supervised is not None
+        self.shard = shard
+        self.mask = shard.supervised
+        self.block_size = block_size
+        self.full = packing
+        lengths = np.diff(shard.offsets) - 1
+        self.plan: Plan = pack(lengths, block_size, seed) if packing else alone(len(lengths))
+        first = shard.offsets[:-1]
+        # the first token of a conversation is never a target
+        learned = np.add.reduceat(self.mask, first, dtype=np.int64) - self.mask[first]
+        cumulative = np.concatenate(([0], np.cumsum(learned[self.plan.members])))
+        self.supervised = np.diff(cumulative[self.plan.starts])
+
+    def __getitem__(self, i: int) -> TokenRow:
+        """Row i of the plan."""
+        pieces = [slice(*self.shard.offsets[document : document + 2]) for document in self.plan.row(i)]
+        tokens = np.concatenate([self.shard.tokens[piece][:-1] for piece in pieces]).astype(np.int64)
+        follows = np.concatenate([self.shard.tokens[piece][1:] for piece in pieces]).astype(np.int64)
+        learned = np.concatenate([self.mask[piece][1:] for piece in pieces])
+        lengths = np.array([piece.stop - piece.start - 1 for piece in pieces])
+        return TokenRow(tokens, np.where(learned, follows, IGNORE), _positions(lengths), _documents(lengths))
+
+
+def _documents(lengths: np.ndarray) -> np.ndarray:
+    return np.repeat(np.arange(len(lengths)), lengths)
+
+
+def _positions(lengths: np.ndarray) -> np.ndarray:
+    return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)

@@ -1,0 +1,148 @@
+"""From text to shards: every document or conversation is tokenized once, as a stream.
+
+Documents are encoded in batches, which Hugging Face's tokenizers spread over the cores; never more than a batch is in
+memory. A progress bar tells documents, tokens and time on stderr.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from lit_consistency.data.sources.documents import Source
+from lit_consistency.data.sources.rows import Row, Rows
+from lit_consistency.data.tokens.prompts import Example, PromptEncoder
+from lit_consistency.data.tokens.token_files import ShardWriter
+from lit_consistency.data.tokens.tokenizer import Tokenizer
+
+TooLong = Literal["truncate", "refuse"]
+
+# a batch is full by either: enough documents for all cores, and a few megabytes of text at most
+BATCH_DOCUMENTS = 1024
+BATCH_CHARACTERS = 1 << 22
+
+
+def write_documents(folder: Path, source: Source, tokenizer: Tokenizer, label: str) -> None:
+    """Writes a source as a shard of whole documents, each ended by EOS.
+
+    Args:
+        folder: An empty folder.
+        source: The documents.
+        tokenizer: Turns text into tokens.
+        label: What the progress bar says.
+    """
+    n_bytes = 0
+    with ShardWriter(folder, tokenizer.vocab_size, masked=False) as writer, _progress(label) as advance:
+        for texts in _batches(source.documents()):
+            for tokens in tokenizer.encode_documents(texts):
+                writer.add(tokens)
+            n_bytes += sum(len(text.encode()) for text in texts)
+            advance(len(texts), writer.n_tokens)
+        writer.finish({"fingerprint": document_fingerprint(source, tokenizer), "n_bytes": n_bytes})
+
+
+def document_fingerprint(source: Source, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What the tokens of `write_documents` depend on."""
+    return {"tokens": "documents", "tokenizer": tokenizer.fingerprint(), "source": source.fingerprint()}
+
+
+def write_conversations(
+    folder: Path,
+    rows: Rows,
+    encoder: PromptEncoder,
+    tokenizer: Tokenizer,
+    block_size: int,
+    too_long: TooLong,
+    label: str,
+) -> None:
+    """Writes rows as a shard of conversations with masks, each of 2 to `block_size + 1` tokens.
+
+    Args:
+        folder: An empty folder.
+        rows: The rows.
+        encoder: Turns rows into tokens and masks.
+        tokenizer: The encoder's tokenizer.
+        block_size: Places of a training row.
+        too_long: Cut a longer conversation at its end, or refuse it. A cut one without a supervised token left is
+            dropped; both are counted.
+        label: What the progress bar says.
+
+    Raises:
+        ValueError: A row is bad, or too long and refused; names its place.
+    """
+    counts = {"n_truncated": 0, "n_dropped": 0}
+    with ShardWriter(folder, tokenizer.vocab_size, masked=True) as writer, _progress(label) as advance:
+        for row in rows.rows():
+            example = encoder.encode(row)
+            if len(example.tokens) > block_size + 1:
+                example = _cut(example, row, block_size, too_long)
+                counts["n_truncated"] += 1
+            if example.supervised[1:].any():
+                writer.add(example.tokens, example.supervised)
+            else:
+                counts["n_dropped"] += 1
+            advance(1, writer.n_tokens)
+        fingerprint = conversation_fingerprint(rows, encoder, tokenizer, block_size, too_long)
+        writer.finish({"fingerprint": fingerprint, **counts})
+
+
+def conversation_fingerprint(
+    rows: Rows, encoder: PromptEncoder, tokenizer: Tokenizer, block_size: int, too_long: TooLong
+) -> dict[str, Any]:
+    """What the tokens of `write_conversations` depend on."""
+    return {
+        "tokens": "conversations",
+        "tokenizer": tokenizer.fingerprint(),
+        "rows": rows.fingerprint(),
+        "prompt_style": encoder.prompt_style,
+        "loss_on": encoder.loss_on,
+        "block_size": block_size,
+        "too_long": too_long,
+    }
+
+
+def _cut(example: Example, row: Row, block_size: int, too_long: TooLong) -> Example:
+    if too_long == "refuse":
+        raise ValueError(
+            f"{row.place}: {len(example.tokens)} tokens; expected at most {block_size + 1} (block_size + 1), "
+            "or too_long: truncate"
+        )
+    return Example(example.tokens[: block_size + 1], example.supervised[: block_size + 1])
+
+
+def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    n_characters = 0
+    for document in documents:
+        batch.append(document)
+        n_characters += len(document)
+        if len(batch) >= BATCH_DOCUMENTS or n_characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, n_characters = [], 0
+    if batch:
+        yield batch
+
+
+class _Advance(Protocol):
+    def __call__(self, n_documents: int, n_tokens: int) -> None: ...
+
+
+@contextmanager
+def _progress(label: str) -> Iterator[_Advance]:
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}: {task.completed:,.0f} documents, {task.fields[tokens]:,} tokens"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(f"Tokenizing {label}", total=None, tokens=0)
+
+        def advance(n_documents: int, n_tokens: int) -> None:
+            progress.update(task, advance=n_documents, tokens=n_tokens)
+
+        yield advance

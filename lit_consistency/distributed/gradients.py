@@ -1,0 +1,34 @@
+"""The norm of the gradients and clipping, the same for sharded gradients and for those on one device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lit_consistency.distributed.dtensors import part, whole
+
+
+def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor | None:
+    """Euclidean norm of all gradients, shape (), the same on every rank; None where there is none."""
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    return whole(nn.utils.get_total_norm(gradients)) if gradients else None
+
+
+def clip_gradients(optimizer: torch.optim.Optimizer, limit: float, by_value: bool) -> None:
+    """Clip what AdamW or SGD moves; an orthogonalized update has no scale to clip.
+
+    Args:
+        optimizer: groups with ``orthogonalized`` set are left alone.
+        limit: greatest norm of all clipped gradients together, or greatest magnitude of a coordinate.
+        by_value: which of the two.
+    """
+    groups = [group for group in optimizer.param_groups if not group.get("orthogonalized", False)]
+    parameters = [p for group in groups for p in group["params"] if p.grad is not None]
+    if not parameters:
+        return
+    if by_value:
+        for parameter in parameters:
+            part(parameter.grad).clamp_(-limit, limit)
+    else:
+        norm = whole(nn.utils.get_total_norm([p.grad for p in parameters]))
+        nn.utils.clip_grads_with_norm_(parameters, limit, norm)

@@ -1,0 +1,63 @@
+"""A model folder in LitGPT's format as a model that is ready to be asked; no Trainer is involved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from lit_consistency.data.tokens.tokenizer import Tokenizer
+from lit_consistency.model import GPT, check_checkpoint_dir, load_weights, model_config
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Loaded(NamedTuple):
+    """A model in evaluation mode, where it stands, and its tokenizer."""
+
+    model: GPT
+    tokenizer: Tokenizer
+    device: torch.device
+
+
+def load_model(folder: Path, device: str = "auto", precision: str = "auto") -> Loaded:
+    """Load a model.
+
+    Args:
+        folder: weights, ``model_config.yaml`` and tokenizer.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ...; ``auto`` takes the first GPU, or the CPU where there is none.
+        precision: ``float32``, ``bfloat16``, ``float16``; ``auto`` keeps that of the file.
+
+    Raises:
+        FileNotFoundError: something is missing in the folder.
+        ValueError: the weights do not fit the configuration, or the device or precision is unknown.
+    """
+    check_checkpoint_dir(folder)
+    place = find_device(device)
+    if precision != "auto" and precision not in PRECISIONS:
+        raise ValueError(f"precision = {precision!r}: expected auto, {', '.join(PRECISIONS)}")
+    config = model_config(None, folder, {}, None)
+    with torch.device("meta"):  # no time and memory for weights that are replaced at once
+        model = GPT(config)
+    try:
+        model.load_state_dict(load_weights(folder), assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"model = {folder}: the weights do not fit model_config.yaml ({error})") from None
+    model.cos, model.sin = model.rope_cache(device=place)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(place, PRECISIONS.get(precision, parameter.dtype))
+    return Loaded(model.eval().requires_grad_(False), Tokenizer(folder), place)
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name; ValueError where there is none."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+        raise ValueError(f"device = {name!r}: expected auto, cpu, or one of {torch.cuda.device_count()} GPUs as cuda:0")
+    return device

@@ -1,0 +1,1 @@
+"""Where numbers go during a run: TensorBoard and metrics.jsonl."""

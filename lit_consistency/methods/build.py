@@ -1,0 +1,95 @@
+"""From a method and a configuration to the model that is trained: weights loaded or drawn, in shards where asked for.
+
+The weights are the same on any number of devices. A model whose weights all stand in a checkpoint is built without
+memory and its shards are read from the mapped file, so that no rank ever holds more than its part. What is drawn from
+the seed, as a new model or adapters, is drawn whole by every rank, on the CPU, before it is cut.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from litgpt.config import Config
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+
+from lit_consistency.distributed.dtensors import laid_out
+from lit_consistency.distributed.fsdp import shard
+from lit_consistency.methods import Method
+from lit_consistency.model import DocumentMask, check_documents, init_weights, load_weights
+
+
+def build_model(
+    method: Method, config: Config, checkpoint_dir: Path | None, mesh: DeviceMesh | None, precision: str
+) -> DocumentMask:
+    """The model, with what is trainable marked.
+
+    Args:
+        method: what is trained.
+        config: of the architecture.
+        checkpoint_dir: where the weights are; None draws them, a function of the run's seed alone.
+        mesh: the devices to shard over, see ``parallel.data_mesh``; None for a model on one device.
+        precision: Lightning's name, which decides what sharded blocks compute in.
+
+    Raises:
+        ValueError: the weights do not fit the architecture.
+    """
+    weights = load_weights(checkpoint_dir) if checkpoint_dir is not None else None
+    with isolate_rng():
+        if weights is not None and mesh is not None:
+            model = _read_into_shards(method, config, weights, mesh, precision)
+            if model is not None:
+                return model
+        torch.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", 0)))
+        model = method.build(config)
+        if weights is None:
+            init_weights(model, config)
+        else:
+            method.load(model, weights)
+    method.prepare(model)
+    if mesh is not None:
+        shard(model, mesh, precision)
+    return model
+
+
+def check_data(data: Any, config: Config) -> None:
+    """See that the model can take the data.
+
+    Raises:
+        ValueError: rows are longer than the context, the tokenizer is larger than the model, or packed rows would not
+            be exact.
+    """
+    block_size = getattr(data, "block_size", None)
+    if block_size is not None and block_size > config.block_size:
+        raise ValueError(
+            f"data.block_size = {block_size}: expected at most {config.block_size}, the model's block_size"
+        )
+    tokenizer = getattr(data, "tokenizer", None)
+    if tokenizer is not None and tokenizer.vocab_size > config.padded_vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {config.padded_vocab_size}: "
+            "expected the tokenizer of the checkpoint, or overrides.vocab_size"
+        )
+    if getattr(data, "packing", False) or getattr(data, "replay", None) is not None:
+        check_documents(config)
+
+
+def _read_into_shards(
+    method: Method, config: Config, weights: dict[str, Tensor], mesh: DeviceMesh, precision: str
+) -> DocumentMask | None:
+    """The sharded model, built without memory; None where something of it is not in the checkpoint."""
+    with torch.device("meta"):
+        model = method.build(config)
+    if not model.state_dict().keys() <= weights.keys():
+        return None
+    method.prepare(model)
+    shard(model, mesh, precision)
+    model.to_empty(device=mesh.device_type)
+    model.reset_parameters()  # the rotary angles, which no checkpoint holds
+    own = model.state_dict()
+    method.load(model, {name: laid_out(tensor, own.get(name, tensor)) for name, tensor in weights.items()})
+    return model

@@ -1,0 +1,163 @@
+"""Results on disk: one file of numbers and one of items for every task, format and number of examples.
+
+``results/KEY.json`` is written last and whole, so it says that ``items/KEY.jsonl`` beside it is complete; its
+fingerprint holds all that the numbers depend on, and an evaluation that finds the same one does not measure again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from lit_consistency.records.atomic import flush, plain, write_json, write_text
+from lit_consistency.records.extras import require
+
+ITEM_FORMATS = ("jsonl", "parquet")
+HIGHER_IS_BETTER = {"accuracy", "accuracy_per_byte", "balanced_accuracy", "exact", "exact_match", "rouge_l"} | {
+    "pass",
+    "maj",
+}
+"""All other metrics are losses; of ``pass@K`` and ``maj@K`` the name alone."""
+
+
+def higher_is_better(metric: str) -> bool:
+    """Whether more of it is better: shares of right answers, but no loss, divergence or perplexity."""
+    return metric.partition("@")[0] in HIGHER_IS_BETTER
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is kept of a task in one format.
+
+    Args:
+        task: its name.
+        kind: its kind.
+        format: name of the format, ``none`` for texts and pairs.
+        shots: few-shot examples.
+        n: items scored.
+        metrics: metric -> value, stderr, low, high; the first one judges the task.
+        baselines: chance, majority and balanced_majority, where the kind has them.
+        groups: part of the set -> n and value of the judging metric.
+        findings: guard and message.
+        n_truncated: prompt tokens that were cut.
+        fingerprint: of all that the numbers depend on.
+        model: fingerprint of the model alone, so that results of two models in one folder are told apart.
+    """
+
+    task: str
+    kind: str
+    format: str
+    shots: int
+    n: int
+    metrics: dict[str, dict[str, float]]
+    baselines: dict[str, float]
+    groups: dict[str, dict[str, float]]
+    findings: list[tuple[str, str]]
+    n_truncated: int
+    fingerprint: str
+    model: str = ""
+
+    @property
+    def key(self) -> str:
+        """Name of the files."""
+        return result_key(self.task, self.format, self.shots)
+
+    @property
+    def metric(self) -> str:
+        """The metric that judges."""
+        return next(iter(self.metrics))
+
+    @property
+    def value(self) -> float:
+        """Of the metric that judges."""
+        return self.metrics[self.metric]["value"]
+
+    def baseline(self, name: str, metric: str) -> float | None:
+        """``chance`` or ``majority`` of a metric; None where it has none."""
+        if "accuracy" not in metric and metric != "exact_match":
+            return None
+        balanced = name == "majority" and metric == "balanced_accuracy"
+        return self.baselines.get("balanced_majority" if balanced else name)
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Of the metric that judges."""
+        return higher_is_better(self.metric)
+
+
+def result_key(task: str, form: str, shots: int) -> str:
+    """Name of the files of a task in one format."""
+    return f"{task}.{form}.{shots}shot"
+
+
+# -------------------- files
+
+
+def write_result(folder: Path, result: Result, records: Sequence[dict[str, Any]], items: str = "jsonl") -> None:
+    """Write items and then numbers, each whole or not at all."""
+    path = folder / "items" / f"{result.key}.{items}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    numbers = folder / "results" / f"{result.key}.json"
+    numbers.unlink(missing_ok=True)  # earlier numbers must not stand beside these items, should this end in between
+    for other in ITEM_FORMATS:
+        if other != items:
+            path.with_suffix(f".{other}").unlink(missing_ok=True)
+    if items == "parquet":
+        require("pyarrow", "--item_format parquet")
+        import pyarrow
+        from pyarrow import parquet
+
+        unfinished = path.with_name(path.name + ".unfinished")
+        parquet.write_table(pyarrow.Table.from_pylist(list(records)), unfinished)
+        flush(unfinished)
+        os.replace(unfinished, path)
+    else:
+        write_text(path, "".join(json.dumps(plain(record), ensure_ascii=False) + "\n" for record in records))
+    write_json(numbers, asdict(result))
+
+
+def read_results(folder: Path) -> list[Result]:
+    """The results of a folder, sorted by name.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: a file is damaged, or written by another version.
+    """
+    files = sorted((folder / "results").glob("*.json"))
+    if not files:
+        raise FileNotFoundError(f"{folder}: holds no results; expected a folder written by evaluate --output")
+    return [read_result(file) for file in files]
+
+
+def read_result(file: Path) -> Result:
+    """One result; what was no number is NaN again."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        known = {entry.name: content[entry.name] for entry in fields(Result) if entry.name != "model"}
+        known["model"] = content.get("model", "")  # added later
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{file}: no result of this version ({error!r})") from None
+    for numbers in known["metrics"].values():
+        numbers |= {key: math.nan if value is None else value for key, value in numbers.items()}
+    known["findings"] = [tuple(finding) for finding in known["findings"]]
+    return Result(**known)
+
+
+def read_items(folder: Path, key: str) -> list[dict[str, Any]]:
+    """The records of a result, from JSONL or Parquet; a score that was no number is NaN again."""
+    path = folder / "items" / f"{key}.jsonl"
+    if path.is_file():
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        return [{**record, "score": math.nan} if record["score"] is None else record for record in records]
+    path = path.with_suffix(".parquet")
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder}: no items/{key}.jsonl or .parquet; expected the items of every result")
+    require("pyarrow", "items in .parquet files")
+    from pyarrow import parquet
+
+    return parquet.read_table(path).to_pylist()

@@ -1,0 +1,1 @@
+"""How a run is started: as a process of the command line."""

@@ -1,0 +1,82 @@
+"""Few-shot examples: one fixed draw per task, from the training split, by the seed.
+
+All questions of a task see the same examples, so that a long common prefix is computed once. The draw is a function
+of seed and task; a smaller number of examples is the beginning of a larger one. An example is never scored: a row that
+asks the same (in other letter case or white space) is left out of the scored ones, and reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lit_consistency.records.fingerprints import seed_of
+from lit_consistency.tasks.definition import Task
+from lit_consistency.tasks.question import Asked
+
+
+def draw_shots(task: Task, training: Sequence[Asked] | None, shots: int, seed: int) -> list[Asked]:
+    """The examples.
+
+    Args:
+        task: the task.
+        training: labelled rows of its training split, None where it has none.
+        shots: how many examples.
+        seed: of the draw.
+
+    Raises:
+        ValueError: more examples are asked for than there are, or the task has no training split.
+    """
+    if shots == 0:
+        return []
+    if training is None:
+        raise ValueError(
+            f"shots = {shots}: task {task.name} has no key `few_shot`, examples come from a training split"
+        )
+    if shots > len(training):
+        raise ValueError(f"shots = {shots}: task {task.name} has {len(training)} examples, in {_place(task)}")
+    order = np.random.default_rng(seed_of(seed, task.name)).permutation(len(training))
+    return [training[i] for i in order[:shots]]
+
+
+def draw_shots_by_group(
+    task: Task, scored: Sequence[Asked], training: Sequence[Asked] | None, shots: int, seed: int
+) -> dict[str | None, list[Asked]]:
+    """The examples of every group of the scored rows; of one draw for all, unless ``shots_from_group``.
+
+    Raises:
+        ValueError: a group has fewer examples than are asked for.
+    """
+    groups = {row.group for row in scored}
+    if not task.shots_from_group or training is None:
+        return dict.fromkeys(groups, draw_shots(task, training, shots, seed))
+    members: dict[str | None, list[Asked]] = {group: [] for group in groups}
+    for row in training:
+        members.setdefault(row.group, []).append(row)
+    short = min(groups, key=lambda group: len(members[group]))
+    if shots > len(members[short]):
+        raise ValueError(
+            f"shots = {shots}: group {short} of task {task.name} has {len(members[short])} examples, in {_place(task)}"
+        )
+    return {group: draw_shots(task, members[group], shots, seed) for group in groups}
+
+
+def _place(task: Task) -> str:
+    assert task.few_shot is not None
+    return str(task.few_shot.path or f"{task.few_shot.hub}/{task.few_shot.split}")
+
+
+def without_shots(rows: Sequence[Asked], shots: Sequence[Asked]) -> tuple[list[Asked], list[Asked]]:
+    """The rows that may be scored, and those that a few-shot example gives away."""
+    given = {same_text(shot) for shot in shots}
+    kept: list[Asked] = []
+    removed: list[Asked] = []
+    for row in rows:
+        (removed if same_text(row) in given else kept).append(row)
+    return kept, removed
+
+
+def same_text(asked: Asked) -> str:
+    """The question in lower case with single spaces."""
+    return " ".join(asked.text.casefold().split())

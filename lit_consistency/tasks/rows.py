@@ -1,0 +1,182 @@
+"""The rows of a task's data, each with an id that does not depend on the order: files of many kinds, or the hub.
+
+A row is a mapping of fields. Two fields are added: ``_file``, the name of its file without the ending (MMLU's
+subject), and what ``extract`` finds. The id is the file's name and the row's number, or what the task's ``id`` says.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import re
+import zipfile
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from lit_consistency.data.sources.files import find_files, fingerprint_files, read_parquet
+from lit_consistency.data.sources.hub import HubRows
+from lit_consistency.records.extras import require
+from lit_consistency.tasks.definition import Task, TaskData
+from lit_consistency.tasks.templates import as_text, look_up, render
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".txt", ".parquet", ".gz", ".zip")
+
+
+class TaskRow(NamedTuple):
+    """A row, its id, and where it stands."""
+
+    id: str
+    place: str
+    fields: dict[str, Any]
+
+
+def read_rows(task: Task, data: TaskData) -> list[TaskRow]:
+    """All rows of the data, in the order of the files.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a row is bad, has no field that ``extract`` reads, or there is none at all; names file and row.
+    """
+    found = []
+    seen: dict[str, str] = {}
+    for id_, place, fields in _hub_rows(data) if data.hub else _file_rows(data):
+        if not isinstance(fields, dict):
+            raise ValueError(f"{place}: a {type(fields).__name__}; expected an object with fields")
+        fields = {**fields, "_file": re.sub(r":\d+$", "", PurePosixPath(id_).name).split(".")[0]}
+        for name, pattern in task.extract.items():
+            fields |= _extract(fields, name, pattern, place)
+        row = TaskRow(render(task.id, fields, place) if task.id else id_, place, fields)
+        if row.id in seen:
+            raise ValueError(f"{place}: id {row.id!r} is that of {seen[row.id]} too; expected one id per row")
+        seen[row.id] = place
+        found.append(row)
+    if not found:
+        raise ValueError(f"{data.path or data.hub}: holds no row; task {task.name} has nothing to score")
+    return found
+
+
+def fingerprint(data: TaskData) -> Any:
+    """What the rows depend on, as JSON: name, size and hash of the files, or the hub's name and revision."""
+    if data.hub:
+        return _hub(data).fingerprint()
+    return fingerprint_files(find_files("path", str(data.path), SUFFIXES))
+
+
+def _extract(fields: dict[str, Any], name: str, pattern: str, place: str) -> dict[str, str]:
+    found = re.search(pattern, as_text(look_up(fields, name, place), name, place), re.DOTALL)
+    if found is None:
+        raise ValueError(f"{place}: {name} does not match extract.{name} = {pattern!r}")
+    return {key: value or "" for key, value in found.groupdict().items()}
+
+
+# -------------------- the hub
+
+
+def _hub(data: TaskData) -> HubRows:
+    assert data.hub is not None
+    assert data.split is not None
+    return HubRows(data.hub, data.split, data.config, data.revision, data_dir=data.data_dir)
+
+
+def _hub_rows(data: TaskData) -> Iterator[tuple[str, str, Any]]:
+    for number, (place, row) in enumerate(_hub(data).read(), start=1):
+        yield f"{data.config or data.data_dir or data.hub}/{data.split}:{number}", place, row
+
+
+# -------------------- files
+
+
+def _file_rows(data: TaskData) -> Iterator[tuple[str, str, Any]]:
+    """(id, place, fields) of every row; ids are relative to what the files have in common."""
+    files = find_files("path", str(data.path), SUFFIXES)
+    for file in files:
+        name = file.name if len(files) == 1 else f"{file.parent.name}/{file.name}"
+        if file.suffix == ".zip":
+            yield from _zip_rows(file, data)
+        elif data.member is None or fnmatch(file.as_posix(), f"*{data.member}"):
+            if file.suffix == ".parquet":
+                require("pyarrow", "a task with .parquet files")
+                rows: Iterable[tuple[str, Any]] = read_parquet(file)
+            else:
+                rows = _parse(file.read_bytes(), str(file), data)
+            yield from _numbered(name, rows)
+
+
+def _zip_rows(file: Path, data: TaskData) -> Iterator[tuple[str, str, Any]]:
+    with zipfile.ZipFile(file) as archive:
+        names = sorted(n for n in archive.namelist() if fnmatch(n, data.member or "*") and not n.endswith("/"))
+        for name in names:
+            if not any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts):
+                yield from _numbered(PurePosixPath(name).name, _parse(archive.read(name), f"{file}!{name}", data))
+
+
+def _numbered(name: str, rows: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, str, Any]]:
+    for place, row in rows:
+        yield f"{name}:{place.rpartition(':')[2]}", place, row
+
+
+def _parse(content: bytes, name: str, data: TaskData) -> Iterator[tuple[str, Any]]:
+    """The rows of a file's content as (`file:line`, fields)."""
+    kind = PurePosixPath(name).suffix
+    if kind == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError) as error:
+            raise ValueError(f"{name}: cannot be unpacked ({error})") from None
+        kind = PurePosixPath(name).with_suffix("").suffix
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name}: not UTF-8 ({error.reason}); expected text in UTF-8") from None
+    readers = {".jsonl": _json_lines, ".json": _json_records, ".csv": _csv, ".txt": _documents}
+    if kind not in readers:
+        raise ValueError(f"{name}: expected a name that ends in one of {', '.join(SUFFIXES)}")
+    return readers[kind](text, name, data)
+
+
+def _json_lines(text: str, name: str, data: TaskData) -> Iterator[tuple[str, Any]]:
+    # not splitlines: JSON may hold U+2028 and U+0085 as they are
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield f"{name}:{number}", _loads(line, f"{name}:{number}")
+
+
+def _json_records(text: str, name: str, data: TaskData) -> Iterator[tuple[str, Any]]:
+    content = _loads(text, name)
+    shared: dict[str, Any] = {}
+    if data.records is not None:
+        if not isinstance(content, dict) or data.records not in content:
+            raise ValueError(f"{name}: no field {data.records!r}; expected an object with the list of rows there")
+        shared = {key: value for key, value in content.items() if key != data.records}
+        content = content[data.records]
+    if not isinstance(content, list):
+        raise ValueError(f"{name}: a JSON {type(content).__name__}; expected a list of rows, or `records` to name it")
+    for number, row in enumerate(content, start=1):
+        yield f"{name}:{number}", {**shared, **row} if isinstance(row, dict) else row
+
+
+def _csv(text: str, name: str, data: TaskData) -> Iterator[tuple[str, Any]]:
+    rows = csv.reader(io.StringIO(text, newline=""))
+    columns = list(data.columns) or next(rows, [])
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(columns):
+            raise ValueError(f"{name}:{number}: {len(row)} columns; expected {len(columns)}: {', '.join(columns)}")
+        yield f"{name}:{number}", dict(zip(columns, row, strict=True))
+
+
+def _documents(text: str, name: str, data: TaskData) -> Iterator[tuple[str, Any]]:
+    parts = [text] if data.separator is None else text.split(data.separator)
+    for number, part in enumerate(parts, start=1):
+        if part.strip():
+            yield f"{name}:{number}", {"text": part}
+
+
+def _loads(text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place}: not JSON ({error})") from None

@@ -1,0 +1,104 @@
+"""The rows of an evaluation task as conversations to train on, so that what is trained is exactly what is asked.
+
+Prompt and answer are those of the evaluation in the same format without few-shot examples, token by token; with
+another format at evaluation one sees what was learned besides the format (Sun & Dredze, arXiv 2408.06663). Given up:
+few-shot examples in the training prompts, and tasks without a question (documents, minimal pairs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lit_consistency.data.sources.rows import Row, Rows
+from lit_consistency.tasks.definition import TaskData
+from lit_consistency.tasks.few_shot import without_shots
+from lit_consistency.tasks.formats import check_format, load_format, right_context
+from lit_consistency.tasks.prompts import limited
+from lit_consistency.tasks.question import Asked, read_asked
+from lit_consistency.tasks.rows import fingerprint
+from lit_consistency.tasks.yaml_file import load_task
+
+SPLITS = ("few_shot", "scored")
+
+
+class TaskRows(Rows):
+    """Questions of a task with their right answers, as an evaluation in this format would ask them.
+
+    Train with ``prompt_style: default``; on rows of the format ``chat``, with ``prompt_style: chat_template``. The
+    answer of a task with ``demonstration`` is the demonstration, as in few-shot examples.
+
+    Args:
+        task: A task file, or the name of one in ``configs/evaluation``; one of several as ``NAME:VARIANT``.
+        format: ``default``, ``io``, ``instruct``, ``chat``, or a YAML file.
+        split: ``few_shot``, the task's training split, without the rows that ask the same as a scored one; or
+            ``scored``, the rows by which it is judged.
+        limit: Rows at most, drawn by the seed; 0: all.
+        seed: Of the draw.
+        data_dir: Takes the place of the folder ``data/`` of the task file.
+
+    Raises:
+        FileNotFoundError: there is no such task.
+        ValueError: the task has no questions or no training split, or the format does not fit it.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        format: str = "default",  # the word of the command line
+        split: str = "few_shot",
+        limit: int = 0,
+        seed: int = 0,
+        data_dir: Path | None = None,
+    ) -> None:
+        if split not in SPLITS:
+            raise ValueError(f"split = {split!r}: expected one of {', '.join(SPLITS)}")
+        if limit < 0:
+            raise ValueError(f"limit = {limit}: expected 0 (all rows) or more")
+        self.task = load_task(task, data_dir)
+        self.format = load_format(format)
+        self.split = split
+        self.limit = limit
+        self.seed = seed
+        if self.task.kind not in ("choice", "generation"):
+            raise ValueError(f"task {task!r} is of kind {self.task.kind}: expected choice or generation")
+        if self.task.program is not None and self.task.demonstration is None:
+            raise ValueError(f"task {task!r}: expected the key `demonstration`; its references are tests, not answers")
+        if split == "few_shot" and self.task.few_shot is None:
+            raise ValueError(f"split = 'few_shot': task {task!r} has no key `few_shot`; expected one, or split: scored")
+        check_format(self.format, self.task)
+
+    def rows(self) -> Iterator[Row]:
+        """Yields every row once; ValueError names file and row of a bad one, or the task where none is left."""
+        taken = limited(self._asked(), self.limit, self.seed)
+        if not taken:
+            raise ValueError(f"task {self.task.name}: every row of its training split is scored too; none is left")
+        for asked in taken:
+            answer = self.format.answer_text(self.task, asked.answer)
+            if not answer.strip():
+                raise ValueError(f"{asked.place}: the answer is empty; expected text to learn")
+            yield Row([*self._question(asked), {"role": "assistant", "content": answer}], asked.place)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Task, format, options, and the data files by name, size and hash."""
+        task = {key: value for key, value in asdict(self.task).items() if key not in ("data", "few_shot")}
+        options = {"split": self.split, "limit": self.limit, "seed": self.seed}
+        data = {"data": fingerprint(self.task.data), "few_shot": None}
+        if self.task.few_shot is not None:
+            data["few_shot"] = fingerprint(self.task.few_shot)
+        return {"kind": "TaskRows", "task": task, "format": asdict(self.format), **options, **data}
+
+    def _asked(self) -> list[Asked]:
+        scored = read_asked(self.task, self.task.data).rows
+        if self.split == "scored":
+            return scored
+        assert isinstance(self.task.few_shot, TaskData)
+        return without_shots(read_asked(self.task, self.task.few_shot).rows, scored)[0]
+
+    def _question(self, asked: Asked) -> list[dict[str, str]]:
+        context = right_context(asked)
+        if self.format.chat:
+            return self.format.messages(self.task, asked, context=context)
+        return [{"role": "user", "content": self.format.prompt(self.task, asked, [], context=context)}]

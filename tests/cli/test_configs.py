@@ -1,0 +1,109 @@
+"""Every configuration is run by the command in its own first lines, for two steps."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+import shlex
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lit_consistency.cli.fit import build
+from lit_consistency.data.tokens.tokenizer import write_tokenizer
+from lit_consistency.data.worlds import Biographies
+from tests.runs import ROOT
+
+CONFIGS = sorted(
+    p for p in (ROOT / "configs").rglob("*.yaml") if not {"evaluation", "sequences"} & set(p.parts)
+)  # tasks: tests/evaluation; sequences of tasks: tests/study
+DATA = os.environ.get("LIT_CONSISTENCY_TEST_DATA")
+SHORT = ["--trainer.max_steps=2", "--trainer.limit_val_batches=1", "--forgetting.every_n_steps=0", "--run.name=run"]
+SHORT += [
+    "--trainer.log_every_n_steps=1",
+    "--trainer.enable_progress_bar=false",
+    "--forgetting.kl_positions=8",
+    "--run.save_model=false",
+]
+
+
+def command(path: Path) -> list[str]:
+    """Arguments of the first command of the header that names the file itself."""
+    comments = [line.removeprefix("#").strip() for line in path.read_text().splitlines() if line.startswith("#")]
+    text = "\n".join(comments).replace("\\\n", " ")
+    found = [c for c in re.findall(r"python -m lit_consistency (.*)", text) if str(path.relative_to(ROOT)) in c]
+    assert found, f"{path} does not open with a command that names it"
+    return shlex.split(found[0])
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the commands' placeholders stand for: a text, rows, a tokenizer."""
+    folder = tmp_path_factory.mktemp("place")
+    documents = "\n\n\n".join(f"Document {i} tells of the hobby of somebody." for i in range(400))
+    (folder / "YOUR.txt").write_text(documents)
+    rows = [{"prompt": f"Which hobby is number {i}?", "completion": " golf."} for i in range(100)]
+    (folder / "YOUR.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_tokenizer(Biographies(n_people=2).tokenizer(), folder / "FOLDER_WITH_TOKENIZER_JSON")
+    return folder
+
+
+def with_real_data(args: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The command in a folder that has ./data; what it finetunes is made from scratch."""
+    if DATA is None:
+        pytest.skip("LIT_CONSISTENCY_TEST_DATA is not set to a folder with the real data")
+    (folder / "data").symlink_to(Path(DATA).resolve())
+    monkeypatch.chdir(folder)
+    args = [f"{ROOT}/{a}" if a.startswith("configs/") else a for a in args] + ["--model.schedule.init_args.warmup=0"]
+    if "--model.checkpoint_dir" in args:
+        at = args.index("--model.checkpoint_dir")
+        args[at : at + 2] = ["--model.name=pythia-14m", "--model.overrides.n_layer=1", "--model.overrides.n_embd=32"]
+        args.append("--data.init_args.tokenizer_dir=data/tokenizers/bpe4096")
+    return args
+
+
+@pytest.mark.filterwarnings("ignore:.*was pretrained with")
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT / "configs")))
+def test_the_command_of_a_config_runs(path: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    args = [str(place / a) if a.startswith(("YOUR", "FOLDER")) else a for a in command(path)]
+    args += [*SHORT, f"--run.root={tmp_path}"]
+    if "--run.final_dir" in args:
+        args[args.index("--run.final_dir") + 1] = str(tmp_path / "final")
+    if path.parent.name == "books":
+        args = with_real_data(args, tmp_path, monkeypatch)
+    if path.parent.name == "devices":
+        args.append("--trainer.devices=1")  # several are several processes: test_ddp.py, test_fsdp2.py
+    if path.stem == "hsdp":
+        with pytest.raises(ValueError, match="replicas = 2: expected a divisor of 1"):
+            build(args)
+        return
+    if path.stem == "sft_chat":  # a model and data of the hub: it must parse, and miss the extra or the model
+        with pytest.raises((ImportError, ValueError, OSError), match=r"checkpoints/Qwen/Qwen2\.5-0\.5B-Instruct|hf"):
+            build(args)
+        return
+    cli = build(args)
+    cli.execute()
+    assert cli.trainer.global_step == 2
+
+
+def test_only_the_quickstart_names_an_optimizer_among_the_tasks() -> None:
+    optimizers = {ROOT / "configs" / name for name in ("optimizers", "pretraining")}
+    for path in CONFIGS:
+        names_one = "optimizer" in (yaml.safe_load(path.read_text()).get("model") or {})
+        assert names_one == (path.parent in optimizers or path.stem == "quickstart"), path
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT / "configs")))
+def test_a_config_that_names_an_optimizer_names_all_of_it(path: Path) -> None:
+    """jsonargparse keeps same-named values of another class, so a file that left one out would inherit it silently."""
+    optimizer = (yaml.safe_load(path.read_text()).get("model") or {}).get("optimizer")
+    if optimizer is None:
+        return
+    module, _, name = optimizer["class_path"].rpartition(".")
+    expected = set(inspect.signature(getattr(import_module(module), name)).parameters) - {"groups"}
+    assert set(optimizer["init_args"]) == expected

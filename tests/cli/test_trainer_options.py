@@ -1,0 +1,47 @@
+"""Which strategies the Trainer is given, and which are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from lightning.pytorch.plugins.precision import DoublePrecision
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+
+from lit_consistency.cli.trainer_options import check_strategy, sharded_options
+from lit_consistency.distributed.strategy import FSDP2Strategy
+
+
+@pytest.mark.parametrize("given", ["fsdp2", "lit_consistency.distributed.FSDP2Strategy", FSDP2Strategy()])
+def test_a_name_a_path_and_an_object_are_the_same_strategy(given: Any) -> None:
+    strategy = sharded_options({"strategy": given, "devices": 2})["strategy"]
+    assert type(strategy) is FSDP2Strategy
+    assert strategy.replicas == 1
+
+
+def test_lightnings_strategy_becomes_ours_on_the_same_devices() -> None:
+    given = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=False)
+    strategy = sharded_options({"strategy": given, "devices": 1, "num_nodes": 2})["strategy"]
+    assert type(strategy) is FSDP2Strategy
+    assert strategy._save_distributed_checkpoint is False
+    strategy.check_devices(2)
+    with pytest.raises(ValueError, match=r"data_parallel_size = 2: expected 4"):
+        strategy.check_devices(4)
+
+
+def test_float64_is_given_as_the_plugin_that_it_stands_for() -> None:
+    options = sharded_options({"strategy": "fsdp2", "precision": "64-true"})
+    assert options["precision"] is None
+    assert [type(plugin) for plugin in options["plugins"]] == [DoublePrecision]
+
+
+@pytest.mark.parametrize("given", [None, "auto", "ddp", "ddp_spawn", DDPStrategy()])
+def test_other_strategies_are_left_as_they_are(given: Any) -> None:
+    check_strategy(given)
+    assert sharded_options({"strategy": given, "precision": "64-true"}) in ({}, {"strategy": given})
+
+
+@pytest.mark.parametrize("given", ["nowhere.Strategy", "lit_consistency.module.Nothing", "torch.nn.Linear"])
+def test_a_path_that_leads_to_no_strategy_is_refused(given: str) -> None:
+    with pytest.raises(ValueError, match=rf"trainer\.strategy = {given}"):
+        sharded_options({"strategy": given})

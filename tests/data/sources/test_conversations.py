@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lit_consistency.data.sources.conversations import conversation, conversation_text
+from tests.data.helpers import assistant, system, user
+
+PLAIN = [user("2+2?"), assistant("4")]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": PLAIN, "id": 3},
+        {"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]},
+        {"prompt": "2+2?", "completion": "4"},
+        {"prompt": "2+2?", "response": "4", "completion": None},
+        {"question": "2+2?", "answer": "4"},
+    ],
+)
+def test_every_kind_becomes_messages(row: dict[str, Any]) -> None:
+    assert conversation(row, "f:1") == PLAIN
+
+
+@pytest.mark.parametrize("name", ["output", "response"])
+def test_alpaca_keeps_instruction_and_input_apart_and_together(name: str) -> None:
+    messages = conversation({"instruction": "Add.", "input": "2, 2", name: "4"}, "f:1")
+    assert messages == [{**user("Add.\n\n2, 2"), "instruction": "Add.", "input": "2, 2"}, assistant("4")]
+    assert conversation({"instruction": "Add.", "input": "", name: "4"}, "f:1")[0]["content"] == "Add."
+
+
+def test_a_system_text_becomes_the_first_turn() -> None:
+    row = {"system": "Be brief.", "prompt": "2+2?", "completion": "4"}
+    assert conversation(row, "f:1") == [system("Be brief."), *PLAIN]
+    in_turns = {"conversations": [{"from": "system", "value": "a"}, {"from": "gpt", "value": "b"}], "system": "c"}
+    assert conversation(in_turns, "f:1") == [system("a"), assistant("b")]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ([1], "f:7: a list; expected an object with the fields of messages"),
+        ({"text": "x"}, "f:7: fields 'text'; expected those of messages"),
+        ({"prompt": "x"}, "f:7: fields 'prompt'; expected those"),
+        ({"prompt": "x", "completion": 4}, "f:7: completion is a int; expected text"),
+        ({"prompt": "x", "completion": "  "}, "f:7: turn 2: the completion is empty; expected text"),
+        ({"instruction": "x"}, "f:7: no field 'output' or 'response'; it has 'instruction'"),
+        ({"instruction": "x", "input": 1, "output": "y"}, "f:7: input is a int; expected text"),
+        ({"messages": []}, r"f:7: messages = \[\]; expected a list of turns"),
+        ({"messages": "hello"}, "f:7: messages = 'hello'; expected a list of turns"),
+        ({"messages": ["hello"]}, "f:7: messages, turn 1: a str; expected an object"),
+        ({"messages": [{"role": "user"}]}, "f:7: messages, turn 1: no field 'content'; it has 'role'"),
+        (
+            {"messages": [{"role": "bot", "content": "x"}]},
+            "turn 1: role = 'bot'; expected one of system, user, assistant",
+        ),
+        ({"messages": [user("x")]}, "f:7: no turn of the assistant; expected at least one"),
+        ({"messages": [user("x"), assistant("")]}, "f:7: turn 2: the completion is empty"),
+        ({"messages": [*PLAIN, system("late")]}, "f:7: turn 3: a system turn; expected it only as the first"),
+        (
+            {"conversations": [{"from": "gpt", "value": None}]},
+            "conversations, turn 1: value is a NoneType; expected text",
+        ),
+        ({"conversations": [{"from": "tool", "value": "x"}]}, "from = 'tool'; expected one of system, human"),
+    ],
+)
+def test_a_bad_row_names_place_and_expectation(row: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        conversation(row, "f:7")
+
+
+def test_text_tells_conversations_apart() -> None:
+    assert conversation_text([user("ab"), assistant("c")]) != conversation_text([user("a"), assistant("bc")])

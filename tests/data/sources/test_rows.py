@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lit_consistency.data.sources.rows import RowFiles
+from tests.data.helpers import write_jsonl
+
+ROWS: list[dict[str, Any]] = [{"question": f"{i}?", "answer": f"{i}."} for i in range(20)]
+
+
+def test_the_three_file_types_give_the_same_rows(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    write_jsonl(tmp_path / "a.jsonl", ROWS)
+    (tmp_path / "a.json").write_text(json.dumps(ROWS))
+    parquet.write_table(arrow.Table.from_pylist(ROWS), tmp_path / "a.parquet")
+    read = [
+        [row.messages for row in RowFiles(str(tmp_path / f"a.{kind}")).rows()] for kind in ("jsonl", "json", "parquet")
+    ]
+    assert read[0] == read[1] == read[2]
+    assert read[0][3] == [{"role": "user", "content": "3?"}, {"role": "assistant", "content": "3."}]
+
+
+def test_messages_in_parquet_are_read(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    parquet.write_table(arrow.Table.from_pylist([{"messages": messages}]), tmp_path / "a.parquet")
+    assert [row.messages for row in RowFiles(str(tmp_path / "a.parquet")).rows()] == [messages]
+
+
+def test_the_place_of_a_row_counts_lines_from_one(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text("\n" + json.dumps(ROWS[0]) + "\n\n" + json.dumps(ROWS[1]) + "\n")
+    assert [row.place for row in RowFiles(str(file)).rows()] == [f"{file}:2", f"{file}:4"]
+
+
+def test_a_bad_row_in_a_file_is_named(tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "a.jsonl", [ROWS[0], {"question": "x", "answer": ""}])
+    with pytest.raises(ValueError, match=r"a\.jsonl:2: turn 2: the completion is empty"):
+        list(RowFiles(str(file)).rows())
+
+
+def test_parts_divide_the_rows(tmp_path: Path) -> None:
+    file = str(write_jsonl(tmp_path / "a.jsonl", ROWS))
+    parts = [{r.place for r in RowFiles(file, part, 0.3).rows()} for part in ("train", "validation", "all")]  # type: ignore[arg-type]
+    assert parts[0] | parts[1] == parts[2]
+    assert not parts[0] & parts[1]
+    assert len(parts[1]) > 0
+
+
+def test_a_wrong_path_or_type_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="path = .*nothing found"):
+        RowFiles(str(tmp_path / "nowhere.jsonl"))
+    (tmp_path / "a.csv").write_text("x")
+    with pytest.raises(ValueError, match=r"a\.csv: expected a file that ends in \.jsonl, \.json, \.parquet"):
+        RowFiles(str(tmp_path / "a.csv"))
+
+
+def test_json_that_is_no_list_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"a\.json: a JSON dict; expected a list of rows"):
+        list(RowFiles(str(tmp_path / "a.json")).rows())

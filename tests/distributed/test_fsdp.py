@@ -1,0 +1,235 @@
+"""Shards on a mesh of one process: building, gathering, other weights for a while, gradients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from lit_consistency.distributed.dtensors import KeptShards, laid_out, part, whole
+from lit_consistency.distributed.fsdp import data_mesh, gathered, mixed_precision, reshard, shard, weights_of
+from lit_consistency.distributed.gradients import clip_gradients, gradient_norm
+from lit_consistency.distributed.strategy import _room
+from lit_consistency.methods import Full, LoRA
+from lit_consistency.methods.build import build_model
+from lit_consistency.model import GPT
+from lit_consistency.optimizers import AdamW, parameter_groups
+from tests.model.tiny_models import tiny_checkpoint, tiny_config, tiny_model
+
+TOKENS = torch.arange(12).view(2, 6)
+
+
+@pytest.fixture
+def mesh() -> DeviceMesh:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    return init_device_mesh("cpu", (1,), mesh_dim_names=("shard",))
+
+
+def sharded(mesh: DeviceMesh, precision: str = "32-true") -> tuple[GPT, GPT]:
+    """A model, and the same in shards."""
+    model, other = tiny_model("pythia-14m"), tiny_model("pythia-14m")
+    shard(other, mesh, precision)
+    return model, other
+
+
+def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
+    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def test_every_parameter_is_a_shard_of_its_shape(mesh: DeviceMesh) -> None:
+    model, other = sharded(mesh)
+    for (name, parameter), (also, expected) in zip(other.named_parameters(), model.named_parameters(), strict=True):
+        assert isinstance(parameter, DTensor)
+        assert name == also
+        assert parameter.shape == expected.shape
+    assert torch.equal(other(TOKENS), model(TOKENS))
+    assert same(gathered(other.state_dict(), keep=True), model.state_dict())
+    assert gathered(other.state_dict(), keep=False) == {}
+
+
+def test_one_mesh_for_our_strategy_and_for_lightnings(mesh: DeviceMesh) -> None:
+    both = init_device_mesh("cpu", (1, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
+    found = data_mesh(both)
+    assert found is not None
+    assert found.mesh_dim_names == ("data_parallel",)
+    assert data_mesh(mesh) is mesh
+    assert data_mesh(None) is None
+
+
+@pytest.mark.parametrize(
+    ("precision", "param", "reduce"),
+    [
+        ("32-true", None, None),
+        ("64-true", None, None),
+        ("bf16-mixed", torch.bfloat16, torch.float32),
+        ("bf16-true", None, torch.float32),
+    ],
+)
+def test_gradients_are_reduced_at_least_in_float32(
+    precision: str, param: torch.dtype | None, reduce: torch.dtype | None
+) -> None:
+    policy = mixed_precision(precision)
+    assert (policy.param_dtype, policy.reduce_dtype) == (param, reduce)
+
+
+def test_mixed_precision_keeps_float32_shards_and_rotary_angles(mesh: DeviceMesh) -> None:
+    model, other = sharded(mesh, "bf16-mixed")
+    logits = other(TOKENS)
+    logits.float().sum().backward()
+    assert logits.dtype == torch.bfloat16
+    assert other.cos.dtype == torch.float32
+    assert {p.dtype for p in other.parameters()} == {torch.float32}
+    assert {p.grad.dtype for p in other.parameters() if p.grad is not None} == {torch.float32}
+    expected = model(TOKENS)
+    assert (logits - expected).abs().max() < 0.02 * expected.abs().max()
+
+
+@pytest.mark.parametrize("in_shards", [True, False])
+def test_other_weights_for_a_while_leave_no_trace(in_shards: bool, mesh: DeviceMesh) -> None:
+    """Also after a forward without backward, which leaves a sharded root gathered."""
+    model, other = sharded(mesh)
+    tested = other if in_shards else tiny_model("pythia-14m")
+    start = KeptShards(dict(tested.named_parameters()))
+    with torch.no_grad():
+        for parameter in tested.parameters():
+            part(parameter).mul_(1.5)
+        changed = tested(TOKENS)
+        with weights_of(tested, start):
+            assert torch.equal(tested(TOKENS), model(TOKENS))
+        assert torch.equal(tested(TOKENS), changed)
+        reshard(tested)
+    for name, parameter in tested.named_parameters():
+        assert torch.equal(whole(parameter), 1.5 * model.get_parameter(name))
+
+
+def test_kept_shards_are_whole_when_read(mesh: DeviceMesh) -> None:
+    model, other = sharded(mesh)
+    kept = KeptShards(dict(other.named_parameters()))
+    assert len(kept) == len(list(model.parameters()))
+    assert same({name: tensor.detach() for name, tensor in kept.items()}, dict(model.state_dict()))
+    assert not any(isinstance(tensor, DTensor) for tensor in kept.parts.values())
+
+
+def test_changes_are_told_in_whole_tensors(mesh: DeviceMesh) -> None:
+    for method in (Full(), LoRA(r=2)):
+        model = method.build(tiny_config("pythia-14m"))
+        method.prepare(model)
+        shard(model, mesh, "32-true")
+        start = KeptShards({name: p for name, p in model.named_parameters() if p.requires_grad})
+        with torch.no_grad():
+            for parameter in model.parameters():
+                part(parameter).add_(0.5 if parameter.requires_grad else 0.0)
+        found = list(method.changes(model, start))
+        assert found
+        for _, change, before in found:
+            assert not isinstance(change, DTensor)
+            assert not isinstance(before, DTensor)
+            assert change.abs().max() > 0
+
+
+def test_a_checkpoint_is_read_into_shards_without_a_whole_model(
+    mesh: DeviceMesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = tiny_checkpoint(tmp_path / "base", "pythia-14m")
+    devices = []
+
+    def build(self: Full, config: object) -> GPT:
+        model = GPT(config)  # type: ignore[arg-type]
+        devices.append(model.lm_head.weight.device.type)
+        return model
+
+    monkeypatch.setattr(Full, "build", build)
+    before = torch.get_rng_state()
+    model = build_model(Full(), saved.config, tmp_path / "base", mesh, "32-true")
+    assert devices == ["meta"]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(isinstance(p, DTensor) and p.requires_grad for p in model.parameters())
+    assert torch.equal(model(TOKENS), saved(TOKENS))
+
+
+def test_adapters_are_the_same_in_shards(mesh: DeviceMesh, tmp_path: Path) -> None:
+    saved = tiny_checkpoint(tmp_path / "base", "pythia-14m")
+    one, many = (
+        build_model(LoRA(r=2), saved.config, tmp_path / "base", where, "32-true").state_dict() for where in (None, mesh)
+    )
+    assert same(gathered(dict(many), keep=True), dict(one))
+
+
+def test_weights_that_do_not_fit_are_refused_in_shards_too(mesh: DeviceMesh, tmp_path: Path) -> None:
+    tiny_checkpoint(tmp_path / "base", "pythia-14m")
+    with pytest.raises(ValueError, match=r"weights do not fit the model: .*expected \(.*, 16\), found \(.*, 32\)"):
+        build_model(Full(), tiny_config("pythia-14m", n_embd=16, n_head=1), tmp_path / "base", mesh, "32-true")
+
+
+def test_a_whole_tensor_is_laid_out_as_a_shard(mesh: DeviceMesh) -> None:
+    _, other = sharded(mesh)
+    like = other.lm_head.weight
+    tensor = torch.randn(like.shape)
+    found = laid_out(tensor, like)
+    assert isinstance(found, DTensor)
+    assert found.placements == like.placements
+    assert torch.equal(whole(found), tensor)
+    assert laid_out(tensor, tensor) is tensor
+
+
+@pytest.mark.parametrize("by_value", [True, False])
+def test_clipping_and_norm_are_those_of_one_device(by_value: bool, mesh: DeviceMesh) -> None:
+    norms, gradients = [], []
+    for model in sharded(mesh):
+        optimizer = AdamW(parameter_groups(model))
+        optimizer.param_groups[0]["orthogonalized"] = True  # left alone
+        assert gradient_norm(optimizer) is None
+        model(TOKENS).square().sum().backward()
+        norm = gradient_norm(optimizer)
+        assert norm is not None
+        assert not isinstance(norm, DTensor)
+        norms.append(norm)
+        clip_gradients(optimizer, 1e-3, by_value)
+        gradients.append({n: whole(p.grad) for n, p in model.named_parameters() if p.grad is not None})
+        left, clipped = (
+            [whole(p.grad) for group in groups for p in group["params"] if p.grad is not None]
+            for groups in (optimizer.param_groups[:1], optimizer.param_groups[1:])
+        )
+        greatest = max(float(g.abs().max()) for g in clipped) if by_value else float(nn.utils.get_total_norm(clipped))
+        assert greatest == pytest.approx(1e-3, rel=1e-4)
+        assert max(float(g.abs().max()) for g in left) > 1
+    torch.testing.assert_close(norms[0], norms[1])
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+@pytest.mark.parametrize("rank", range(4))
+def test_a_rank_takes_its_own_rows_of_a_tensor_and_no_more_memory(rank: int) -> None:
+    """Five rows on four ranks, in chunks of two: 2, 2, 1, and none."""
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=4)
+    line = init_device_mesh("cpu", (4,))
+    square = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+    tensor = torch.arange(15.0).view(5, 3)
+    for mesh, placements, rows in (
+        (line, [Shard(0)], [[0, 1], [2, 3], [4], []][rank]),
+        (square, [Replicate(), Shard(0)], [[0, 1, 2], [3, 4]][rank % 2]),
+    ):
+        like = distribute_tensor(torch.zeros(5, 3), mesh, placements, src_data_rank=None)
+        found = laid_out(tensor, like)
+        assert torch.equal(part(found), tensor[rows])
+        assert part(found).untyped_storage().nbytes() == 4 * 3 * len(rows)
+        assert (found.shape, found.stride()) == (like.shape, like.stride())
+        assert part(found).shape == part(like).shape
+
+
+def test_state_with_a_number_for_each_row_is_cut_as_its_parameter() -> None:
+    store = FakeStore()
+    dist.init_process_group("fake", store=store, rank=1, world_size=2)
+    mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("shard",))
+    parameter = distribute_tensor(torch.zeros(5, 3), mesh, [Shard(0)], src_data_rank=None)
+    for shape, rows in (((5, 3), 2), ((5, 1), 2), ((), None), ((16,), None)):
+        found = _room(parameter, torch.Size(shape), torch.float32)
+        assert found.shape == shape
+        assert isinstance(found, DTensor) == (rows is not None)
+        assert rows is None or len(part(found)) == rows
+    assert not isinstance(_room(torch.zeros(5, 3), torch.Size((5, 1)), torch.float32), DTensor)

@@ -1,0 +1,169 @@
+"""Our tasks in lm-eval: the same questions, the same scores."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from lit_consistency.data.tokens.tokenizer import Tokenizer
+from lit_consistency.evaluation.harness.export import export_tasks, process_results
+from lit_consistency.evaluation.harness.model import run_harness
+from lit_consistency.inference.generate import generate
+from lit_consistency.inference.sampling import GenerationOptions
+from lit_consistency.inference.score import score_items
+from lit_consistency.tasks.definition import Task, TaskData
+from lit_consistency.tasks.formats import load_format
+from lit_consistency.tasks.generation import measure_generation
+from lit_consistency.tasks.measure import measure_likelihood
+from lit_consistency.tasks.prompts import build_questions, read_task
+from lit_consistency.tasks.questions import Questions
+from tests.model.tiny_models import tiny_model, tiny_tokenizer
+
+CPU = torch.device("cpu")
+BLOCK = 64
+WORDS = ["the", "llama", "eats", "grass", "of", "the", "hill", "and", "salt", "from", "the", "sea"]
+ROWS = [
+    {
+        "q": f"{WORDS[i % 12]} {WORDS[(i * 5) % 12]}",
+        "a": [WORDS[(i + j) % 12] + " " + WORDS[(i * j) % 12] for j in range(3)],
+        "gold": i % 3,
+        "text": " ".join(WORDS[(i * k) % 12] for k in range(20 + 40 * (i % 3))),
+    }
+    for i in range(12)
+]
+TASKS: dict[str, dict[str, Any]] = {
+    "choice": {
+        "kind": "choice",
+        "metrics": ("accuracy", "accuracy_per_byte"),
+        "fields": {"Question": "{q}"},
+        "choices": "{a}",
+        "gold": "{gold}",
+    },
+    "cloze": {"kind": "choice", "metrics": ("exact",), "fields": {"": "{q}"}, "choices": ("{a.0}",)},
+    "endings": {
+        "kind": "choice",
+        "metrics": ("accuracy",),
+        "contexts": "{a}",
+        "choices": ("{q}",),
+        "gold": "{gold}",
+        "answer_heading": "",
+    },
+    "pairs": {"kind": "pairs", "metrics": ("accuracy",), "choices": ("{a.0}", "{a.1}")},
+    "text": {"kind": "text", "metrics": ("bits_per_byte", "word_perplexity"), "text": "{text}"},
+    "writing": {
+        "kind": "generation",
+        "metrics": ("exact_match", "rouge_l"),
+        "fields": {"": "{q}"},
+        "references": "{a}",
+        "generation": GenerationOptions(max_new_tokens=6, stop=(" salt",)),
+    },
+}
+
+
+def made(folder: Path, name: str, form: str = "default", **changes: Any) -> tuple[Questions, Tokenizer]:
+    data = folder / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    task = Task(name=name, data=TaskData(path=str(data)), **{**TASKS[name], **changes})
+    tokenizer = Tokenizer(tiny_tokenizer(folder / "tokenizer"))
+    built = build_questions(read_task(task, False), load_format(form), 0, tokenizer, BLOCK)
+    return built.questions, tokenizer
+
+
+def measured(questions: Questions, tokenizer: Tokenizer) -> dict[str, float]:
+    """Our own scores of the questions."""
+    model = tiny_model("pythia-14m", vocab_size=320).eval()
+    if questions.task.kind == "generation":
+        prompts = [question.tokens for question in questions.questions]
+        texts = generate(
+            model,
+            prompts,  # type: ignore[arg-type]
+            questions.task.generation,
+            tokenizer,
+            batch_tokens=500,
+            device=CPU,
+        )
+        ratios = measure_generation(questions, texts).ratios
+    else:
+        items = [question.item for question in questions.questions]
+        scores = score_items(model, items, batch_tokens=500, device=CPU)  # type: ignore[arg-type]
+        ratios = measure_likelihood(questions, scores).ratios
+    return {name: float(r.numerator.sum() / r.denominator.sum()) for name, r in ratios.items()}
+
+
+def theirs(file: Path, tokenizer: Tokenizer) -> dict[str, float]:
+    model = tiny_model("pythia-14m", vocab_size=320).eval()
+    found = run_harness(model, tokenizer, [file.stem], include_path=file.parent, batch_tokens=500, device=CPU)
+    return found["results"][file.stem]
+
+
+@pytest.mark.filterwarnings("ignore")  # lm-eval and datasets warn about much that is not ours
+@pytest.mark.parametrize("name", TASKS)
+def test_lm_eval_finds_our_scores(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    questions, tokenizer = made(tmp_path, name)
+    expected = measured(questions, tokenizer)
+    found = theirs(export_tasks(questions, tmp_path / "tasks", tokenizer, BLOCK), tokenizer)
+    names = {
+        "accuracy": "acc,none",
+        "accuracy_per_byte": "acc_norm,none",
+        "exact": "acc,none",
+        "bits_per_byte": "bits_per_byte,none",
+        "exact_match": "exact_match,none",
+        "rouge_l": "rouge_l,none",
+    }
+    compared = {ours: name for ours, name in names.items() if ours in questions.task.metrics}
+    assert compared
+    for ours, name_of_theirs in compared.items():
+        assert found[name_of_theirs] == pytest.approx(expected[ours], rel=1e-6), ours
+
+
+def test_the_files_hold_what_is_asked(tmp_path: Path) -> None:
+    questions, tokenizer = made(tmp_path, "choice")
+    file = export_tasks(questions, tmp_path / "tasks", tokenizer, BLOCK)
+    content = yaml.safe_load(file.read_text())
+    rows = [json.loads(line) for line in file.with_suffix(".jsonl").read_text().splitlines()]
+    assert content["task"] == file.stem == "lit_choice"
+    assert content["output_type"] == "multiple_choice"
+    assert content["dataset_kwargs"]["data_files"]["test"] == str(file.with_suffix(".jsonl").resolve())
+    assert [row["id"] for row in rows] == [question.id for question in questions.questions]
+    assert [row["gold"] for row in rows] == [row["gold"] for row in ROWS]
+    assert rows[1]["contexts"] == [questions.questions[1].prompt] * 3
+    assert rows[1]["answers"] == [" " + answer for answer in ROWS[1]["a"]]
+
+
+def test_white_space_at_the_prompts_end_is_refused(tmp_path: Path) -> None:
+    form = {"field": "{heading}: {value}", "between_fields": "\n", "answer": "{heading}: ", "between_examples": "\n\n"}
+    (tmp_path / "spaced.yaml").write_text(json.dumps({**form, "delimiter": ""}))
+    questions, tokenizer = made(tmp_path, "choice", str(tmp_path / "spaced.yaml"))
+    with pytest.raises(ValueError, match=r"rows.jsonl:1: lm-eval would feed other tokens than are scored here"):
+        export_tasks(questions, tmp_path / "tasks", tokenizer, BLOCK)
+    assert not (tmp_path / "tasks").exists()
+
+
+def test_several_samples_are_refused(tmp_path: Path) -> None:
+    sampled = GenerationOptions(max_new_tokens=6, temperature=1.0, n_samples=4)
+    questions, tokenizer = made(tmp_path, "writing", metrics=("pass@2",), generation=sampled)
+    with pytest.raises(ValueError, match="task writing: metrics pass@2 of 4 samples: expected exact_match or rouge_l"):
+        export_tasks(questions, tmp_path / "tasks", tokenizer, BLOCK)
+
+
+@pytest.mark.parametrize(
+    ("extraction", "answer", "right"),
+    [
+        ("gsm8k", "so #### 1,234.", 1.0),
+        ("gsm8k", "1234", 0.0),
+        ("last_number", "it is $1234", 1.0),
+        ("none", "1234", 0.0),
+        ("first_line", "\n so #### 1234\nno", 1.0),
+    ],
+)
+def test_written_answers_are_judged_as_here(extraction: str, answer: str, right: float) -> None:
+    doc = {"extraction": extraction, "references": ["so #### 1234"], "metrics": ["exact_match"]}
+    assert process_results(doc, [answer]) == {"exact_match": right}
