@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 
 from lit_consistency.data.pretrain_data import PretrainData
 from lit_consistency.data.sft_data import SFTData
-from lit_consistency.tasks.watched import RowSet, TextSet
+from lit_consistency.tasks.watched import RowSet, TextSet, held_out_set
 from tests.data.helpers import ListRows, ListSource
 from tests.data.training import PAIRS, Bigram, fit, sft
 
@@ -158,11 +158,11 @@ def test_fingerprint_follows_what_changes_batches_and_nothing_else(folder: Path)
 
 
 def test_held_out_parts_can_be_watched(folder: Path) -> None:
-    watched = sft(folder, validation=ListRows(PAIRS[:5]), prompt_style="falcon").validation_set()
+    watched = held_out_set(sft(folder, validation=ListRows(PAIRS[:5]), prompt_style="falcon"))
     assert isinstance(watched, RowSet)
     assert watched.prompt_style == "falcon"
     source = ListSource(["the day"])
-    assert isinstance(PretrainData(source, source, tokenizer_dir=folder).validation_set(), TextSet)
+    assert isinstance(held_out_set(PretrainData(source, source, tokenizer_dir=folder)), TextSet)
     for data in (sft(folder), PretrainData(source, tokenizer_dir=folder)):
         with pytest.raises(ValueError, match="data.validation = null"):
-            data.validation_set()
+            held_out_set(data)

@@ -10,7 +10,6 @@ import pytest
 
 from lit_consistency.__main__ import main
 from lit_consistency.evaluation import evaluate as command
-from lit_consistency.evaluation import summarize as results
 from lit_consistency.inference.load import load_model
 from lit_consistency.inference.score import score_items
 from lit_consistency.metrics import summarize
@@ -142,7 +141,7 @@ def test_earlier_numbers_never_stand_beside_items_of_another_call(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(results, "write_json", dying)
+        patch.setattr("lit_consistency.records.results.write_json", dying)
         with pytest.raises(SystemExit):
             evaluate(tiny_folder, "--tasks", tasks[0], "--output", out, "--limit", 9)
     evaluate(tiny_folder, "--tasks", tasks[0], "--output", out, "--limit", 5)

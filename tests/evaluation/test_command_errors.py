@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from lit_consistency.__main__ import main
-from lit_consistency.data.sources import files
 from lit_consistency.evaluation import evaluate as command
 from lit_consistency.records.results import read_results
 from tests.tasks.tiny import NLI, WRITTEN, evaluate, nli_rows, write_task
@@ -112,7 +111,7 @@ def test_two_formats_of_one_name_are_refused(
 def test_parquet_without_its_package_is_refused_before_anything_is_read(
     tasks: list[str], tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(files, "find_spec", lambda name: None)
+    monkeypatch.setattr("lit_consistency.records.extras.find_spec", lambda name: None)
     monkeypatch.setattr(command, "load_tasks", lambda *rest: pytest.fail("a task was read"))
     message = refused(capsys, "--model", tiny_folder, "--tasks", tasks[0], "--item_format", "parquet")
     assert "--item_format parquet needs the package pyarrow" in message

@@ -59,7 +59,7 @@ def test_all_formats_of_the_package_are_tested() -> None:
 
 def test_formats_are_part_of_the_installed_package() -> None:
     text = (ROOT / "pyproject.toml").read_text()
-    assert '"evaluation/prompt_formats/*.yaml"' in text
+    assert '"tasks/prompt_formats/*.yaml"' in text
 
 
 def test_an_answer_that_continues_its_question_is_written_the_same_way_in_default_and_io(

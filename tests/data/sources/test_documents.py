@@ -106,7 +106,7 @@ def test_a_missing_column_is_named(tmp_path: Path) -> None:
 
 
 def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lit_consistency.data.sources.files.find_spec", lambda module: None)
+    monkeypatch.setattr("lit_consistency.records.extras.find_spec", lambda module: None)
     with pytest.raises(ValueError, match=r"Parquet needs the package pyarrow.*lit_consistency\[hf\]"):
         Parquet(str(tmp_path))
 

@@ -34,6 +34,6 @@ def test_a_split_that_is_not_there_is_named(local_set: str) -> None:
 
 
 def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lit_consistency.data.sources.files.find_spec", lambda module: None)
+    monkeypatch.setattr("lit_consistency.records.extras.find_spec", lambda module: None)
     with pytest.raises(ValueError, match=r"HubRows needs the package datasets.*lit_consistency\[hf\]"):
         HubRows("some/name")
