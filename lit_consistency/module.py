@@ -25,7 +25,7 @@ from lit_consistency.methods import Full, Method
 from lit_consistency.methods.build import build_model, check_data
 from lit_consistency.metrics import TokenLoss
 from lit_consistency.model import IGNORE, DocumentMask, check_checkpoint_dir, model_config, token_nll
-from lit_consistency.optimizers import Constant, MoFO, Schedule, group_table, parameter_groups, rehearse
+from lit_consistency.optimizers import Constant, MoFO, Schedule, dry_build, group_table, parameter_groups
 
 OptimizerFactory = Callable[[list[dict]], torch.optim.Optimizer]
 
@@ -65,7 +65,7 @@ class LitLanguageModel(LightningModule):
         roles: dict[str, str] | None = None,
     ) -> None:
         super().__init__()
-        rehearse(optimizer)
+        dry_build(optimizer)
         self.optimizer = optimizer
         self.checkpoint_dir = Path(checkpoint_dir) if checkpoint_dir is not None else None
         self.model_name = name

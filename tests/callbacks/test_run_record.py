@@ -33,12 +33,19 @@ def test_the_folder_holds_what_was_run_and_what_came_out(base: Path) -> None:
     found = record(base)
     assert found["status"] == "finished"
     assert found["optimizer"] == "AdamW"
+    assert found["optimizer_choices"] == {}
     assert found["base"] is None
     assert found["steps"] == 4
     assert sum(row["parameters"] for row in found["parameters"]) == 15_600
     assert found["data"]["train"]["source"]["world"] == "MarkovChains"
     assert {"torch", "litgpt", "lightning"} <= set(found["versions"])
     assert found["final_metrics"]["distance/all"] > 0
+
+
+def test_the_record_says_what_the_optimizer_chose(tmp_path: Path) -> None:
+    fit(tmp_path, optimizer="muon")
+    rows = record(tmp_path / "run")["optimizer_choices"]["newton_schulz"]
+    assert {"device": "cpu", "shape": [16, 16], "form": "direct", "dtype": "float32"} in rows
 
 
 def test_the_config_is_complete(base: Path) -> None:
