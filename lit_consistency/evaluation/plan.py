@@ -160,9 +160,9 @@ def _look_into_training(drafts: list[_Draft], path: str) -> list[_Draft]:
     for draft in drafts:
         for row in draft.asked:
             numbers.setdefault(overlap_text(row), len(numbers))
-    found = set(Overlap(list(numbers)).found_in(training_documents(path)))
+    overlaps = set(Overlap(list(numbers)).found_in(training_documents(path)))
     checked = []
     for draft in drafts:
-        hit = [i for i, row in enumerate(draft.asked) if numbers[overlap_text(row)] in found]
+        hit = [i for i, row in enumerate(draft.asked) if numbers[overlap_text(row)] in overlaps]
         checked.append(draft._replace(findings=[*draft.findings, *check_contamination(draft.asked, hit)]))
     return checked

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lit_consistency.records.results import Result
+from lit_consistency.records.results import Result, higher_is_better
 from lit_consistency.stats.intervals import Estimate, Ratio, estimate, value_of
 from lit_consistency.tasks.guards import Finding
 from lit_consistency.tasks.measure import Measured
@@ -19,13 +19,15 @@ def summarize_result(
     measured: Measured,
     findings: Sequence[Finding],
     fingerprint: str,
-    seed: int,
     model: str = "",
 ) -> Result:
     """Numbers with their intervals; what belongs together is drawn together (``clusters_of``)."""
     groups = [str(question.group) for question in questions.questions]
     clusters = clusters_of(questions.task.kind, groups, [question.id for question in questions.questions])
-    metrics = {name: _as_shown(name, estimate(items, clusters, seed)) for name, items in measured.ratios.items()}
+    metrics = {
+        name: _as_shown(name, estimate(items, clusters, share=higher_is_better(name)))
+        for name, items in measured.ratios.items()
+    }
     return Result(
         task=questions.task.name,
         kind=questions.task.kind,
@@ -57,11 +59,12 @@ def clusters_of(kind: str, groups: Sequence[str], ids: Sequence[str]) -> list[st
     return documents if 1 < len(set(documents)) < len(ids) else None
 
 
-def _as_shown(name: str, found: Estimate) -> dict[str, float]:
+def _as_shown(name: str, number: Estimate) -> dict[str, float]:
     if name != "word_perplexity":
-        return found._asdict()
-    value, low, high = map(_perplexity, (found.value, found.low, found.high))
-    return {"value": value, "stderr": value * found.stderr, "low": low, "high": high}
+        return number._asdict()
+    value, low, high = map(_perplexity, (number.value, number.low, number.high))
+    # the derivative of exp(x) is exp(x)
+    return {"value": value, "stderr": value * number.stderr, "low": low, "high": high}
 
 
 def _perplexity(nats_per_word: float) -> float:
@@ -69,10 +72,10 @@ def _perplexity(nats_per_word: float) -> float:
 
 
 def _groups(items: Ratio, metric: str, groups: Sequence[str]) -> dict[str, dict[str, float]]:
-    found: dict[str, dict[str, float]] = {}
     names = np.asarray(groups)
+    values: dict[str, dict[str, float]] = {}
     for name in sorted(set(groups)) if len(set(groups)) > 1 else []:
-        taken = names == name
-        value = float(value_of(items.numerator[taken].sum(0), items.denominator[taken].sum(0)))
-        found[name] = {"n": int(taken.sum()), "value": _perplexity(value) if metric == "word_perplexity" else value}
-    return found
+        members = names == name
+        value = float(value_of(items.numerator[members].sum(0), items.denominator[members].sum(0)))
+        values[name] = {"n": int(members.sum()), "value": _perplexity(value) if metric == "word_perplexity" else value}
+    return values

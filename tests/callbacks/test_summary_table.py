@@ -19,6 +19,11 @@ def test_the_losses_of_other_sets_are_better_when_lower(metric: str) -> None:
     assert not higher_is_better(metric)
 
 
+def test_what_it_means_to_be_worse_is_not_guessed() -> None:
+    with pytest.raises(ValueError, match="metric 'bleu': expected one of accuracy, "):
+        higher_is_better("bleu")
+
+
 @pytest.mark.parametrize(
     ("metric", "base", "share"),
     [
