@@ -7,8 +7,9 @@ intervals and results per item, which ``python -m lit_consistency evaluate`` giv
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from litgpt.tokenizer import Tokenizer
 from torch import nn
 
+from lit_consistency.data.worlds.base import World
 from lit_consistency.inference.items import Item
 from lit_consistency.tasks.ask import ask_model
 from lit_consistency.tasks.definition import Task
@@ -30,6 +32,34 @@ from lit_consistency.tasks.guards import (
 from lit_consistency.tasks.prompts import Built, build_questions, candidate, read_task
 from lit_consistency.tasks.watched import Prepared, WatchedSet
 from lit_consistency.tasks.yaml_file import load_tasks
+
+
+@dataclass
+class WatchedTask:
+    """A task that is watched during a run, with how it is asked; ``forgetting.learn`` and ``retain`` name them.
+
+    Args:
+        task: name of a task in ``configs/evaluation``, as ``piqa`` or ``biographies/old_people``, a YAML file, or the
+            keys of a task themselves; null: the name of the set.
+        format: of the prompts, as ``--format`` of ``evaluate``; texts, pairs and conversations have none.
+        shots: few-shot examples before each question.
+        limit: questions at most, drawn by the seed; 0: all.
+        seed: of the draws of examples and questions.
+        metric: the number by which the set is judged; the task's first one when null.
+        data_dir: takes the place of the first folder, ``data/``, of the paths in the task file.
+        world: of which a task of a world asks; null: the run's ``world``, else the one that the task file names.
+        allow_code_execution: whether a task may run the programs that the model writes.
+    """
+
+    task: str | dict[str, Any] | None = None
+    format: str = "default"
+    shots: int = 0
+    limit: int = 0
+    seed: int = 0
+    metric: str | None = None
+    data_dir: Path | None = None
+    world: World | None = None
+    allow_code_execution: bool = False
 
 
 class TaskSet(WatchedSet):
