@@ -7,25 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lit_consistency.evaluation.summarize import clusters_of
 from lit_consistency.records.results import read_items, read_results
 from lit_consistency.stats.intervals import estimate, ratio
 from tests.tasks.tiny import evaluate, write_task
-
-
-@pytest.mark.parametrize(
-    ("kind", "groups", "ids", "expected"),
-    [
-        ("choice", ["a", "b", "a"], ["1", "2", "3"], ["a", "b", "a"]),
-        ("choice", ["a", "a", "a"], ["1", "2", "3"], None),
-        ("text", ["", "", ""], ["x+0", "x+64", "y+0"], ["x", "x", "y"]),
-        ("text", ["a", "a", "b"], ["x+0", "x+64", "y+0"], ["a", "a", "b"]),
-        ("text", ["", ""], ["x+0", "y+0"], None),
-        ("text", ["", ""], ["x+0", "x+64"], None),
-    ],
-)
-def test_what_belongs_together(kind: str, groups: list[str], ids: list[str], expected: list[str] | None) -> None:
-    assert clusters_of(kind, groups, ids) == expected
 
 
 def test_the_error_of_a_text_is_that_of_its_documents(tiny_folder: Path, tmp_path: Path) -> None:
@@ -40,7 +24,7 @@ def test_the_error_of_a_text_is_that_of_its_documents(tiny_folder: Path, tmp_pat
     assert len(items) > 2 * len(rows)
     sums = ratio([item["score"] * item["weight"] for item in items], [item["weight"] for item in items])
     documents = [item["id"].rpartition("+")[0] for item in items]
-    found = result.metrics["nats_per_token"]
-    assert found["stderr"] == pytest.approx(estimate(sums, documents).stderr)
-    assert found["stderr"] > 1.1 * estimate(sums).stderr
+    numbers = result.metrics["nats_per_token"]
+    assert numbers["stderr"] == pytest.approx(estimate(sums, documents).stderr)
+    assert numbers["stderr"] > 1.1 * estimate(sums).stderr
     assert result.groups == {}
