@@ -14,6 +14,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from lit_consistency.records.atomic import write_text
+
 
 class MetricsFile(Logger):
     """Append numbers to a file as they come; a resumed run first drops the lines after the step it resumes from.
@@ -56,6 +58,4 @@ class MetricsFile(Logger):
             return
         lines = self.path.read_text(encoding="utf-8").splitlines()
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        temporary.replace(self.path)
+        write_text(self.path, "".join(line + "\n" for line in kept))

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from lit_consistency.records.atomic import flush, plain, write_json, write_text
+from lit_consistency.records.atomic import new_file, plain, write_json, write_text
 from lit_consistency.records.extras import require
 
 ITEM_FORMATS = ("jsonl", "parquet")
@@ -132,10 +131,8 @@ def write_result(folder: Path, result: Result, records: Sequence[dict[str, Any]]
         import pyarrow
         from pyarrow import parquet
 
-        unfinished = path.with_name(path.name + ".unfinished")
-        parquet.write_table(pyarrow.Table.from_pylist(list(records)), unfinished)
-        flush(unfinished)
-        os.replace(unfinished, path)
+        with new_file(path) as temporary:
+            parquet.write_table(pyarrow.Table.from_pylist(list(records)), temporary)
     else:
         write_text(path, "".join(json.dumps(plain(record), ensure_ascii=False) + "\n" for record in records))
     write_json(numbers, asdict(result))

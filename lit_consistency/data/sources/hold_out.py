@@ -6,9 +6,10 @@ and adding files moves nothing from one part to the other. The price: the share 
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
+
+from lit_consistency.records.fingerprints import seed_of
 
 Part = Literal["all", "train", "validation"]
 
@@ -37,8 +38,7 @@ class HoldOut:
         """Whether the document or row with this text belongs to the part."""
         if self.part == "all":
             return True
-        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-        held_out = int.from_bytes(digest[:8], "big") < self.validation_share * 2**64
+        held_out = seed_of(text) < self.validation_share * 2**64
         return held_out == (self.part == "validation")
 
     def fingerprint(self) -> dict[str, Any]:
