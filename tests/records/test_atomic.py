@@ -8,6 +8,11 @@ import pytest
 from lit_consistency.records.atomic import (
     SUFFIX,
     new_folder,
+    remove_leftovers,
+    replaced_folder,
+    unfinished,
+    write_json,
+    write_text,
 )
 
 
