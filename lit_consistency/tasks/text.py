@@ -30,6 +30,9 @@ from lit_consistency.tasks.rows import TaskRow
 from lit_consistency.tasks.task import Advance, Task
 from lit_consistency.tasks.templates import render
 
+LEAST_EXCERPT = 2000
+"""Bytes of a document; a shorter beginning is mostly what is said once, as a title or a name."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextTask(Task):
@@ -37,8 +40,8 @@ class TextTask(Task):
 
     Args:
         text: template of the document.
-        max_bytes: how much is scored at most, in UTF-8 bytes, the same of every document from its start (what a short
-            one leaves goes to the others); 0: all.
+        max_bytes: how much is scored at most, in UTF-8 bytes, the same of every document from its start (see
+            ``even_shares``); 0: all.
     """
 
     kind: ClassVar[str] = "text"
@@ -139,16 +142,25 @@ class TextTask(Task):
         return ratio([forward_kl(truth, log_probs) * len(truth) for truth, log_probs in parts], list(map(len, truths)))
 
 
-def even_shares(lengths: Sequence[int], budget: int) -> list[int]:
-    """How much of each is taken so that all together are at most ``budget``: the same of each, or all of a short one.
+def even_shares(lengths: Sequence[int], budget: int, least: int = LEAST_EXCERPT) -> list[int]:
+    """How much of each document is taken so that all together are at most ``budget``.
 
-    >>> even_shares([5, 100, 40], 65)
+    The same of each, or all of a short one, whose rest goes to the others. Where that would be less than ``least``,
+    documents spread evenly over the set are taken and the others are left out: the beginnings of many documents are
+    other text than documents are.
+
+    >>> even_shares([5, 100, 40], 65, least=10)
     [5, 30, 30]
+    >>> even_shares([20, 20, 20, 20], 40, least=20)
+    [20, 0, 20, 0]
     """
-    shares = [0] * len(lengths)
+    n, needed = len(lengths), sum(min(length, least) for length in lengths)
+    n_taken = n if needed <= budget else max(1, n * budget // needed)
+    taken = {i * n // n_taken for i in range(n_taken)}
+    shares = [0] * n
     left = budget
-    for rank, i in enumerate(sorted(range(len(lengths)), key=lambda i: (lengths[i], i))):
-        shares[i] = min(lengths[i], left // (len(lengths) - rank))
+    for rank, i in enumerate(sorted(taken, key=lambda i: (lengths[i], i))):
+        shares[i] = min(lengths[i], left // (n_taken - rank))
         left -= shares[i]
     return shares
 
