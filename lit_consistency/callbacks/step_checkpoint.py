@@ -41,7 +41,7 @@ class StepCheckpoint(Checkpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checkpoints go into the run's folder."""
-        self.folder = RunFolder(trainer.strategy.broadcast(trainer.default_root_dir)).checkpoints
+        self.folder = RunFolder(Path(trainer.strategy.broadcast(trainer.default_root_dir))).checkpoints
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
