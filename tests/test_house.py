@@ -106,6 +106,18 @@ def test_optimizers_import_only_torch() -> None:
         assert all(room(target) == "optimizers" for target in own(path)), path
 
 
+def test_files_are_hashed_and_written_whole_in_one_place_each() -> None:
+    calls: dict[str, set[str]] = {"import hashlib": set(), "os.replace(": set(), "os.fsync(": set()}
+    for path in FILES:
+        for call, files in calls.items():
+            if call in path.read_text(encoding="utf-8"):
+                files.add(str(path.relative_to(PACKAGE)))
+    # words by the million are no files; what is set aside is moved, not written
+    assert calls["import hashlib"] == {"records/fingerprints.py", "tasks/contamination.py"}
+    assert calls["os.replace("] == {"records/atomic.py", "callbacks/step_checkpoint.py"}
+    assert calls["os.fsync("] == {"records/atomic.py"}
+
+
 def test_studies_start_runs_as_processes() -> None:
     """They import neither lightning nor the command line, so that what is on disk is shown without them."""
     for path in (PACKAGE / "study").rglob("*.py"):

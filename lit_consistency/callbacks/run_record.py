@@ -122,6 +122,8 @@ class RunRecord(Callback):
         if self.resumed_from:
             _keep_until(trainer, MetricsFile, trainer.global_step)
         forgetting = _find(trainer, Forgetting)
+        if forgetting and trainer.is_global_zero and forgetting.measured_at == trainer.global_step == 0:
+            forgetting.write_items(self.folder.first_measured)
         self._log_hyperparameters(trainer, forgetting.latest if forgetting else {})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -227,6 +229,8 @@ class RunRecord(Callback):
         }
         self._write()
         if status == FINISHED and forgetting:
+            if trainer.is_global_zero:
+                forgetting.write_items(self.folder.last_measured)
             module.log_now({f"final/{name}": value for name, value in _headlines(forgetting.latest).items()})
 
     def _log_hyperparameters(self, trainer: Trainer, measured: dict[str, float]) -> None:

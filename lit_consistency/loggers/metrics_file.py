@@ -35,7 +35,7 @@ class MetricsFile(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Write one line."""
-        self.folder.append_metrics(step, metrics)
+        self.folder.append_metrics(step, metrics)  # at once: what a kill would lose is what explains it
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:

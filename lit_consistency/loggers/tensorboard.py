@@ -34,6 +34,7 @@ class TensorBoardRunLogger(TensorBoardLogger):
         then forget what they have read of this step and later ones. The old files stay as they are.
         """
         assert self._experiment is None, "a file of events says this in its first entry"
+        # in a new folder there is nothing to forget, and readers are spared a restart
         if any(Path(self.log_dir).glob("events.out.tfevents.*")):
             self._kwargs["purge_step"] = step + 1
 

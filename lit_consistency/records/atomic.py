@@ -114,7 +114,7 @@ def replaced_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     unique = uuid.uuid4().hex[:12]
     temporary = unfinished(path, unique)
-    temporary.mkdir()
+    temporary.mkdir()  # two processes that write one folder must not write into one another's
     try:
         yield temporary
         for file in [*temporary.rglob("*"), temporary]:
@@ -143,7 +143,7 @@ def _replace(temporary: Path, path: Path, aside: Path) -> None:
     """Move ``temporary`` to ``path``; what stood there is put back if that fails."""
     stood = path.exists()
     if stood:
-        os.replace(path, aside)
+        os.replace(path, aside)  # a folder that is not empty cannot be replaced in one step
     try:
         os.replace(temporary, path)
     except BaseException:

@@ -52,6 +52,7 @@ def weights_path(checkpoint_dir: Path) -> Path:
 
 def weights_hash(checkpoint_dir: Path) -> str:
     """SHA-256 of the weights file, in hexadecimal: what provenance calls a model by."""
+    # gigabytes, asked for by the record, the provenance and the evaluation of one run
     return sha256_once(weights_path(checkpoint_dir))
 
 

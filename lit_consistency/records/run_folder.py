@@ -2,7 +2,8 @@
 
 ``config.yaml`` holds the complete configuration, ``run.json`` what was run, on what, and what came out,
 ``metrics.jsonl`` a line of numbers for every logged step, ``checkpoints/`` the step checkpoints, ``model/`` the final
-model. Loggers add files of their own.
+model, ``measured/first`` and ``measured/last`` the items of the watched tasks, in the format of records/results.py.
+Loggers add files of their own.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class RunFolder:
         self.metrics_file = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
+        self.first_measured = self.path / "measured" / "first"
+        self.last_measured = self.path / "measured" / "last"
 
     @classmethod
     def of_checkpoint(cls, checkpoint: Path) -> RunFolder | None:
@@ -91,6 +94,7 @@ class RunFolder:
         """The lines of metrics.jsonl in the order they were written; one that a kill has torn is left out."""
         if not self.metrics_file.is_file():
             return []
+        # lines are appended, not written whole: a file of a long run is not to be copied at every step
         lines = self.metrics_file.read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines if line.endswith("}")]
 

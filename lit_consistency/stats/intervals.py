@@ -159,6 +159,7 @@ def cluster_sums(items: Ratio, clusters: Sequence[str | int] | None = None) -> C
     n = np.divide(b.sum(0) ** 2, squares, out=np.zeros_like(squares), where=squares > 0)
     if clusters is None:
         return ClusterSums(a, b, n, single=True, binary=binary)
+    # sorted names: the sums do not depend on the order of the items
     names, number = np.unique(np.asarray(clusters), return_inverse=True)
     sums = np.zeros((2, len(names), a.shape[1]))
     np.add.at(sums[0], number, a)
@@ -182,6 +183,7 @@ def share_interval(sums: ClusterSums) -> tuple[np.ndarray, np.ndarray, np.ndarra
     value = value_of(sums.a.sum(-2), sums.b.sum(-2))
     stderr, dof = _spread(_scores(sums), _weights(sums))
     n = _equal_n(sums.n)
+    # of independent throws of one coin the variance is known by their mean: there is none to be estimated
     if sums.single and sums.binary:
         return stderr, *_clopper_pearson(value, n)
     few = np.minimum((sums.a > 0).any(-1).sum(-1), (sums.a < sums.b).any(-1).sum(-1))
@@ -237,6 +239,7 @@ def _clopper_pearson(value: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.n
 def _design_effect(variance: np.ndarray, simple: np.ndarray, sums: ClusterSums, few: np.ndarray) -> np.ndarray:
     """Variance over that of single items, mixed with its greatest value, items per cluster, as the docstring says."""
     effect = np.divide(variance, simple, out=np.ones_like(variance), where=simple > 0)
+    # clusters may look more even than single items by chance, seldom by nature (Korn and Graubard 1999, chapter 2.3)
     if sums.binary:
         effect = np.maximum(effect, 1)
     n_clusters = 1 / (_weights(sums) ** 2).sum(-1)
@@ -290,6 +293,7 @@ def _satterthwaite(weights: np.ndarray) -> np.ndarray:
     S = diag(w^2) of e, which is that of clusters whose items are all alike, (tr MS)^2 / tr (MS)^2. MS is a diagonal
     and a matrix of rank 2, so both traces take K steps.
     """
+    # a cluster that is nearly all there is leaves nothing to compare it with
     scale = 1 / np.maximum(1 - weights, 1e-9)
     covariance, pull = weights**2, scale * weights
     diagonal = scale * covariance

@@ -68,6 +68,7 @@ def permutation_test(
     if n_clusters < 2 or np.isnan(difference):
         return math.nan
     changes = np.concatenate([two.a - one.a, two.b - one.b], axis=1)
+    # an exchange moves the change of every cluster whose coin falls heads from one side to the other
     ours, theirs = (np.concatenate([x.a.sum(0), x.b.sum(0)]) for x in (one, two))
     exact = 2.0**n_clusters <= n_permutations
     rng = np.random.default_rng(seed)

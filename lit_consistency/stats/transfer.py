@@ -70,6 +70,7 @@ def retained_share(scores: ArrayLike, at_least: float = 0.01) -> np.ndarray:
         (tasks,): 1 keeps all of the gain, 0 is back at the base, NaN where there was no gain.
     """
     rows = np.asarray(scores, dtype=np.float64)
+    # the base is among the stages, so no gain is negative
     gain = rows.max(0) - rows[0]
     return np.divide(rows[-1] - rows[0], gain, out=np.full_like(gain, np.nan), where=gain >= at_least)
 

@@ -11,9 +11,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lit_consistency.callbacks import RunRecord
 from lit_consistency.cli.fit import build
+from lit_consistency.evaluation.compare import compare_folders
 from lit_consistency.records.provenance import read_provenance
 from lit_consistency.records.run_folder import RunFolder
-from tests.runs import SCRATCH, arguments, fit
+from tests.runs import SCRATCH, WORLD, arguments, fit
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +128,19 @@ def test_runs_without_a_name_get_a_time_stamp_each_of_its_own() -> None:
     names = {RunRecord().name for _ in range(20)}
     assert all(re.fullmatch(r"20\d{6}-\d{6}-[0-9a-f]{4}", name) for name in names)
     assert len(names) > 15
+
+
+def test_items_of_the_first_and_the_last_measurement_are_kept(tmp_path: Path) -> None:
+    source = "lit_consistency.data.worlds.WorldText"
+    fit(
+        tmp_path,
+        f"--data.init_args.validation={source}",
+        f"--data.init_args.validation.init_args.world={WORLD}",
+    )
+    folder = RunFolder(tmp_path / "run")
+    final = folder.read_record()["final_metrics"]
+    (comparison,), _ = compare_folders(folder.first_measured, folder.last_measured)
+    assert comparison.task == "validation"
+    assert comparison.second == pytest.approx(final["learn/validation"], rel=1e-9)
+    assert comparison.first == pytest.approx(folder.read_record()["base_metrics"]["learn/validation"], rel=1e-9)
+    assert comparison.difference.stderr > 0

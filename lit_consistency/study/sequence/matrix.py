@@ -146,10 +146,10 @@ def print_matrix(name: str, matrix: Matrix) -> None:
     title = f"scores ({name}), more is better"
     summary = over_seeds(matrix)
     columns = _columns(matrix, summary)
-    whole = _table(title, matrix, columns)
-    tables = [whole] if _needs(whole) <= console.width else list(_narrow(title, matrix, columns, console.width))
+    single = _table(title, matrix, columns)
+    tables = [single] if _needs(single) <= console.width else list(_narrow(title, matrix, columns, console.width))
     for table in tables:
-        (console if table is whole else Console(width=max(console.width, _needs(table)))).print(table)
+        (console if table is single else Console(width=max(console.width, _needs(table)))).print(table)
     for key, short in (("overall_performance", "OP"), ("backward_transfer", "BWT")):
         console.print(f"{short} ({key.replace('_', ' ')}): {_with_interval(MeanInterval(**summary[key]))}")
 

@@ -89,7 +89,7 @@ class Sequence:
         if folder.has_model:
             return folder.model, name
         # first the data, so that the files may add to them; last all of it, so that no file trains on other rows
-        first, last = (self.plan.output / "configs" / f"{name}{part}.yaml" for part in (".data", ""))
+        first, last = (self.plan.output / "configs" / f"{name}{ending}.yaml" for ending in (".data", ""))
         write_text(first, yaml.safe_dump({"data": config["data"]}, sort_keys=False))
         write_text(last, yaml.safe_dump(config, sort_keys=False))
         arguments = ["fit", *(f"--config={file}" for file in (first, *self.plan.fit.config, last))]
