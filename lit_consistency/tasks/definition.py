@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from lit_consistency.inference.sampling import GenerationOptions
+from lit_consistency.metrics import NUMBER_RULES, NumberRule
 from lit_consistency.tasks.templates import check_template
 
 METRICS: dict[str, tuple[str, ...]] = {
@@ -37,6 +38,7 @@ OF_KIND = {
     "demonstration": ("generation",),
     "generation": ("generation",),
     "extraction": ("generation",),
+    "numbers": ("generation",),
     "program": ("generation",),
 }
 """Keys that only some kinds read."""
@@ -112,6 +114,7 @@ class Task:
         demonstration: template of the answer in a few-shot example; the first reference when not given.
         generation: how the model is asked to write.
         extraction: of the answer from the text: one of ``EXTRACTIONS`` or a regular expression with one group.
+        numbers: ``value`` (51 is 51.0, $29.00 is 29), or ``string``, as lm-evaluation-harness compares numbers.
         program: template of what stands before the answer in a program, which is run with the references as tests;
             needs ``--allow_code_execution``. Metrics are then pass@K, or exact_match for the share that passes.
         group: template of the phenomenon, subject or other part that is reported by itself.
@@ -141,6 +144,7 @@ class Task:
     demonstration: str | None = None
     generation: GenerationOptions = GenerationOptions()
     extraction: str = "none"
+    numbers: NumberRule = "value"
     program: str | None = None
     group: str | None = None
     id: str | None = None
@@ -194,6 +198,8 @@ class Task:
     def _check_generation(self) -> None:
         if not self.fields:
             raise ValueError("fields: expected at least one")
+        if self.numbers not in NUMBER_RULES:
+            raise ValueError(f"numbers = {self.numbers!r}: expected one of {', '.join(NUMBER_RULES)}")
         for key in ("max_new_tokens", "n_samples"):
             if getattr(self.generation, key) < 1:
                 raise ValueError(f"generation.{key} = {getattr(self.generation, key)}: expected at least 1")
