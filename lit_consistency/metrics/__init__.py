@@ -1,7 +1,6 @@
 """Numbers from tensors: sums and counts first, division last."""
 
 from lit_consistency.metrics.generation import (
-    NUMBER_RULES,
     AnswerRule,
     NumberRule,
     exact_match,
@@ -18,7 +17,6 @@ from lit_consistency.metrics.rouge import rouge_l
 from lit_consistency.metrics.token_loss import TokenLoss, bits_per_byte, nats_per_token
 
 __all__ = [
-    "NUMBER_RULES",
     "AnswerRule",
     "ItemScores",
     "NumberRule",

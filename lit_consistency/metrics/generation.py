@@ -17,7 +17,6 @@ from typing import Literal
 
 NumberRule = Literal["value", "string"]
 """How numbers are compared: by value, or as lm-evaluation-harness does, as strings."""
-NUMBER_RULES: tuple[NumberRule, ...] = ("value", "string")
 
 # The two filters of lm-evaluation-harness for GSM8K, save that a number must hold a digit: its flexible filter takes
 # the dots of "7 apples ..." for the answer. For the rule "value" the strict one also reads "#### $18", which has no

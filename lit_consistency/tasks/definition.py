@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from lit_consistency.inference.sampling import GenerationOptions
-from lit_consistency.metrics import NUMBER_RULES, NumberRule
+from lit_consistency.metrics import NumberRule
 from lit_consistency.tasks.templates import check_template
 
 METRICS: dict[str, tuple[str, ...]] = {
@@ -198,8 +198,6 @@ class Task:
     def _check_generation(self) -> None:
         if not self.fields:
             raise ValueError("fields: expected at least one")
-        if self.numbers not in NUMBER_RULES:
-            raise ValueError(f"numbers = {self.numbers!r}: expected one of {', '.join(NUMBER_RULES)}")
         for key in ("max_new_tokens", "n_samples"):
             if getattr(self.generation, key) < 1:
                 raise ValueError(f"generation.{key} = {getattr(self.generation, key)}: expected at least 1")

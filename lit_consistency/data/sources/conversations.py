@@ -62,9 +62,17 @@ def conversation(row: Any, place: str) -> Messages:
     return messages
 
 
-def conversation_text(messages: Messages) -> str:
-    """One string that tells conversations apart; by it rows are held out."""
-    return "\x1e".join(f"{message['role']}\x1f{message['content']}" for message in messages)
+def held_out_by(messages: Messages) -> str:
+    """The text that decides whether a conversation is held out: its turns up to the first answer.
+
+    Several answers to one question have it in common, also where the question is spaced otherwise. A conversation
+    without a question, which the assistant begins, is told from others by all of its turns.
+    """
+    first_answer = next(i for i, message in enumerate(messages) if message["role"] == "assistant")
+    prompt = messages[:first_answer]
+    asked = any(message["role"] == "user" and message["content"].strip() for message in prompt)
+    turns = [(message["role"], " ".join(message["content"].split())) for message in (prompt if asked else messages)]
+    return "\x1e".join(f"{role}\x1f{content}" for role, content in turns)
 
 
 def _turns(turns: Any, place: str, field: str, speaker: str, text: str, roles: dict[str, str]) -> Messages:

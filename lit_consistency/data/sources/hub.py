@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
-from lit_consistency.data.sources.conversations import conversation, conversation_text
+from lit_consistency.data.sources.conversations import conversation, held_out_by
 from lit_consistency.data.sources.documents import Source
 from lit_consistency.data.sources.files import take_text
 from lit_consistency.data.sources.hold_out import HoldOut, Part
@@ -104,7 +104,7 @@ class HubRows(_Hub, Rows):
         config_name: Configuration of the data set, where it has several.
         revision: Commit, tag or branch; None takes the newest.
         part: Everything, what trains, or what is held out for validation.
-        validation_share: Share of rows held out, chosen by their content; 0 < share < 1 where `part` is not `all`.
+        validation_share: Share of prompts held out, with all their answers; 0 < share < 1 where `part` is not `all`.
         data_dir: Folder of the repository; names a configuration in the branch `refs/convert/parquet`.
     """
 
@@ -119,13 +119,13 @@ class HubRows(_Hub, Rows):
         data_dir: str | None = None,
     ) -> None:
         super().__init__(name, split, config_name, revision, data_dir)
-        self.hold_out = HoldOut(part, validation_share)
+        self.hold_out = HoldOut(part, validation_share, by="prompt")
 
     def rows(self) -> Iterator[Row]:
         """Yields the rows of the part."""
         for place, value in self.read():
             messages = conversation(value, place)
-            if self.hold_out.keeps(conversation_text(messages)):
+            if self.hold_out.keeps(held_out_by(messages)):
                 yield Row(messages, place)
 
     def fingerprint(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 
-from lit_consistency.data.sources.conversations import conversation, conversation_text
+from lit_consistency.data.sources.conversations import conversation, held_out_by
 from lit_consistency.data.sources.files import (
     find_files,
     fingerprint_files,
@@ -64,14 +64,14 @@ class RowFiles(Rows):
     Args:
         path: A file, a folder (with subfolders) or a glob pattern.
         part: Everything, what trains, or what is held out for validation.
-        validation_share: Share of rows held out, chosen by their content; 0 < share < 1 where `part` is not `all`.
+        validation_share: Share of prompts held out, with all their answers; 0 < share < 1 where `part` is not `all`.
     """
 
     readers = {".jsonl": read_json_lines, ".json": read_json_list, ".parquet": read_parquet}
 
     def __init__(self, path: str, part: Part = "all", validation_share: float = 0.0) -> None:
         self.path = str(path)
-        self.hold_out = HoldOut(part, validation_share)
+        self.hold_out = HoldOut(part, validation_share, by="prompt")
         self.files = find_files("path", self.path, tuple(self.readers))
         for file in self.files:
             if file.suffix not in self.readers:
@@ -84,7 +84,7 @@ class RowFiles(Rows):
         for file in self.files:
             for place, value in self._read(file):
                 messages = conversation(value, place)
-                if self.hold_out.keeps(conversation_text(messages)):
+                if self.hold_out.keeps(held_out_by(messages)):
                     yield Row(messages, place)
 
     def fingerprint(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lit_consistency.data.sources.conversations import conversation, conversation_text
+from lit_consistency.data.sources.conversations import conversation, held_out_by
 from tests.data.helpers import assistant, system, user
 
 PLAIN = [user("2+2?"), assistant("4")]
@@ -71,5 +71,13 @@ def test_a_bad_row_names_place_and_expectation(row: Any, message: str) -> None:
         conversation(row, "f:7")
 
 
-def test_text_tells_conversations_apart() -> None:
-    assert conversation_text([user("ab"), assistant("c")]) != conversation_text([user("a"), assistant("bc")])
+def test_a_conversation_is_held_out_by_its_turns_before_the_first_answer() -> None:
+    river = held_out_by([system("Be brief."), user("Name a river."), assistant("Loire")])
+    assert river == held_out_by([system("Be brief."), user(" Name  a river.\n"), assistant("Elbe"), user("Why?")])
+    assert river != held_out_by([user("Name a river."), assistant("Loire")])
+    assert held_out_by([user("ab"), user("c"), assistant("x")]) != held_out_by([user("a"), user("bc"), assistant("x")])
+
+
+def test_conversations_without_a_question_are_told_apart_by_all_of_their_turns() -> None:
+    for first in ([], [user("")], [system("Write a poem.")]):
+        assert held_out_by([*first, assistant("one")]) != held_out_by([*first, assistant("two")])
