@@ -11,7 +11,7 @@ import dataclasses
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
 from tokenizers import Tokenizer
 
@@ -28,12 +28,15 @@ class Probe(NamedTuple):
         prompt: Text up to the answer; it ends without a space.
         answer: The right continuation, with the space before it: one token of the world's tokenizer.
         choices: All values that could stand there, the answer among them, each one token; chance is `1 / len(choices)`.
+        cluster: What the question shares with others that are right or wrong together: a person, a pair of numbers, a
+            state of a chain. Standard errors count clusters, not questions.
         tags: Where the question belongs, e.g. `{"attribute": "hobby"}`, to report accuracy by group.
     """
 
     prompt: str
     answer: str
     choices: Sequence[str]
+    cluster: str
     tags: dict[str, str]
 
 
@@ -42,9 +45,12 @@ class World(ABC):
 
     Attributes:
         tasks: Names of the finetuning tasks; each has the splits `train` and `test`.
+        generation: In the fingerprint, so that no cache keeps old text: raised when the same fields give other text,
+            which the golden hashes of the tests notice.
     """
 
     tasks: tuple[str, ...]
+    generation: ClassVar[int] = 1
 
     @property
     @abstractmethod
@@ -69,7 +75,7 @@ class World(ABC):
 
     @abstractmethod
     def probes(self, name: str) -> list[Probe]:
-        """The questions of a set, shuffled, so that the first k of them are a fair sample.
+        """Every question of a set, in one fixed, shuffled order: the first k of them are a fair sample.
 
         Raises:
             ValueError: The world has no such set.
@@ -85,7 +91,8 @@ class World(ABC):
 
     def fingerprint(self) -> dict[str, Any]:
         """Says in JSON what the world depends on."""
-        return {"world": type(self).__name__, **dataclasses.asdict(cast(Any, self))}
+        own = {"world": type(self).__name__, "generation": self.generation}
+        return {**own, **dataclasses.asdict(cast(Any, self))}
 
 
 def stream(*name: object) -> random.Random:

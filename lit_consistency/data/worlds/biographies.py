@@ -185,7 +185,7 @@ class Biographies(World):
         tags = {"attribute": ATTRIBUTES[a].name, "person": str(i)}
         if kind == "base":
             tags["frequency"] = ("head", "middle", "tail")[3 * i // self.n_people] if self.skew else "uniform"
-        return Probe(prompt, " " + people[i].values[a], _CHOICES[a], tags)
+        return Probe(prompt, " " + people[i].values[a], _CHOICES[a], people[i].name, tags)
 
 
 _CHOICES = tuple(tuple(" " + value for value in attribute.values) for attribute in ATTRIBUTES)

@@ -110,14 +110,16 @@ class MarkovChains(World):
         """Questions for the most probable next symbol of a fresh sequence, with all symbols as choices."""
         check_choice("probes", name, self.probe_names)
         choices = tuple(f" {symbol}" for symbol in self._symbols)
-        found = []
+        probes = []
         for tag in self.chains(name):
             for i in range(N_HELD_OUT):
                 cut = stream("markov", self.seed, "cut", i).randrange(1, self.length)
                 seen = self._sequence(tag, "probes", i)[:cut]
                 best = int(self.transitions[tag][self._symbols.index(seen[-1])].argmax())
-                found.append(Probe(" ".join([tag, *seen]), choices[best], choices, {"chain": tag}))
-        return shuffled(found, "markov", self.seed, "probes", name, "order")
+                # after the same symbol the answer is the same: one row of the chain, one fact
+                cluster = f"{tag} {seen[-1]}"
+                probes.append(Probe(" ".join([tag, *seen]), choices[best], choices, cluster, {"chain": tag}))
+        return shuffled(probes, "markov", self.seed, "probes", name, "order")
 
     def tokenizer(self) -> Tokenizer:
         """One token for every symbol and every tag."""
