@@ -8,7 +8,7 @@ Documents without any visible character are left out.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -152,44 +152,3 @@ class Parquet(_FileSource):
     def _read(self, file: Path) -> Iterator[str]:
         for place, value in read_parquet(file, [self.field]):
             yield take_text(value, self.field, place)
-
-
-def even_excerpts(source: Source, max_bytes: int, min_bytes: int = 1024) -> Iterator[tuple[str, str]]:
-    """The beginning of every document, as many bytes of each, so that no document stands for a whole collection.
-
-    A document shorter than its share is taken whole and leaves the rest of it to the others. Where the shares would be
-    below ``min_bytes``, every second, fourth, ... document is taken, as often as it takes. The source is read twice.
-
-    Args:
-        source: The documents.
-        max_bytes: UTF-8 bytes of all excerpts together, at most.
-        min_bytes: Least share of a document that is cut; the documents are thinned out to keep it.
-
-    Yields:
-        (number of the document in the source, counted from 0, as text; its excerpt, cut between two characters).
-
-    Raises:
-        ValueError: ``max_bytes`` or ``min_bytes`` is below 1.
-    """
-    for key, value in (("max_bytes", max_bytes), ("min_bytes", min_bytes)):
-        if value < 1:
-            raise ValueError(f"{key} = {value}: expected at least 1")
-    sizes = [len(text.encode()) for text in source.documents()]
-    stride = 1
-    while stride < len(sizes) and _even_share(sizes[::stride], max_bytes) < min(min_bytes, max(sizes[::stride])):
-        stride *= 2
-    share = _even_share(sizes[::stride], max_bytes)
-    for number, text in enumerate(source.documents()):
-        if number % stride == 0 and (excerpt := text.encode()[:share].decode(errors="ignore")):
-            yield str(number), excerpt
-
-
-def _even_share(sizes: Sequence[int], max_bytes: int) -> int:
-    """The greatest share for which sum(min(size, share)) <= max_bytes; the largest size where all fit."""
-    left = max_bytes
-    ascending = sorted(sizes)
-    for i, size in enumerate(ascending):
-        if size * (len(ascending) - i) > left:
-            return left // (len(ascending) - i)
-        left -= size
-    return ascending[-1] if ascending else 0

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lit_consistency.data.sources.documents import JsonLines, Parquet, TextFiles, even_excerpts
-from tests.data.helpers import ListSource, write_jsonl
+from lit_consistency.data.sources.documents import JsonLines, Parquet, TextFiles
+from tests.data.helpers import write_jsonl
 
 
 @pytest.fixture
@@ -121,40 +121,3 @@ def test_text_that_is_not_utf8_is_named(tmp_path: Path) -> None:
 def test_an_empty_separator_is_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="separator = '': expected at least one character"):
         TextFiles(str(folder), separator="")
-
-
-def excerpts(texts: list[str], max_bytes: int, **options: int) -> dict[str, str]:
-    return dict(even_excerpts(ListSource(texts), max_bytes, **options))
-
-
-def test_every_document_gives_as_many_bytes() -> None:
-    books = [letter * 1_000_000 for letter in "abcd"]
-    assert excerpts(books, 100_000) == {str(i): letter * 25_000 for i, letter in enumerate("abcd")}
-
-
-def test_short_documents_are_whole_and_leave_their_rest_to_the_others() -> None:
-    sizes = [5000, 100, 3000, 2000, 9000]
-    taken = excerpts(["x" * size for size in sizes], 10_000)
-    # by hand: 100 and 2000 are whole, 7,900 bytes are left for three
-    assert [len(text) for text in taken.values()] == [2633, 100, 2633, 2000, 2633]
-    assert excerpts(["a", "bc"], 100) == {"0": "a", "1": "bc"}
-
-
-def test_excerpts_are_cut_between_characters() -> None:
-    taken = excerpts(["ä" * 10, "b" * 10], 10, min_bytes=1)  # ä has two bytes, the share is 5
-    assert taken == {"0": "ää", "1": "bbbbb"}
-
-
-def test_of_too_many_documents_every_second_or_fourth_is_taken() -> None:
-    taken = excerpts(["x" * 5000] * 64, 16_384)
-    assert list(taken) == [str(i) for i in range(0, 64, 4)]
-    assert {len(text) for text in taken.values()} == {1024}
-    short = excerpts(["x" * 100] * 64, 640)  # shorter than min_bytes: whole
-    assert {len(text) for text in short.values()} == {100}
-    assert list(excerpts(["x" * 5000] * 64, 10)) == ["0"]
-
-
-def test_excerpts_of_nothing_and_of_no_bytes() -> None:
-    assert excerpts([], 100) == {}
-    with pytest.raises(ValueError, match="max_bytes = 0: expected at least 1"):
-        excerpts(["a"], 0)
