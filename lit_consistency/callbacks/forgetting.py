@@ -87,7 +87,7 @@ class Forgetting(Callback):
         self._skipped_at = -1
         self._tasks: dict[str, PreparedTask] = {}
         self._measured: dict[str, Measured] = {}
-        self._base_items: dict[str, Ratio] = {}
+        self._base_items: dict[str, dict[str, Ratio]] = {}
         self._floors: dict[str, float] = {}
         self._change = WeightChange({})
         self._moved: dict[str, Tensor] = {}
@@ -195,17 +195,16 @@ class Forgetting(Callback):
         )
 
     def _ask(self, trainer: Trainer, module: LitLanguageModel) -> dict[str, float]:
-        """Every task's numbers: that by which it is judged as ``KIND/NAME``, the others and the error behind a dot."""
+        """Every task's numbers with their errors: ``KIND/NAME`` is that by which it is judged, see ``_tags``."""
         numbers: dict[str, float] = {}
         with untouched(module), trainer.precision_plugin.forward_context():
             for key, task in self._tasks.items():
                 measured = task.measure(module, batch_tokens=self.batch_tokens, device=module.device)
                 self._measured[key] = measured
                 self._floors[key] = _floor(task.metric, measured)
-                for name, estimate in measured.estimates().items():
-                    own = key if name == task.metric else f"{key}.{name}"
-                    numbers[own] = estimate.value
-                    numbers[f"{own}.stderr" if own == key else f"{own}_stderr"] = estimate.stderr
+                for metric, estimate in measured.estimates().items():
+                    value, error = _tags(key, metric, task.metric)
+                    numbers |= {value: estimate.value, error: estimate.stderr}
         return numbers
 
     def _measure(self, trainer: Trainer, module: LitLanguageModel) -> None:
@@ -221,7 +220,7 @@ class Forgetting(Callback):
             numbers |= self._change.measure(module.method.changes(module.gpt, module.start))
         if not self.base:
             self.base = dict(numbers)
-            self._base_items = {key: self._measured[key].ratios[task.metric] for key, task in self._tasks.items()}
+            self._base_items = {key: measured.ratios for key, measured in self._measured.items()}
         for key, task in self._tasks.items():
             numbers |= self._changes(key, task)
         for m in self._compare(numbers):
@@ -238,13 +237,15 @@ class Forgetting(Callback):
         The same items were asked both times, so the error is that of paired differences.
         """
         kind, name = key.split("/", 1)
-        if key not in self._base_items:
-            return {}
+        numbers: dict[str, float] = {}
         measured = self._measured[key]
-        difference = paired_difference(self._base_items[key], measured.ratios[task.metric], measured.clusters)
-        better = difference.value if higher_is_better(task.metric) else -difference.value
-        tag, change = (f"learned/{name}", better) if kind == "learn" else (f"forget/{name}", -better)
-        return {tag: change, f"{tag}.stderr": difference.stderr}
+        for metric, base in self._base_items.get(key, {}).items():
+            difference = paired_difference(base, measured.ratios[metric], measured.clusters)
+            better = difference.value if higher_is_better(metric) else -difference.value
+            change = better if kind == "learn" else -better
+            value, error = _tags(f"{'learned' if kind == 'learn' else 'forget'}/{name}", metric, task.metric)
+            numbers |= {value: change + 0.0, error: difference.stderr}  # no negative zero
+        return numbers
 
     def _compare(self, numbers: Mapping[str, float]) -> list[Measurement]:
         return [
@@ -278,7 +279,10 @@ class Forgetting(Callback):
         """The base's numbers and items, and what has moved: a resumed run compares with the same base."""
         return {
             "base": self.base,
-            "base_items": {key: torch.from_numpy(np.stack(items)) for key, items in self._base_items.items()},
+            "base_items": {
+                key: {metric: torch.from_numpy(np.stack(sums)) for metric, sums in items.items()}
+                for key, items in self._base_items.items()
+            },
             "latest": self.latest,
             "measured_at": self.measured_at,
             "moved": self._change.state_dict(),
@@ -290,11 +294,17 @@ class Forgetting(Callback):
         """Continue with the base of the earlier part of the run."""
         self.base, self.latest = state_dict["base"], state_dict["latest"]
         self._base_items = {
-            key: Ratio(*(sums.numpy() for sums in items)) for key, items in state_dict.get("base_items", {}).items()
+            key: {metric: Ratio(*(column.numpy() for column in sums)) for metric, sums in items.items()}
+            for key, items in state_dict.get("base_items", {}).items()
         }
         self.measured_at, self._moved = state_dict["measured_at"], state_dict["moved"]
         self._skipped_at = state_dict.get("skipped_at", -1)
         self.budget.load_state_dict(state_dict.get("budget", {}))
+
+
+def _tags(key: str, metric: str, judged_by: str) -> tuple[str, str]:
+    """Names of a number and of its standard error; those of the metric that judges a task have no metric in them."""
+    return (key, f"{key}.stderr") if metric == judged_by else (f"{key}.{metric}", f"{key}.{metric}_stderr")
 
 
 def _check_name(kind: str, name: str, others: Mapping[str, WatchedTask]) -> None:
