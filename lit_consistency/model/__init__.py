@@ -1,4 +1,4 @@
-"""The LitGPT model: configuration, masks of documents, loss, folders on disk, provenance, export, interpolation."""
+"""The LitGPT model: configuration, masks of documents, loss, initial weights, folders, export, interpolation."""
 
 from lit_consistency.model.checkpoint import (
     check_checkpoint_dir,

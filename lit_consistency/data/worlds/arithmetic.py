@@ -45,19 +45,19 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True)
 class ModularArithmetic(World):
-    """All `p * p` problems of one operation modulo p, divided into train and held out.
+    """All ``p * p`` problems of one operation modulo p, divided into train and held out.
 
-    Parts of the text: `train` (wrong labels included) and `held_out` (right). Task: `problems`, the same as
-    rows, with the splits `train` and `test` (held out). Probes: `train_clean`, `train_noisy` (the answer is the wrong
-    label of the text) and `held_out`. Worlds of the same p share the tokenizer, whatever the operation: a base of one
-    operation can be finetuned on another.
+    Parts of the text: ``train`` (wrong labels included) and ``held_out`` (right). Task: ``problems``, the same as
+    rows, with the splits ``train`` and ``test`` (held out). Probes: ``train_clean``, ``train_noisy`` (the answer is the
+    wrong label of the text) and ``held_out``. Worlds of the same p share the tokenizer, whatever the operation: a base
+    of one operation can be finetuned on another.
 
     Args:
         p: The modulus; numbers are 0 to p - 1.
-        operation: `+`, `-`, `x` or `a2b2` (a * a + b * b, written `a @ b`).
+        operation: ``+``, ``-``, ``x`` or ``a2b2`` (a * a + b * b, written ``a @ b``).
         train_share: Share of the problems that train; a greater share holds the problems of a smaller one.
         noise_share: Share of the train problems that the text tells with a wrong answer.
-        seed: Of the division and of the wrong labels; the same for all operations.
+        seed: Seed of the division and of the wrong labels; the division is the same for all operations.
     """
 
     p: int = 53
@@ -133,13 +133,13 @@ class ModularArithmetic(World):
             yield self._prompt(problem) + f" {problem.label}"
 
     def rows(self, task: str, split: str = "train") -> list[tuple[str, str]]:
-        """Pairs of problem and answer; `test` are the held-out problems."""
+        """Pairs of problem and answer; ``test`` are the held-out problems."""
         check_choice("task", task, self.tasks)
         check_choice("split", split, SPLITS)
         return [(self._prompt(q), f" {q.label}") for q in (self.train if split == "train" else self.held_out)]
 
     def probes(self, name: str) -> list[Probe]:
-        """Questions with all p numbers as choices; tag `operation`."""
+        """Questions with all p numbers as choices; tag ``operation``."""
         check_choice("probes", name, self.probe_names)
         problems = self.held_out if name == "held_out" else self.train
         choices = tuple(f" {number}" for number in range(self.p))
@@ -161,12 +161,12 @@ class ModularArithmetic(World):
         return word_tokenizer([" ".join([*SYMBOLS.values(), "=", *map(str, range(self.p))])])
 
     def optimum(self) -> dict[str, float]:
-        """What can be reached.
+        """The best numbers that a model can reach.
 
         Returns:
-            `accuracy` 1 on each set of questions (the noisy ones by heart); `noisy_accuracy_by_rule` 0, what the rule
-            alone gives there; `chance` 1 / p; and `document_nats`, the entropy of a document of `train`, which is the
-            least loss summed over a document.
+            ``accuracy`` 1 on each set of questions (the noisy ones by heart); ``noisy_accuracy_by_rule`` 0, what the
+            rule alone gives there; ``chance`` 1 / p; and ``document_nats``, the entropy of a document of ``train``,
+            which is the least loss summed over a document.
         """
         return {
             "accuracy": 1.0,

@@ -27,10 +27,11 @@ class Probe(NamedTuple):
     Attributes:
         prompt: Text up to the answer; it ends without a space.
         answer: The right continuation, with the space before it: one token of the world's tokenizer.
-        choices: All values that could stand there, the answer among them, each one token; chance is `1 / len(choices)`.
-        cluster: What the question shares with others that are right or wrong together: a person, a pair of numbers, a
-            state of a chain. Standard errors count clusters, not questions.
-        tags: Where the question belongs, e.g. `{"attribute": "hobby"}`, to report accuracy by group.
+        choices: All values that could stand there, the answer among them, each one token; chance is
+            ``1 / len(choices)``.
+        cluster: Name of what it has in common with other questions that are right or wrong together: a person, a pair
+            of numbers, a state of a chain. Standard errors count clusters, not questions.
+        tags: Where the question belongs, e.g. ``{"attribute": "hobby"}``, to report accuracy by group.
     """
 
     prompt: str
@@ -44,7 +45,7 @@ class World(ABC):
     """A generator of text, rows and questions whose truth is known.
 
     Attributes:
-        tasks: Names of the finetuning tasks; each has the splits `train` and `test`.
+        tasks: Names of the finetuning tasks; each has the splits ``train`` and ``test``.
         generation: In the fingerprint, so that no cache keeps old text: raised when the same fields give other text,
             which the golden hashes of the tests notice.
     """
@@ -59,7 +60,7 @@ class World(ABC):
 
     @abstractmethod
     def documents(self, part: str = "train") -> Iterator[str]:
-        """Yields the documents of a part, `train` or `held_out`, once and in a fixed, shuffled order.
+        """Yields the documents of a part, ``train`` or ``held_out``, once and in a fixed, shuffled order.
 
         Raises:
             ValueError: The world has no such part.
@@ -90,7 +91,7 @@ class World(ABC):
         """What a perfect model reaches and what guessing reaches: accuracies as shares of 1, losses in nats."""
 
     def fingerprint(self) -> dict[str, Any]:
-        """Says in JSON what the world depends on."""
+        """Name, generation and fields of the world, as JSON: equal fingerprints, equal text."""
         own = {"world": type(self).__name__, "generation": self.generation}
         return {**own, **dataclasses.asdict(cast(Any, self))}
 
@@ -111,7 +112,7 @@ def shuffled(items: Collection[T], *name: object) -> list[T]:
 
 
 def check_range(key: str, value: float, low: float, high: float) -> None:
-    """Refuses a value outside of `low <= value <= high`.
+    """Refuses a value outside of ``low <= value <= high``.
 
     Raises:
         ValueError: Names key, value and what is allowed.

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lit_consistency.data.sources.conversations import conversation, held_out_by
+from lit_consistency.data.sources.conversations import held_out_by, messages_of
 from tests.data.helpers import assistant, system, user
 
 PLAIN = [user("2+2?"), assistant("4")]
@@ -21,21 +21,21 @@ PLAIN = [user("2+2?"), assistant("4")]
     ],
 )
 def test_every_kind_becomes_messages(row: dict[str, Any]) -> None:
-    assert conversation(row, "f:1") == PLAIN
+    assert messages_of(row, "f:1") == PLAIN
 
 
 @pytest.mark.parametrize("name", ["output", "response"])
 def test_alpaca_keeps_instruction_and_input_apart_and_together(name: str) -> None:
-    messages = conversation({"instruction": "Add.", "input": "2, 2", name: "4"}, "f:1")
+    messages = messages_of({"instruction": "Add.", "input": "2, 2", name: "4"}, "f:1")
     assert messages == [{**user("Add.\n\n2, 2"), "instruction": "Add.", "input": "2, 2"}, assistant("4")]
-    assert conversation({"instruction": "Add.", "input": "", name: "4"}, "f:1")[0]["content"] == "Add."
+    assert messages_of({"instruction": "Add.", "input": "", name: "4"}, "f:1")[0]["content"] == "Add."
 
 
 def test_a_system_text_becomes_the_first_turn() -> None:
     row = {"system": "Be brief.", "prompt": "2+2?", "completion": "4"}
-    assert conversation(row, "f:1") == [system("Be brief."), *PLAIN]
+    assert messages_of(row, "f:1") == [system("Be brief."), *PLAIN]
     in_turns = {"conversations": [{"from": "system", "value": "a"}, {"from": "gpt", "value": "b"}], "system": "c"}
-    assert conversation(in_turns, "f:1") == [system("a"), assistant("b")]
+    assert messages_of(in_turns, "f:1") == [system("a"), assistant("b")]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_a_system_text_becomes_the_first_turn() -> None:
 )
 def test_a_bad_row_names_place_and_expectation(row: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        conversation(row, "f:7")
+        messages_of(row, "f:7")
 
 
 def test_a_conversation_is_held_out_by_its_turns_before_the_first_answer() -> None:
