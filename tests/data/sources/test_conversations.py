@@ -38,37 +38,37 @@ def test_a_system_text_becomes_the_first_turn() -> None:
     assert messages_of(in_turns, "f:1") == [system("a"), assistant("b")]
 
 
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ([1], "f:7: a list; expected an object with the fields of messages"),
-        ({"text": "x"}, "f:7: fields 'text'; expected those of messages"),
-        ({"prompt": "x"}, "f:7: fields 'prompt'; expected those"),
-        ({"prompt": "x", "completion": 4}, "f:7: completion is a int; expected text"),
-        ({"prompt": "x", "completion": "  "}, "f:7: turn 2: the completion is empty; expected text"),
-        ({"instruction": "x"}, "f:7: no field 'output' or 'response'; it has 'instruction'"),
-        ({"instruction": "x", "input": 1, "output": "y"}, "f:7: input is a int; expected text"),
-        ({"messages": []}, r"f:7: messages = \[\]; expected a list of turns"),
-        ({"messages": "hello"}, "f:7: messages = 'hello'; expected a list of turns"),
-        ({"messages": ["hello"]}, "f:7: messages, turn 1: a str; expected an object"),
-        ({"messages": [{"role": "user"}]}, "f:7: messages, turn 1: no field 'content'; it has 'role'"),
-        (
-            {"messages": [{"role": "bot", "content": "x"}]},
-            "turn 1: role = 'bot'; expected one of system, user, assistant",
-        ),
-        ({"messages": [user("x")]}, "f:7: no turn of the assistant; expected at least one"),
-        ({"messages": [user("x"), assistant("")]}, "f:7: turn 2: the completion is empty"),
-        ({"messages": [*PLAIN, system("late")]}, "f:7: turn 3: a system turn; expected it only as the first"),
-        (
-            {"conversations": [{"from": "gpt", "value": None}]},
-            "conversations, turn 1: value is a NoneType; expected text",
-        ),
-        ({"conversations": [{"from": "tool", "value": "x"}]}, "from = 'tool'; expected one of system, human"),
-    ],
-)
-def test_a_bad_row_names_place_and_expectation(row: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        messages_of(row, "f:7")
+BAD_ROWS: list[tuple[Any, str]] = [
+    ([1], "f:7: a list; expected an object with the fields of messages"),
+    ({"text": "x"}, "f:7: fields 'text'; expected those of messages"),
+    ({"prompt": "x"}, "f:7: fields 'prompt'; expected those"),
+    ({"prompt": "x", "completion": 4}, "f:7: completion is a int; expected text"),
+    ({"prompt": "x", "completion": "  "}, "f:7: turn 2: the completion is empty; expected text"),
+    ({"instruction": "x"}, "f:7: no field 'output' or 'response'; it has 'instruction'"),
+    ({"instruction": "x", "input": 1, "output": "y"}, "f:7: input is a int; expected text"),
+    ({"messages": []}, r"f:7: messages = \[\]; expected a list of turns"),
+    ({"messages": "hello"}, "f:7: messages = 'hello'; expected a list of turns"),
+    ({"messages": ["hello"]}, "f:7: messages, turn 1: a str; expected an object"),
+    ({"messages": [{"role": "user"}]}, "f:7: messages, turn 1: no field 'content'; it has 'role'"),
+    (
+        {"messages": [{"role": "bot", "content": "x"}]},
+        "turn 1: role = 'bot'; expected one of system, user, assistant",
+    ),
+    ({"messages": [user("x")]}, "f:7: no turn of the assistant; expected at least one"),
+    ({"messages": [user("x"), assistant("")]}, "f:7: turn 2: the completion is empty"),
+    ({"messages": [*PLAIN, system("late")]}, "f:7: turn 3: a system turn; expected it only as the first"),
+    (
+        {"conversations": [{"from": "gpt", "value": None}]},
+        "conversations, turn 1: value is a NoneType; expected text",
+    ),
+    ({"conversations": [{"from": "tool", "value": "x"}]}, "from = 'tool'; expected one of system, human"),
+]
+
+
+def test_a_bad_row_names_place_and_expectation() -> None:
+    for row, message in BAD_ROWS:
+        with pytest.raises(ValueError, match=message):
+            messages_of(row, "f:7")
 
 
 def test_a_conversation_is_held_out_by_its_turns_before_the_first_answer() -> None:
