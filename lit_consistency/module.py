@@ -224,7 +224,7 @@ class LitLanguageModel(LightningModule):
         With ``packing: true`` a row holds several conversations; ``packing: false`` gives one each.
         """
         logits = self._logits(batch)
-        nll = token_nll(logits, batch["targets"]).sum(-1)
+        nll = token_nll(logits, batch["targets"]).sum(-1, dtype=torch.float64)
         taken = batch["targets"] != IGNORE
         greedy = logits.argmax(-1)
         first = (batch_idx * self.trainer.world_size + self.trainer.global_rank) * len(nll)
