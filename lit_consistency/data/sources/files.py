@@ -8,13 +8,12 @@ date.
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-
-from lit_consistency.records.fingerprints import sha256
 
 
 def find_files(key: str, path: str, suffixes: Sequence[str]) -> list[Path]:
@@ -47,18 +46,21 @@ def find_files(key: str, path: str, suffixes: Sequence[str]) -> list[Path]:
 
 def fingerprint_files(files: Sequence[Path]) -> list[dict[str, Any]]:
     """Name, size in bytes and SHA-256 of each file."""
-    fingerprints = []
+    found = []
     for file in files:
         stat = file.stat()
-        digest = _sha256_of_unchanged(file, stat.st_size, stat.st_mtime_ns)
-        fingerprints.append({"name": file.name, "size": stat.st_size, "sha256": digest})
-    return fingerprints
+        digest = _sha256(str(file), stat.st_size, stat.st_mtime_ns)
+        found.append({"name": file.name, "size": stat.st_size, "sha256": digest})
+    return found
 
 
 @lru_cache(maxsize=4096)
-def _sha256_of_unchanged(file: Path, size: int, mtime_ns: int) -> str:
-    """Size and time are in the key of the cache: a file that changes while the process runs is hashed again."""
-    return sha256(file)
+def _sha256(path: str, size: int, mtime_ns: int) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def read_text(file: Path) -> str:

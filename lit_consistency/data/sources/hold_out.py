@@ -8,7 +8,7 @@ moves nothing from one side to the other. The price: the share holds in expectat
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Part = Literal["all", "train", "validation"]
@@ -46,5 +46,7 @@ class HoldOut:
 
     def fingerprint(self) -> dict[str, Any]:
         """The options, as JSON; ``by`` only where it decides anything, so that tokens of whole sets stay valid."""
-        options = {"part": self.part, "validation_share": self.validation_share}
-        return options if self.part == "all" or self.by == "document" else {**options, "by": self.by}
+        options = asdict(self)
+        if self.part == "all" or self.by == "document":
+            del options["by"]
+        return options
