@@ -95,8 +95,8 @@ def test_studies_start_runs_as_processes() -> None:
 
 
 @pytest.mark.parametrize("folder", ["lit_consistency", "tests"])
-def test_no_file_is_longer_than_300_lines(folder: str) -> None:
-    long = {str(p.relative_to(ROOT)) for p in (ROOT / folder).rglob("*.py") if len(p.read_text().splitlines()) > 300}
+def test_no_file_is_longer_than_400_lines(folder: str) -> None:
+    long = {str(p.relative_to(ROOT)) for p in (ROOT / folder).rglob("*.py") if len(p.read_text().splitlines()) > 400}
     assert not long
 
 

@@ -136,7 +136,7 @@ def kth_of_rows(scores: Tensor, k: int, smallest: bool = False) -> Tensor:
         values = scores.topk(k, dim=1, largest=not smallest, sorted=False).values
         return values.amax(1) if smallest else values.amin(1)
     column = k - 1 if smallest else scores.shape[1] - k
-    # integers have the order of floats that are at least 0, NaN after infinity, and NumPy is several times as fast there
+    # integers have the order of floats that are at least 0, NaN after infinity, which NumPy sorts several times as fast
     integers = scores.view(torch.int64 if scores.dtype == torch.float64 else torch.int32)
     integers.numpy().partition(column, axis=1)
     return scores[:, column].clone()
