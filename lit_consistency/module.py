@@ -186,7 +186,10 @@ class LitLanguageModel(LightningModule):
         return {f"lr/{group.get('role', i)}": float(group["lr"]) for i, group in enumerate(groups)}
 
     def log_now(self, numbers: dict[str, float]) -> None:
-        """Write numbers to every logger at the current optimizer step."""
+        """Write numbers to every logger at the current optimizer step, and where callbacks of Lightning watch them."""
+        self.trainer.callback_metrics.update(
+            {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
+        )
         for logger in self.trainer.loggers:
             logger.log_metrics(numbers, step=self.trainer.global_step)
 
