@@ -96,15 +96,15 @@ WRONG = {
     ),
     "unknown filter": (
         ["--model.optimizer=lit_consistency.optimizers.MoFO", "--model.optimizer.init_args.filter=foo"],
-        ['"filter"', "'foo': expected one of momentum, gradient, adam_update"],
+        ["model.optimizer.init_args.filter", "'foo': expected one of momentum, gradient, adam_update"],
     ),
     "unknown coefficients": (
         ["--model.optimizer=lit_consistency.optimizers.Muon", "--model.optimizer.init_args.ns_coefficients=foo"],
-        ['"ns_coefficients"', "'foo': expected one of polar_express, quintic"],
+        ["model.optimizer.init_args.ns_coefficients", "'foo': expected one of polar_express, quintic"],
     ),
     "unknown norm": (
         ["--model.method=lit_consistency.methods.Pull", "--model.method.init_args.norm=l3"],
-        ['"norm"', "expected one of l1, l2", "'l3'"],
+        ["model.method.init_args.norm", "expected one of l1, l2", "'l3'"],
     ),
     "few checkpoints": (["--checkpoint.keep=1"], ["keep = 1", "at least 2"]),
     "unknown task": (
