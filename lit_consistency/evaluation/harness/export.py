@@ -22,8 +22,9 @@ from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.evaluation.harness.tokens import HarnessTokens, Sequenced
 from lit_consistency.inference.items import Candidate
 from lit_consistency.metrics import extract, rouge_l
-from lit_consistency.tasks.generation import accepted_answers, is_right
-from lit_consistency.tasks.questions import Question, Questions
+from lit_consistency.tasks.generation import GenerationTask, accepted_answers, is_right
+from lit_consistency.tasks.question import EncodedQuestion, EncodedTask
+from lit_consistency.tasks.text import TextTask
 
 JUDGED = ("exact_match", "rouge_l")
 SCORING = "from lit_consistency.evaluation.harness.export import process_results\n\n__all__ = ['process_results']\n"
@@ -35,7 +36,7 @@ class _Exported(NamedTuple):
     settings: dict[str, Any]
 
 
-def export_tasks(questions: Questions, folder: Path, tokenizer: Tokenizer, block_size: int) -> Path:
+def export_tasks(questions: EncodedTask, folder: Path, tokenizer: Tokenizer, block_size: int) -> Path:
     """Write a task of lm-eval that asks the same questions; run it with ``--include_path FOLDER --tasks NAME``.
 
     Args:
@@ -54,9 +55,9 @@ def export_tasks(questions: Questions, folder: Path, tokenizer: Tokenizer, block
     name = f"lit_{task.name}" if questions.format in ("none", "default") else f"lit_{task.name}_{questions.format}"
     name = name if not questions.shots else f"{name}_{questions.shots}shot"
     tokens = HarnessTokens(tokenizer, block_size)
-    if task.kind == "generation":
-        documents, settings = _generation(questions, tokens)
-    elif task.kind == "text":
+    if isinstance(task, GenerationTask):
+        documents, settings = _generation(task, questions, tokens)
+    elif isinstance(task, TextTask):
         documents, settings = _text(questions, tokens)
     else:
         documents, settings = _choice(questions, tokens)
@@ -74,7 +75,7 @@ def export_tasks(questions: Questions, folder: Path, tokenizer: Tokenizer, block
         "metadata": {"version": 1.0},
     }
     lines = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-    if task.kind == "generation":
+    if isinstance(task, GenerationTask):
         (folder / "lit_scoring.py").write_text(SCORING, encoding="utf-8")
         lines += "process_results: !function lit_scoring.process_results\n"
     data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in documents), encoding="utf-8")
@@ -93,7 +94,7 @@ def process_results(doc: Document, results: list[str]) -> dict[str, float]:
     return {name: found[name] for name in doc["metrics"]}
 
 
-def _choice(questions: Questions, tokens: HarnessTokens) -> _Exported:
+def _choice(questions: EncodedTask, tokens: HarnessTokens) -> _Exported:
     rows: list[Document] = []
     for question in questions.questions:
         assert question.item is not None
@@ -117,7 +118,7 @@ def _choice(questions: Questions, tokens: HarnessTokens) -> _Exported:
     return _Exported(rows, {"doc_to_text": "{{contexts[0]}}", **settings, "metric_list": metrics})
 
 
-def _text(questions: Questions, tokens: HarnessTokens) -> _Exported:
+def _text(questions: EncodedTask, tokens: HarnessTokens) -> _Exported:
     rows = []
     for document, windows in groupby(questions.questions, key=lambda question: question.id.rpartition("+")[0]):
         parts = list(windows)
@@ -130,8 +131,8 @@ def _text(questions: Questions, tokens: HarnessTokens) -> _Exported:
     return _Exported(rows, {**settings, "metric_list": metrics})
 
 
-def _generation(questions: Questions, tokens: HarnessTokens) -> _Exported:
-    task, options = questions.task, questions.task.generation
+def _generation(task: GenerationTask, questions: EncodedTask, tokens: HarnessTokens) -> _Exported:
+    options = task.generation
     metrics = [metric for metric in task.metrics if metric in JUDGED]
     if task.program or options.n_samples > 1 or not metrics:
         raise ValueError(
@@ -183,7 +184,7 @@ def _decode(tokens: HarnessTokens, ids: np.ndarray) -> str:
     return tokenizer.decode(torch.as_tensor(ids))
 
 
-def _check(found: Iterable[Sequenced], candidates: list[Candidate], question: Question) -> None:
+def _check(found: Iterable[Sequenced], candidates: list[Candidate], question: EncodedQuestion) -> None:
     """Whether lm-eval's tokens are those of the candidates, and what it scores is what we score."""
     theirs = [(ids.tolist(), scored.tolist()) for ids, scored in found]
     ours = [(candidate.tokens.tolist(), candidate.supervised.tolist()) for candidate in candidates]
@@ -191,7 +192,7 @@ def _check(found: Iterable[Sequenced], candidates: list[Candidate], question: Qu
         raise ValueError(_other_tokens(question))
 
 
-def _other_tokens(question: Question) -> str:
+def _other_tokens(question: EncodedQuestion) -> str:
     return (
         f"{question.place}: lm-eval would feed other tokens than are scored here: it encodes prompt and answer as one "
         "text, and gives white space at the prompt's end to the answer; expected a format whose answers begin with it"
