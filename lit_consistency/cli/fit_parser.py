@@ -29,7 +29,8 @@ class Parser(ShortErrors, LightningArgumentParser):
 
     def instantiate_classes(self, cfg: Namespace, instantiate_groups: bool = True) -> Namespace:
         """Build the classes, with the run's world wherever none is named."""
-        return super().instantiate_classes(with_world(cfg) if self.shares_world else cfg, instantiate_groups)
+        cfg = with_world(cfg) if self.shares_world else cfg
+        return super().instantiate_classes(cfg, instantiate_groups=instantiate_groups)
 
     def in_words(self, message: str, ex: Exception | None) -> str:
         """With what is allowed in place of what jsonargparse says of it."""

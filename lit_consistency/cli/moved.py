@@ -27,15 +27,15 @@ _NOW = {
 }
 # sets that were watched, each with the modules in which it stood
 _SETS = {
-    "ChainSet": ("data.worlds", "data.worlds.watched"),
-    "ChoiceSet": ("data", "data.choices"),
-    "ClozeSet": ("data", "data.choices"),
-    "PreparedSet": ("evaluation", "evaluation.prepared"),
-    "RetainData": ("data", "data.watch"),
-    "RowSet": ("data", "data.watch"),
-    "TaskSet": ("evaluation", "evaluation.task_set"),
-    "TextSet": ("data", "data.watch"),
-    "WorldProbes": ("data.worlds", "data.worlds.watched"),
+    "ChainSet": ("data.worlds", "data.worlds.watched", "tasks"),
+    "ChoiceSet": ("data", "data.choices", "tasks"),
+    "ClozeSet": ("data", "data.choices", "tasks"),
+    "PreparedSet": ("evaluation", "evaluation.prepared", "tasks"),
+    "RetainData": ("data", "data.watch", "tasks"),
+    "RowSet": ("data", "data.watch", "tasks"),
+    "TaskSet": ("evaluation", "evaluation.task_set", "tasks"),
+    "TextSet": ("data", "data.watch", "tasks"),
+    "WorldProbes": ("data.worlds", "data.worlds.watched", "tasks"),
 }
 MOVED = {_P + old: _P + new for old, new in _NOW.items()}
 MOVED |= {f"{_P}{module}.{name}": TASK for name, modules in _SETS.items() for module in modules}

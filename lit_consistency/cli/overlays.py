@@ -33,8 +33,22 @@ _discard = _typehints.discard_init_args_on_class_path_change
 _adapt = _typehints.adapt_typehints
 
 
+NAMED_HELP = (
+    "Several configurations merge by name: NAME: null (or --KEY.NAME null) removes one, --KEY.NAME.OPTION changes one."
+)
+
+
 class OverlayParser(ArgumentParser):
     """A parser whose configurations compose as this file says."""
+
+    def format_help(self) -> str:
+        """The help, which says of named things how one of them is changed and removed."""
+        for action in self._actions:
+            hint = getattr(action, "_typehint", None)
+            named = _kind_of_things(_optional_class(hint) or hint)
+            if named and NAMED_HELP not in (action.help or ""):
+                action.help = f"{action.help or ''} {NAMED_HELP}"
+        return super().format_help()
 
 
 def _is_ours() -> bool:
