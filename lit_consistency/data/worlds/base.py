@@ -121,7 +121,7 @@ def check_range(key: str, value: float, low: float, high: float) -> None:
         raise ValueError(f"{key} = {value}: expected {low} <= {key} <= {high}")
 
 
-def check_choice(key: str, value: str, allowed: Collection[str]) -> None:
+def check_choice(key: str, value: str | None, allowed: Collection[str]) -> None:
     """Refuses a value that is not among those allowed.
 
     Raises:
