@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lit_consistency.tasks.definition import Task, TaskData
+from lit_consistency.tasks.measure import measure_likelihood
+from lit_consistency.tasks.questions import Questions
 
 from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.evaluation.harness.export import export_tasks, process_results
@@ -16,12 +19,9 @@ from lit_consistency.evaluation.harness.model import run_harness
 from lit_consistency.inference.generate import generate
 from lit_consistency.inference.sampling import GenerationOptions
 from lit_consistency.inference.score import score_items
-from lit_consistency.tasks.definition import Task, TaskData
 from lit_consistency.tasks.formats import load_format
 from lit_consistency.tasks.generation import measure_generation
-from lit_consistency.tasks.measure import measure_likelihood
 from lit_consistency.tasks.prompts import build_questions, read_task
-from lit_consistency.tasks.questions import Questions
 from tests.model.tiny_models import tiny_model, tiny_tokenizer
 
 CPU = torch.device("cpu")
