@@ -32,7 +32,7 @@ OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
     ),
     ("shots", list[int], [0], "numbers of few-shot examples, from the task's training split, fixed by the seed"),
     ("limit", int, 0, "questions of each task at most, drawn by the seed (of texts the first windows); 0: all"),
-    ("seed", int, 0, "of the draws of examples and questions, and of the bootstrap"),
+    ("seed", int, 0, "of the draws of examples and questions, and of the exchanges that compare two models"),
     (
         "batch_tokens",
         int,
@@ -57,6 +57,12 @@ OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
         "the evaluation rows are looked for",
     ),
     ("data_dir", Path | None, None, "takes the place of the folder data/ of the task files"),
+    (
+        "world",
+        dict[str, Any] | None,
+        None,
+        "fields of the world that tasks of a world ask of, where they differ from the task file's, as '{seed: 1}'",
+    ),
     ("harness", list[str], [], "tasks of lm-evaluation-harness, by its names; needs the extra `eval`"),
     ("harness_include", Path | None, None, "folder of further task files of lm-evaluation-harness"),
     (

@@ -20,8 +20,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from lit_consistency.optimizers.core.checks import check_choice, check_share
-from lit_consistency.optimizers.filtering.passes import number_kept
-from lit_consistency.optimizers.filtering.threshold import select_largest
+from lit_consistency.optimizers.filtering.threshold import number_kept, select_largest
 from lit_consistency.optimizers.groups import MATRIX_ROLES
 from lit_consistency.optimizers.muon import MatrixOptions, Muon
 

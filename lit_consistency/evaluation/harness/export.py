@@ -21,9 +21,10 @@ import yaml
 from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.evaluation.harness.tokens import HarnessTokens, Sequenced
 from lit_consistency.inference.items import Candidate
-from lit_consistency.metrics import extract, rouge_l
-from lit_consistency.tasks.generation import accepted_answers, is_right
-from lit_consistency.tasks.questions import Question, Questions
+from lit_consistency.metrics import exact_match, extract, rouge_l
+from lit_consistency.tasks.generation import GenerationTask, accepted_answers, answer_rule
+from lit_consistency.tasks.question import EncodedQuestion, EncodedTask
+from lit_consistency.tasks.text import TextTask
 
 JUDGED = ("exact_match", "rouge_l")
 SCORING = "from lit_consistency.evaluation.harness.export import process_results\n\n__all__ = ['process_results']\n"
@@ -35,7 +36,7 @@ class _Exported(NamedTuple):
     settings: dict[str, Any]
 
 
-def export_tasks(questions: Questions, folder: Path, tokenizer: Tokenizer, block_size: int) -> Path:
+def export_tasks(questions: EncodedTask, folder: Path, tokenizer: Tokenizer, block_size: int) -> Path:
     """Write a task of lm-eval that asks the same questions; run it with ``--include_path FOLDER --tasks NAME``.
 
     Args:
@@ -54,9 +55,9 @@ def export_tasks(questions: Questions, folder: Path, tokenizer: Tokenizer, block
     name = f"lit_{task.name}" if questions.format in ("none", "default") else f"lit_{task.name}_{questions.format}"
     name = name if not questions.shots else f"{name}_{questions.shots}shot"
     tokens = HarnessTokens(tokenizer, block_size)
-    if task.kind == "generation":
-        documents, settings = _generation(questions, tokens)
-    elif task.kind == "text":
+    if isinstance(task, GenerationTask):
+        documents, settings = _generation(task, questions, tokens)
+    elif isinstance(task, TextTask):
         documents, settings = _text(questions, tokens)
     else:
         documents, settings = _choice(questions, tokens)
@@ -74,7 +75,7 @@ def export_tasks(questions: Questions, folder: Path, tokenizer: Tokenizer, block
         "metadata": {"version": 1.0},
     }
     lines = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-    if task.kind == "generation":
+    if isinstance(task, GenerationTask):
         (folder / "lit_scoring.py").write_text(SCORING, encoding="utf-8")
         lines += "process_results: !function lit_scoring.process_results\n"
     data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in documents), encoding="utf-8")
@@ -84,16 +85,16 @@ def export_tasks(questions: Questions, folder: Path, tokenizer: Tokenizer, block
 
 def process_results(doc: Document, results: list[str]) -> dict[str, float]:
     """What lm-eval calls for a written answer: our numbers for it."""
-    extraction, references = doc["extraction"], doc["references"]
-    answer = extract(results[0], extraction)
-    accepted = accepted_answers(references, extraction)
-    found = {"exact_match": is_right(answer, accepted, extraction)}
+    extraction, numbers = doc["extraction"], doc["numbers"]
+    answer = extract(results[0], extraction, numbers)
+    accepted = accepted_answers(doc["references"], extraction, numbers)
+    found = {"exact_match": exact_match(answer, accepted, answer_rule(extraction, numbers))}
     if "rouge_l" in doc["metrics"]:
         found["rouge_l"] = rouge_l(answer or "", accepted)
     return {name: found[name] for name in doc["metrics"]}
 
 
-def _choice(questions: Questions, tokens: HarnessTokens) -> _Exported:
+def _choice(questions: EncodedTask, tokens: HarnessTokens) -> _Exported:
     rows: list[Document] = []
     for question in questions.questions:
         assert question.item is not None
@@ -117,7 +118,7 @@ def _choice(questions: Questions, tokens: HarnessTokens) -> _Exported:
     return _Exported(rows, {"doc_to_text": "{{contexts[0]}}", **settings, "metric_list": metrics})
 
 
-def _text(questions: Questions, tokens: HarnessTokens) -> _Exported:
+def _text(questions: EncodedTask, tokens: HarnessTokens) -> _Exported:
     rows = []
     for document, windows in groupby(questions.questions, key=lambda question: question.id.rpartition("+")[0]):
         parts = list(windows)
@@ -130,8 +131,8 @@ def _text(questions: Questions, tokens: HarnessTokens) -> _Exported:
     return _Exported(rows, {**settings, "metric_list": metrics})
 
 
-def _generation(questions: Questions, tokens: HarnessTokens) -> _Exported:
-    task, options = questions.task, questions.task.generation
+def _generation(task: GenerationTask, questions: EncodedTask, tokens: HarnessTokens) -> _Exported:
+    options = task.generation
     metrics = [metric for metric in task.metrics if metric in JUDGED]
     if task.program or options.n_samples > 1 or not metrics:
         raise ValueError(
@@ -146,7 +147,7 @@ def _generation(questions: Questions, tokens: HarnessTokens) -> _Exported:
         assert question.tokens is not None
         if ids[-room:] != question.tokens.tolist():
             raise ValueError(_other_tokens(question))
-        shared = {"extraction": task.extraction, "metrics": metrics}
+        shared = {"extraction": task.extraction, "numbers": task.numbers, "metrics": metrics}
         rows.append({"id": question.id, "prompt": question.prompt, "references": list(question.references), **shared})
     sampled = options.temperature > 0
     generation = {
@@ -183,7 +184,7 @@ def _decode(tokens: HarnessTokens, ids: np.ndarray) -> str:
     return tokenizer.decode(torch.as_tensor(ids))
 
 
-def _check(found: Iterable[Sequenced], candidates: list[Candidate], question: Question) -> None:
+def _check(found: Iterable[Sequenced], candidates: list[Candidate], question: EncodedQuestion) -> None:
     """Whether lm-eval's tokens are those of the candidates, and what it scores is what we score."""
     theirs = [(ids.tolist(), scored.tolist()) for ids, scored in found]
     ours = [(candidate.tokens.tolist(), candidate.supervised.tolist()) for candidate in candidates]
@@ -191,7 +192,7 @@ def _check(found: Iterable[Sequenced], candidates: list[Candidate], question: Qu
         raise ValueError(_other_tokens(question))
 
 
-def _other_tokens(question: Question) -> str:
+def _other_tokens(question: EncodedQuestion) -> str:
     return (
         f"{question.place}: lm-eval would feed other tokens than are scored here: it encodes prompt and answer as one "
         "text, and gives white space at the prompt's end to the answer; expected a format whose answers begin with it"

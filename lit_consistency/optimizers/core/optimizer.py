@@ -248,19 +248,6 @@ def copy_groups(groups: ParamsT) -> list[Any]:
     return [dict(entry) if isinstance(entry, dict) else entry for entry in entries]
 
 
-def decay_by_role(groups: ParamsT, weight_decay: float, decay_roles: Sequence[str]) -> list[Any]:
-    """Copies of ``groups`` in which each has its own ``weight_decay``: 0 where its role is not in ``decay_roles``.
-
-    Groups without a role decay, and a group that already has a ``weight_decay`` keeps it.
-    """
-    copies = copy_groups(groups)
-    for group in copies:
-        if isinstance(group, dict):
-            decays = group.get("role") is None or group["role"] in decay_roles
-            group.setdefault("weight_decay", weight_decay if decays else 0.0)
-    return copies
-
-
 def require_roles(name: str, groups: ParamsT) -> list[dict[str, Any]]:
     """Copies of ``groups``, all of which have a role.
 
