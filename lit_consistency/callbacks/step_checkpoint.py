@@ -45,7 +45,7 @@ class StepCheckpoint(Checkpoint):
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set aside what lies ahead: a branch that this run has left, which must not be taken for its newest."""
+        """Move checkpoints of later steps aside: a branch that this run has left, which is not its newest."""
         assert self.folder is not None
         ahead = [path for path in checkpoints(self.folder) if step_of(path) > trainer.global_step]
         if not ahead:

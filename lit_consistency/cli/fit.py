@@ -36,6 +36,7 @@ from lit_consistency.cli.fit_parser import Parser
 from lit_consistency.cli.resume import check_changes, find_checkpoint, has_finished
 from lit_consistency.cli.trainer_options import check_trainer, sharded_options
 from lit_consistency.data import TokenData
+from lit_consistency.data.worlds import World
 from lit_consistency.loggers.metrics_file import MetricsFile
 from lit_consistency.loggers.tensorboard import TensorBoardRunLogger
 from lit_consistency.module import LitLanguageModel
@@ -59,6 +60,14 @@ class ConsistencyCLI(LightningCLI):
         parser.add_lightning_class_args(Throughput, "throughput")
         parser.add_lightning_class_args(RunRecord, "run")  # after those whose numbers it records
         parser.add_lightning_class_args(StepCheckpoint, "checkpoint")
+        parser.add_argument(
+            "--world",
+            type=World | None,
+            default=None,
+            help="Of which all sources, rows and watched tasks are that name no world of their own; "
+            "--world.init_args.seed 1 is another one for all of them.",
+        )
+        parser.shares_world = True  # type: ignore[attr-defined]
         parser.add_argument(
             "--allow_changes",
             type=bool,

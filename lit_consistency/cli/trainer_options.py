@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging,
 from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 
+from lit_consistency.cli.moved import MOVED, refuse_moved
 from lit_consistency.distributed.strategy import FSDP2Strategy, fsdp2_of
 
 # these cut epochs or batches to pieces: a global batch would be left half done, and the schedule would not know
@@ -115,6 +116,8 @@ def _resolved(strategy: Any) -> Any:
         return FSDP2Strategy()
     if not isinstance(strategy, str) or "." not in strategy:
         return strategy
+    if moved := next((refuse_moved(old) for old in MOVED if old in strategy), None):
+        raise ValueError(f"trainer.strategy: {moved}")
     module, _, name = strategy.rpartition(".")
     found = getattr(import_module(module), name, None) if find_spec(module.partition(".")[0]) else None
     if not (isinstance(found, type) and issubclass(found, Strategy)):

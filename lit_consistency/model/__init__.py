@@ -1,4 +1,4 @@
-"""The LitGPT model: configuration, masks of documents, loss, folders on disk, provenance, export, interpolation."""
+"""The LitGPT model: configuration, masks of documents, loss, initial weights, folders, export, interpolation."""
 
 from lit_consistency.model.checkpoint import copy_tokenizer, load_weights, save_model
 from lit_consistency.model.configuration import model_config, padding_multiple
