@@ -268,9 +268,7 @@ class Forgetting(Callback):
         for key, measured in self._measured.items():
             task = self._tasks[key]
             mark = fingerprint_of({"task": keys_of(task.task), "step": self.measured_at})
-            result = summarize_result(
-                task.encoded, measured, task.findings, mark, task.watched.seed, f"step {self.measured_at}"
-            )
+            result = summarize_result(task.encoded, measured, task.findings, mark, f"step {self.measured_at}")
             write_result(folder, replace(result, task=key.split("/", 1)[1]), measured.records)
 
     # -------------------- state

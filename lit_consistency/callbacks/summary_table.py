@@ -7,6 +7,7 @@ Dredze, arXiv 2408.06663, divide by such bases).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -20,7 +21,21 @@ LEAST_ABOVE_CHANCE = 0.05
 
 
 class Measurement(NamedTuple):
-    """A watched set before and after: ``kind`` is ``learn`` or ``retain``; ``chance`` is what guessing gives."""
+    """A watched task before and after.
+
+    Attributes:
+        kind: ``learn`` or ``retain``.
+        name: of the task.
+        metric: what is measured, one of ``records.results.METRICS``.
+        base: its value at the start.
+        now: its value at the end.
+        chance: what a model that knows nothing may reach.
+        base_stderr: standard error of ``base``; None where it is not known.
+        now_stderr: of ``now``.
+        worse_stderr: of the difference of both on the same items.
+        beside: the same task by another metric, in a line of its own below: the loss, where shares of right answers
+            are at their ceiling and show nothing.
+    """
 
     kind: str
     name: str
@@ -28,6 +43,10 @@ class Measurement(NamedTuple):
     base: float
     now: float
     chance: float = 0.0
+    base_stderr: float | None = None
+    now_stderr: float | None = None
+    worse_stderr: float | None = None
+    beside: Measurement | None = None
 
     @property
     def worse(self) -> float:
@@ -43,20 +62,31 @@ class Measurement(NamedTuple):
 
 
 def results_table(measurements: Sequence[Measurement], numbers: Mapping[str, float]) -> None:
-    """Print what was learned and forgotten, then the distance from the start."""
+    """Print what was learned and forgotten, with standard errors where they are known, and the distance below."""
     table = Table(title="learned and forgotten", title_justify="left")
     guessed = any(m.chance > 0 for m in measurements)
     columns = ["task", "metric", *(["chance"] if guessed else []), "base", "now", "learned", "forgotten", "retained"]
     for column in columns:
         table.add_column(column, justify="left" if column in ("task", "metric") else "right")
     for m in sorted(measurements, key=lambda m: m.kind):
-        learned, forgotten = (_signed(-m.worse), "") if m.kind == "learn" else ("", _signed(m.worse))
-        retained = f"{100 * m.share:.1f}%" if m.kind == "retain" and m.share is not None else ""
-        chance = [_value(m.chance) if m.chance > 0 else ""] if guessed else []
-        table.add_row(m.name, m.metric, *chance, _value(m.base), _value(m.now), learned, forgotten, retained)
+        table.add_row(m.name, *_cells(m, guessed))
+        if m.beside is not None:
+            table.add_row("", *_cells(m.beside, guessed), style="dim")
     console = Console()
     console.print(table)
     console.print(_distance_line(numbers), highlight=False)
+
+
+def _cells(m: Measurement, guessed: bool) -> list[str]:
+    change = _with_error(_signed(-m.worse if m.kind == "learn" else m.worse), m.worse_stderr)
+    chance = [_value(m.chance) if m.chance > 0 else ""] if guessed else []
+    before, after = _with_error(_value(m.base), m.base_stderr), _with_error(_value(m.now), m.now_stderr)
+    retained = f"{100 * m.share:.1f}%" if m.kind == "retain" and m.share is not None else ""
+    return [m.metric, *chance, before, after, *((change, "") if m.kind == "learn" else ("", change)), retained]
+
+
+def _with_error(text: str, stderr: float | None) -> str:
+    return text if stderr is None or math.isnan(stderr) else f"{text} ± {_value(stderr)}"
 
 
 def _distance_line(numbers: Mapping[str, float]) -> str:

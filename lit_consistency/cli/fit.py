@@ -38,7 +38,7 @@ from lit_consistency.cli.trainer_options import check_trainer, sharded_options
 from lit_consistency.data import TokenData
 from lit_consistency.data.worlds import World
 from lit_consistency.loggers.metrics_file import MetricsFile
-from lit_consistency.loggers.tensorboard import RunBoard
+from lit_consistency.loggers.tensorboard import TensorBoardRunLogger
 from lit_consistency.module import LitLanguageModel
 
 TRAINER_DEFAULTS = {
@@ -123,7 +123,7 @@ class ConsistencyCLI(LightningCLI):
     def execute(self) -> None:
         """Run the chosen subcommand, unless it is a fit that has been run to its end."""
         record, section = self._get(self.config_init, "run"), self.config[str(self.subcommand)]
-        if self.subcommand == "fit" and self.asked_for == "auto" and has_finished(record.directory, section["trainer"]):
+        if self.subcommand == "fit" and self.asked_for == "auto" and has_finished(record.folder, section["trainer"]):
             rank_zero_info(f"{record.directory}: the run has finished, there is nothing left to train")
             return
         super()._run_subcommand(str(self.subcommand))
@@ -137,8 +137,8 @@ class ConsistencyCLI(LightningCLI):
 
 def _loggers(record: RunRecord) -> list[Any]:
     return [
-        RunBoard(str(record.root), name=record.name, version="", default_hp_metric=False),
-        MetricsFile(record.directory / "metrics.jsonl"),
+        TensorBoardRunLogger(str(record.root), name=record.name, version="", default_hp_metric=False),
+        MetricsFile(record.folder),
     ]
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from lit_consistency.data.sources.documents import Source
-from lit_consistency.data.sources.rows import Row, Rows
+from lit_consistency.data.sources.rows import Conversation, Rows
 from lit_consistency.data.worlds.base import PARTS, SPLITS, World, check_choice
 
 # in the fingerprint, so that no cache keeps old text: raise it when the golden hashes of the tests change
@@ -83,11 +83,11 @@ class WorldRows(Rows):
         self.split = split
         self.n_rows = n_rows
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[Conversation]:
         """Yields every row once."""
         for i, (prompt, completion) in enumerate(self.world.rows(self.task, self.split)[: self.n_rows]):
             messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
-            yield Row(messages, f"{type(self.world).__name__}/{self.task}/{self.split}:{i}")
+            yield Conversation(messages, f"{type(self.world).__name__}/{self.task}/{self.split}:{i}")
 
     def fingerprint(self) -> dict[str, Any]:
         """The world's fields, task, split, number of rows and the generation of the worlds' text."""
