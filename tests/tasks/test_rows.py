@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lit_consistency.tasks.definition import Task, TaskData
+from lit_consistency.tasks import TaskData, TextTask
 from lit_consistency.tasks.rows import fingerprint, read_rows
 from tests.tasks.tiny import write_lines
 
@@ -19,7 +19,7 @@ ROWS = [{"q": "a"}, {"q": "b"}]
 
 def rows_of(path: Path | str, **options: Any) -> list[tuple[str, str]]:
     data = TaskData(path=str(path), **options)
-    task = Task(name="t", kind="text", metrics=("bits_per_byte",), data=data, text="{q}")
+    task = TextTask(name="t", data=data, text="{q}")
     return [(row.id, row.fields["q"]) for row in read_rows(task, data)]
 
 
@@ -57,7 +57,7 @@ def test_a_zip_gives_the_members_that_are_asked_for(tmp_path: Path) -> None:
 def test_texts_are_divided_and_parquet_is_read(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("first\n\n\nsecond\n\n\n \n\n\nthird")
     data = TaskData(path=str(tmp_path / "x.txt"), separator="\n\n\n")
-    task = Task(name="t", kind="text", metrics=("bits_per_byte",), data=data, text="{text}")
+    task = TextTask(name="t", data=data, text="{text}")
     assert [(r.id, r.fields["text"]) for r in read_rows(task, data)] == [
         ("x.txt:1", "first"),
         ("x.txt:2", "second"),
@@ -91,7 +91,7 @@ def test_a_file_that_is_not_there_and_an_id_that_is_there_twice(tmp_path: Path) 
     with pytest.raises(FileNotFoundError, match="nowhere"):
         rows_of(tmp_path / "nowhere.jsonl")
     data = TaskData(path=str(write_lines(tmp_path / "x.jsonl", [{"q": "a"}, {"q": "a"}])))
-    task = Task(name="t", kind="text", metrics=("bits_per_byte",), data=data, text="{q}", id="{q}")
+    task = TextTask(name="t", data=data, text="{q}", id="{q}")
     with pytest.raises(ValueError, match=r"x\.jsonl:2: id 'a' is that of .*x\.jsonl:1 too"):
         read_rows(task, data)
 
@@ -109,7 +109,7 @@ def test_a_folder_in_the_layout_of_the_hub_is_read_by_its_name(tmp_path: Path, m
     write_lines(tmp_path / "hub" / "english" / "test.jsonl", ROWS)
     write_lines(tmp_path / "hub" / "french" / "test.jsonl", ROWS[:1])
     data = TaskData(hub=str(tmp_path / "hub"), split="test", data_dir="english")
-    task = Task(name="t", kind="text", metrics=("bits_per_byte",), data=data, text="{q}")
+    task = TextTask(name="t", data=data, text="{q}")
     assert [(row.id, row.fields["q"]) for row in read_rows(task, data)] == [
         ("english/test:1", "a"),
         ("english/test:2", "b"),

@@ -38,7 +38,7 @@ def test_supervised_tokens_are_those_of_the_right_candidate_and_the_end(
     form: str, tiny: Tokenizer, tmp_path: Path
 ) -> None:
     rows = TaskRows(choice(tmp_path), form, split="scored")
-    questions = built(rows.task, tiny, form).questions.questions
+    questions = built(rows.task, tiny, form).questions
     encoder = PromptEncoder(tiny, "default")
     trained = [encoder.encode(row) for row in rows.rows()]
     for example, question in zip(trained, questions, strict=True):
@@ -53,7 +53,7 @@ def test_prompts_of_written_answers_are_those_that_are_asked(form: str, tmp_path
     tokenizer = tiny_tokenizer(tmp_path / "tokenizer", chat=True)
     rows = TaskRows(written(tmp_path), form, split="scored")
     encoder = PromptEncoder(tokenizer, "chat_template" if form == "chat" else "default")
-    asked = built(rows.task, tokenizer, form).questions.questions
+    asked = built(rows.task, tokenizer, form).questions
     for row, question in zip(rows.rows(), asked, strict=True):
         example = encoder.encode(row)
         assert question.tokens is not None
@@ -65,7 +65,7 @@ def test_prompts_of_written_answers_are_those_that_are_asked(form: str, tmp_path
 def test_the_answer_of_a_partial_evaluation_follows_its_right_context(tiny: Tokenizer, tmp_path: Path) -> None:
     keys = {"kind": "choice", "contexts": ["{p} A", "{p} B"], "choices": ["{h}"], "gold": "{label}"}
     rows = TaskRows(str(write_task(tmp_path / "partial.yaml", **keys, data=nli_rows(4))), split="scored")
-    questions = built(rows.task, tiny).questions.questions
+    questions = built(rows.task, tiny).questions
     for row, question in zip(rows.rows(), questions, strict=True):
         assert question.item is not None
         right = question.item.candidates[question.item.gold]
@@ -115,9 +115,9 @@ def test_bad_options_are_named(tmp_path: Path) -> None:
         ((name,), "has no key `few_shot`"),
         ((name, "fancy", "scored"), "format = 'fancy'"),
         ((name, "default", "scored", -1), "limit = -1"),
-        ((text,), "of kind text: expected choice or generation"),
+        ((text,), "of kind text: expected questions with an answer"),
         ((code, "default", "scored"), "expected the key `demonstration`"),
-        ((many,), "a file of 2 tasks; expected one of them, as .*many.yaml:a"),
+        ((many,), "a file of 2 tasks; expected one of them, as .*many.yaml/a"),
         ((f"{many}:c",), "has no 'c'; expected one of a, b"),
     ):
         with pytest.raises(ValueError, match=message):

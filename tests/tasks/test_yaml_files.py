@@ -11,10 +11,10 @@ import pytest
 
 from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.evaluation import evaluate as command
+from lit_consistency.tasks import TaskData
 from lit_consistency.tasks import rows as table
-from lit_consistency.tasks.definition import TaskData
 from lit_consistency.tasks.formats import load_format
-from lit_consistency.tasks.prompts import build_questions, read_task
+from lit_consistency.tasks.question import read_task
 from lit_consistency.tasks.yaml_file import load_tasks
 from tests.runs import ROOT
 from tests.tasks.tiny import tiny_model
@@ -77,10 +77,10 @@ def test_a_row_of_the_hub_becomes_a_question(name: str, tiny: Tokenizer, monkeyp
 
     monkeypatch.setattr(table, "_hub_rows", rows)
     (task,) = load_tasks(str(FOLDER / "hub" / f"{name}.yaml"))
-    found = read_task(task, with_training=False)
-    assert found.scored.rows[0].answer == answer
+    read = read_task(task)
+    assert read.scored[0].answer == answer
     for form in ("default", "io", "instruct"):
-        (question,) = build_questions(found, load_format(form), 0, tiny, 2048).questions.questions
+        (question,) = task.questions(read, load_format(form), 0, tiny, 2048).questions
         assert answer.strip() not in question.prompt.split("\n") or task.kind == "choice"
     if task.few_shot is not None:
         assert (task.few_shot.hub, task.few_shot.config) == (task.data.hub, task.data.config)
