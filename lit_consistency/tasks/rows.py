@@ -28,7 +28,7 @@ from lit_consistency.tasks.templates import as_text, look_up, render
 from lit_consistency.tasks.world import world_rows
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".txt", ".parquet", ".gz", ".zip")
-READ_AS = ("member", "records", "columns", "separator", "validation_share")
+READ_AS = ("member", "records", "columns", "separator", "part", "validation_share")
 """How the rows of files are read; the same files read in another way are other rows."""
 
 

@@ -9,10 +9,7 @@ import pytest
 
 from lit_consistency.data.tokens.prompts import PromptEncoder
 from lit_consistency.data.tokens.tokenizer import Tokenizer
-from lit_consistency.data.worlds import Biographies
 from lit_consistency.tasks import TaskRows
-from lit_consistency.tasks.world import write_world_task
-from lit_consistency.tasks.yaml_file import load_task
 from tests.tasks.tiny import NLI, built, nli_rows, tiny_tokenizer, write_task
 
 WRITTEN: dict[str, Any] = {
@@ -125,31 +122,3 @@ def test_bad_options_are_named(tmp_path: Path) -> None:
     assert TaskRows(f"{many}:b", split="scored").task.name == "many_b"
     with pytest.raises(ValueError, match="the answer is empty"):
         list(TaskRows(written(tmp_path, data=[{"h": "x", "p": " "}]), split="scored").rows())
-
-
-def test_a_world_is_asked_and_learned_like_any_task(tmp_path: Path) -> None:
-    world = Biographies(n_people=4, n_new=3, seed=5)
-    path = write_world_task(tmp_path, "people", world, "new_cloze", "new_people")
-    scored = list(TaskRows(str(path), split="scored").rows())
-    assert [(row.messages[0]["content"], row.messages[1]["content"]) for row in scored] == [
-        (probe.prompt, probe.answer) for probe in world.probes("new_cloze")
-    ]
-    learned = list(TaskRows(str(path)).rows())
-    for row, (prompt, completion) in zip(learned, world.rows("new_people"), strict=True):
-        assert row.messages[0]["content"] == prompt
-        assert completion.startswith(row.messages[1]["content"])
-    assert load_task(str(write_world_task(tmp_path, "old", world, "base_cloze"))).few_shot is None
-
-
-def test_a_world_is_refused_where_its_rows_answer_no_question(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="probes = 'nothing'"):
-        write_world_task(tmp_path, "x", Biographies(n_people=4, n_new=3), "nothing")
-    with pytest.raises(ValueError, match="task = 'nothing'"):
-        write_world_task(tmp_path, "x", Biographies(n_people=4, n_new=3), "new_cloze", "nothing")
-    with pytest.raises(ValueError, match="answers none of the questions"):
-        write_world_task(tmp_path, "x", _Mumbling(n_people=4, n_new=3), "new_cloze", "new_people")
-
-
-class _Mumbling(Biographies):
-    def rows(self, task: str, split: str = "train") -> list[tuple[str, str]]:
-        return [("Her hobby is", " mumble.")]
