@@ -107,22 +107,45 @@ def test_the_last_step_of_a_run_says_what_evaluate_says_of_its_model(
         assert numbers_of(name, result.metric, base, files) != numbers_of(name, result.metric, latest, files)
 
 
+def again(command_name: str, run: tuple[ConsistencyCLI, Path], root: Path, *more: str) -> ConsistencyCLI:
+    """``validate`` or ``predict`` with the saved model and the rows of the run."""
+    model, rows = run[1] / "run" / "model", run[1] / "rows.jsonl"
+    held_out = ["--data.init_args.validation=lit_consistency.data.RowFiles", f"--data.init_args.validation.path={rows}"]
+    call = arguments(root, f"--model.checkpoint_dir={model}", *more, *held_out, data="SFTData")
+    cli = build([command_name, *(option for option in call[1:] if "limit_val_batches" not in option)])
+    cli.execute()
+    return cli
+
+
 def test_validate_measures_what_the_last_step_of_the_run_measured(
     files: dict[str, str], run: tuple[ConsistencyCLI, Path], tmp_path: Path
 ) -> None:
-    cli, root = run
-    call = arguments(tmp_path, f"--model.checkpoint_dir={root / 'run' / 'model'}", *watching(files), data="SFTData")
-    validation = ["--data.init_args.validation=lit_consistency.data.RowFiles"]
-    validation.append(f"--data.init_args.validation.path={root / 'rows.jsonl'}")
-    call = ["validate", *(option for option in call[1:] if "limit_val_batches" not in option), *validation]
-    again = build(call)
-    again.execute()
-    numbers = {name: value.item() for name, value in again.trainer.callback_metrics.items()}
-    latest = watched(cli).latest
-    keys = [key for key in latest if key.startswith(("learn/", "retain/"))]
-    assert len(keys) > 2 * len(files)
-    assert {key: show(numbers[key]) for key in keys} == {key: show(latest[key]) for key in keys}
-    assert {key: numbers[key] for key in keys} == pytest.approx({key: latest[key] for key in keys}, rel=1e-6, nan_ok=True)
+    cli = again("validate", run, tmp_path, *watching(files))
+    numbers = {name: value.item() for name, value in cli.trainer.callback_metrics.items()}
+    latest = {key: value for key, value in watched(run[0]).latest.items() if key.startswith(("learn/", "retain/"))}
+    assert len(latest) > 2 * len(files)
+    assert {key: show(numbers[key]) for key in latest} == {key: show(value) for key, value in latest.items()}
+    assert {key: numbers[key] for key in latest} == pytest.approx(latest, rel=1e-6, nan_ok=True)
     # the loss of validation is that of the rows as a task
     assert show(numbers["val/loss"]) == show(latest["learn/spoken"])
     assert numbers["val/loss"] == pytest.approx(latest["learn/spoken"], rel=1e-6)
+
+
+def test_predict_sums_to_what_the_rows_have_as_a_task(run: tuple[ConsistencyCLI, Path], tmp_path: Path) -> None:
+    again("predict", run, tmp_path, "--data.init_args.packing=false")
+    (file,) = tmp_path.rglob("predictions.jsonl")
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(rows) == len(SPOKEN)
+    nats_per_token = sum(row["nll"] for row in rows) / sum(row["n_tokens"] for row in rows)
+    latest = watched(run[0]).latest["learn/spoken"]
+    assert show(nats_per_token) == show(latest)
+    assert nats_per_token == pytest.approx(latest, rel=1e-6)
+
+
+def test_validate_alone_measures_the_held_out_rows(run: tuple[ConsistencyCLI, Path], tmp_path: Path) -> None:
+    """Without a word of what is to be learned it is what the data hold out; here, the rows themselves."""
+    cli = again("validate", run, tmp_path)
+    numbers = {name: value.item() for name, value in cli.trainer.callback_metrics.items()}
+    assert numbers["learn/validation"] == pytest.approx(watched(run[0]).latest["learn/spoken"], rel=1e-6)
+    assert {"learn/validation.bits_per_byte", "learn/validation.exact", "learn/validation.stderr"} <= numbers.keys()
+    assert not any(name.startswith(("learned/", "forget/", "retained/")) for name in numbers), "no base, no change"

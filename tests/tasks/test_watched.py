@@ -17,7 +17,6 @@ from lit_consistency.tasks.watched import PreparedTask, held_out_task
 from tests.data.helpers import ListRows, ListSource
 from tests.reference.scores import document
 from tests.runs import ROOT
-from tests.tasks.measuring import measure
 from tests.tasks.tiny import NLI, PAIRS, WRITTEN, nli_rows, write_task
 
 PROGRAM = {"kind": "generation", "metrics": ["pass@1"], "fields": {"": "{p}"}, "references": "{t}", "program": "{p}"}
@@ -141,4 +140,3 @@ def test_held_out_rows_are_conversations_in_the_style_of_training(loaded: Loaded
     item = prepared.items[0]
     text = loaded.tokenizer.processor.decode(item.candidates[0].tokens.tolist())
     assert text.startswith("Below is an instruction")
-    assert measure(loaded, prepared.encoded).values() == values(prepared, loaded)
