@@ -97,7 +97,8 @@ def tasks_table(measurements: Sequence[Measurement]) -> None:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in columns:
-        table.add_column(column, justify="left" if column in ("task", "metric") else "right")
+        names = column in ("task", "metric")
+        table.add_column(column, justify="left" if names else "right", no_wrap=not names, overflow="fold")
     return table
 
 
@@ -108,10 +109,10 @@ def _cells(m: Measurement) -> list[str]:
 
 
 def _with_error(text: str, stderr: float | None) -> str:
-    """As ``0.9780±.0060``: of errors below one the zero before the point is left out."""
+    """As ``0.9780±.006``: of errors below one the zero before the point is left out."""
     if stderr is None or math.isnan(stderr):
         return text
-    return f"{text}±{_value(stderr).removeprefix('0')}"
+    return f"{text}±{f'{stderr:.3f}'.removeprefix('0')}"
 
 
 def _distance_line(numbers: Mapping[str, float]) -> str:
