@@ -21,7 +21,8 @@ from lit_consistency.inference.sampling import GenerationOptions
 from lit_consistency.tasks.choice import ChoiceTask, PairsTask
 from lit_consistency.tasks.completion import CompletionTask
 from lit_consistency.tasks.generation import GenerationTask
-from lit_consistency.tasks.task import Task, TaskData
+from lit_consistency.tasks.task import Task
+from lit_consistency.tasks.task_data import TaskData
 from lit_consistency.tasks.text import TextTask
 
 FOLDER = Path("configs/evaluation")
