@@ -134,9 +134,12 @@ class LitLanguageModel(LightningModule):
         Lightning divides by ``accumulate_grad_batches`` and DDP by the number of ranks; both are undone here.
         """
         logits = self._logits(batch)
-        share = token_nll(logits, batch["targets"]).sum() / batch["supervised"].clamp(min=1)
-        self._step_loss = share.detach() if self._step_loss is None else self._step_loss + share.detach()
-        return share * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+        nll = token_nll(logits, batch["targets"])
+        supervised = batch["supervised"].clamp(min=1)
+        # what is logged adds up in float64, as every sum over micro-batches and ranks
+        share = nll.detach().sum(dtype=torch.float64) / supervised
+        self._step_loss = share if self._step_loss is None else self._step_loss + share
+        return nll.sum() / supervised * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Refuse to move on a number that is not finite, on every rank alike."""
@@ -216,7 +219,7 @@ class LitLanguageModel(LightningModule):
         With ``packing: true`` a row holds several conversations; ``packing: false`` gives one each.
         """
         logits = self._logits(batch)
-        nll = token_nll(logits, batch["targets"]).sum(-1)
+        nll = token_nll(logits, batch["targets"]).sum(-1, dtype=torch.float64)
         taken = batch["targets"] != IGNORE
         greedy = logits.argmax(-1)
         first = (batch_idx * self.trainer.world_size + self.trainer.global_rank) * len(nll)
