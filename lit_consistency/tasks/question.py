@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lit_consistency.data.sources.rows import Row
+from lit_consistency.data.sources.rows import Conversation
 from lit_consistency.inference.items import Item
 from lit_consistency.records.fingerprints import seed_of
 from lit_consistency.tasks.rows import TaskRow, read_rows
@@ -50,7 +50,7 @@ class Question(NamedTuple):
     gold: int = 0
     answer: str = ""
     references: tuple[str, ...] = ()
-    conversation: Row | None = None
+    conversation: Conversation | None = None
 
     @property
     def text(self) -> str:
@@ -161,7 +161,7 @@ def limited(rows: Sequence[Question], limit: int, seed: int, without: Sequence[Q
     return [rows[i] for i in sorted(kept[: limit or None])]
 
 
-def of_conversations(rows: Sequence[Row]) -> list[Question]:
+def of_conversations(rows: Sequence[Conversation]) -> list[Question]:
     """Conversations as questions: their turns, and the last answer. Ids are relative to what the places share."""
     folder = os.path.commonpath([os.path.dirname(row.place) for row in rows]) if rows else ""
     questions = []

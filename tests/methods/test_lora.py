@@ -6,6 +6,7 @@ import torch
 from litgpt.config import Config
 from litgpt.lora import LoRALinear
 
+from lit_consistency.distributed.dtensors import KeptShards
 from lit_consistency.methods import LoRA, LoRAGPT
 from lit_consistency.methods.lora import lora_update
 from lit_consistency.model import GPT, model_config
@@ -125,7 +126,7 @@ def test_what_needs_no_merging_is_not_copied() -> None:
 def test_changes_are_what_merging_adds() -> None:
     method = LoRA(r=3, key=False)
     base, adapted = base_and_adapted(method, "Llama-3.2-1B")
-    start = {name: value.detach().clone() for name, value in adapted.named_parameters() if value.requires_grad}
+    start = KeptShards({name: value for name, value in adapted.named_parameters() if value.requires_grad})
     as_if_trained(adapted)
     merged, before = method.merged_state(adapted), base.state_dict()
     changed = {name for name in before if not torch.equal(merged[name], before[name])}

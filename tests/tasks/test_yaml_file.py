@@ -82,6 +82,7 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
     "greedy samples": (WRITTEN, {"generation": {"n_samples": 4}}, ["temperature above 0"]),
     "unknown option": (WRITTEN, {"generation": {"max_tokens": 4}}, ["generation.max_tokens"]),
     "unknown extraction": (WRITTEN, {"extraction": "number"}, ["group in parentheses, or one of none, gsm8k"]),
+    "unknown rule for numbers": (WRITTEN, {"numbers": "float"}, ["numbers = 'float'"]),
     "overlap of programs": (WRITTEN, {"program": "{q}", "metrics": ["rouge_l"]}, ["expected pass@K"]),
 }
 

@@ -7,9 +7,7 @@ in words.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +16,9 @@ from typing import Any
 import litgpt.tokenizer
 import tokenizers
 from filelock import FileLock
+
+from lit_consistency.records.atomic import new_file
+from lit_consistency.records.fingerprints import sha256, sha256_of_text
 
 # what LitGPT and the chat template read; any change in one of them changes the tokens
 TOKENIZER_FILES = (
@@ -93,7 +94,7 @@ class Tokenizer(litgpt.tokenizer.Tokenizer):
     def fingerprint(self) -> dict[str, Any]:
         """What token ids depend on: the files, and the ids at the ends, for which LitGPT looks at the folder's name."""
         files = [self.folder / name for name in TOKENIZER_FILES]
-        hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
+        hashes = {file.name: sha256(file) for file in files if file.is_file()}
         return {"files": hashes, "bos_id": self.bos_id if self.use_bos else None, "eos_id": self.eos_id}
 
     def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
@@ -119,14 +120,13 @@ def write_tokenizer(tokenizer: tokenizers.Tokenizer, folder: Path) -> None:
     if tokenizer.token_to_id(PAD) is not None:
         config["pad_token"] = PAD
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
-    unfinished = folder / "tokenizer.json.unfinished"
-    tokenizer.save(str(unfinished))
-    os.replace(unfinished, folder / "tokenizer.json")
+    with new_file(folder / "tokenizer.json") as temporary:
+        tokenizer.save(str(temporary))
 
 
 def store_tokenizer(tokenizer: tokenizers.Tokenizer, cache_dir: Path) -> Path:
     """A folder of the cache that holds the tokenizer, named by its content; written where it is not there."""
-    name = hashlib.sha256(tokenizer.to_str().encode()).hexdigest()[:24]
+    name = sha256_of_text(tokenizer.to_str())[:24]
     folder = cache_dir / "tokenizers" / name
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f"{name}.lock"):
