@@ -22,7 +22,7 @@ from lit_consistency.evaluation.harness.model import run_harness
 from lit_consistency.evaluation.plan import Ask, Cell, plan_cells
 from lit_consistency.evaluation.summarize import summarize_result
 from lit_consistency.evaluation.tables import print_comparison, print_results, sensitivity_to_format, write_scalars
-from lit_consistency.inference.evaluation_mode import untouched
+from lit_consistency.inference.evaluation_mode import evaluation_mode
 from lit_consistency.inference.load import PRECISIONS, Loaded, find_device, load_model
 from lit_consistency.model import check_checkpoint_dir, model_config, weights_hash
 from lit_consistency.records.atomic import write_json
@@ -198,7 +198,7 @@ def _measure_all(cells: Sequence[Cell], loaded: Loaded, options: Options, consol
 
 def _measure(cell: Cell, loaded: Loaded, options: Options, advance: Any) -> Result:
     questions = cell.questions
-    with untouched(loaded.model):
+    with evaluation_mode(loaded.model):
         measured = ask_model(
             loaded.model,
             questions,

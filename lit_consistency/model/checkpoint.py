@@ -22,21 +22,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lit_consistency.model.tokenizer_files import VOCABULARIES, copy_tokenizer
 from lit_consistency.records.atomic import new_folder
 from lit_consistency.records.provenance import Provenance
 
 WEIGHTS = ("lit_model.pth", "lit_model.safetensors")
-VOCABULARIES = ("tokenizer.json", "tokenizer.model")
-TOKENIZER_FILES = (
-    *VOCABULARIES,
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
-)
 
 
 def check_checkpoint_dir(checkpoint_dir: Path, needs_tokenizer: bool = True, option: str = "checkpoint_dir") -> None:
@@ -95,19 +85,6 @@ def weights_hash(checkpoint_dir: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def copy_tokenizer(source: Path, destination: Path) -> None:
-    """Copy what LitGPT and transformers read of a tokenizer.
-
-    Raises:
-        FileNotFoundError: ``source`` holds no vocabulary.
-    """
-    if not any((Path(source) / name).is_file() for name in VOCABULARIES):
-        raise FileNotFoundError(f"tokenizer_dir = {source}: missing {' or '.join(VOCABULARIES)}")
-    for name in TOKENIZER_FILES:
-        if (Path(source) / name).is_file():
-            shutil.copyfile(Path(source) / name, Path(destination) / name)
 
 
 def save_model(

@@ -22,8 +22,9 @@ from litgpt.tokenizer import Tokenizer
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lit_consistency.model.checkpoint import VOCABULARIES, check_checkpoint_dir, copy_tokenizer, load_weights
+from lit_consistency.model.checkpoint import check_checkpoint_dir, load_weights
 from lit_consistency.model.configuration import model_config
+from lit_consistency.model.tokenizer_files import VOCABULARIES, copy_tokenizer
 from lit_consistency.records.atomic import new_folder
 from lit_consistency.records.provenance import Provenance, read_provenance
 

@@ -23,9 +23,10 @@ import torch
 from litgpt.config import Config
 from torch import Tensor
 
-from lit_consistency.model.checkpoint import VOCABULARIES, check_checkpoint_dir, load_weights, save_model, weights_hash
+from lit_consistency.model.checkpoint import check_checkpoint_dir, load_weights, save_model, weights_hash
 from lit_consistency.model.configuration import model_config
 from lit_consistency.model.export import hf_config, save_hf
+from lit_consistency.model.tokenizer_files import VOCABULARIES
 from lit_consistency.records.atomic import check_free
 from lit_consistency.records.provenance import Provenance, read_provenance
 

@@ -70,7 +70,15 @@ def _written(
 ) -> Measured:
     task = questions.task
     prompts = [question.tokens for question in questions.questions if question.tokens is not None]
-    written = generate(model, prompts, task.generation, tokenizer, batch_tokens=batch_tokens, device=device)
+    written = generate(
+        model,
+        prompts,
+        task.generation,
+        tokenizer,
+        batch_tokens=batch_tokens,
+        device=device,
+        end_tokens=questions.end_tokens,
+    )
     advance(len(prompts))
     if task.program is None:
         return measure_generation(questions, written)

@@ -1,6 +1,6 @@
 """From rows to questions: drawn, arranged, tokenized, fitted into the context.
 
-The prompt is encoded as one text and the answer as another, so the boundary between them is exact. Where there is no
+Prompt and answer are encoded as one text, as in lm-evaluation-harness (``encode_pairs``). Where there is no
 prompt (documents, minimal pairs) the model sees BOS, or EOS where there is no BOS, as in lm-evaluation-harness
 (``prefix_token_id``), so that every token of the text is scored. What does not fit loses few-shot examples first, the
 oldest one first, and then tokens from the left; both are counted.
@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from lit_consistency.data.tokens.chat_template import ChatTemplate
-from lit_consistency.data.tokens.prompts import chat_template
+from lit_consistency.data.tokens.pairs import EncodedPair, encode_pairs
+from lit_consistency.data.tokens.prompts import chat_template, end_of_turn
 from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.inference.items import Candidate, Item
 from lit_consistency.records.fingerprints import seed_of
@@ -83,7 +84,8 @@ def build_questions(
         raise ValueError(f"task {task.name}: every row is a few-shot example too; nothing is left to score")
     fitted = _Fitted(task, form, examples, tokenizer, block_size)
     asked = limited(rows.scored.rows, limit, seed, given_away)
-    return Built(Questions(task, form.name, shots, [fitted.ask(row) for row in asked]), asked, given_away)
+    questions = Questions(task, form.name, shots, [fitted.ask(row) for row in asked], fitted.end_tokens)
+    return Built(questions, asked, given_away)
 
 
 def limited(rows: Sequence[Asked], limit: int, seed: int, without: Sequence[Asked] = ()) -> list[Asked]:
@@ -111,6 +113,7 @@ class _Fitted:
                 self.chat = chat_template(tokenizer)
             except ValueError as error:
                 raise ValueError(f"format = {form.name!r}: {error}") from None
+        self.end_tokens = end_of_turn(tokenizer, self.chat) if self.chat else ()
         if task.kind == "generation" and task.generation.max_new_tokens >= block_size:
             raise ValueError(
                 f"task {task.name}: generation.max_new_tokens = {task.generation.max_new_tokens}: expected less than "
@@ -120,33 +123,47 @@ class _Fitted:
     def ask(self, row: Asked) -> Question:
         if self.task.kind == "generation":
             room = self.block_size - self.task.generation.max_new_tokens
-            prompt, tokens, lost, shots = self._fit(row, None, room)
+            prompt, tokens, lost, shots = self._fit(row, room)
             return self._question(row, prompt, lost, shots, tokens=tokens, references=row.references, labels=row.labels)
         texts = row.labels * len(row.contexts) if row.contexts else row.labels
-        answers = [_encode(self.tokenizer, self.form.answer_text(self.task, text), bos=False) for text in texts]
-        for text, answer in zip(texts, answers, strict=True):
-            if not len(answer):
+        answers = [self.form.answer_text(self.task, text) for text in texts]
+        contexts = row.contexts or (None,) * len(texts)
+        prompts, encoded, shots = self._fit_pairs(row, contexts, answers)
+        for text, (_, continuation) in zip(texts, encoded, strict=True):
+            if not continuation:
                 raise ValueError(f"{row.place}: no token in the candidate {text!r}; expected text to score")
-        room = max(self.block_size + 1 - max(map(len, answers)), 1)
-        contexts = row.contexts or (None,)
-        heads = [self._fit(row, context, room) for context in contexts]
-        tokens_of = [heads[i if row.contexts else 0][1] for i in range(len(answers))]
         candidates = [
-            candidate(head, answer, len(self.form.answer_text(self.task, text).encode()), self.block_size)
-            for head, answer, text in zip(tokens_of, answers, texts, strict=True)
+            candidate(np.asarray(head), np.asarray(continuation), len(answer.encode()), self.block_size)
+            for (head, continuation), answer in zip(encoded, answers, strict=True)
         ]
-        prompt, _, _, shots = heads[row.gold if row.contexts else 0]
-        lost = sum(head[2] for head in heads) + sum(
-            max(len(head) + len(answer) - self.block_size - 1, 0)
-            for head, answer in zip(tokens_of, answers, strict=True)
-        )
-        return self._question(row, prompt, lost, shots, item=Item(candidates, row.gold), labels=row.contexts or texts)
+        n_cut = [max(len(head) + len(continuation) - self.block_size - 1, 0) for head, continuation in encoded]
+        n_lost = sum(n_cut) if row.contexts else max(n_cut)
+        item = Item(candidates, row.gold)
+        return self._question(row, prompts[row.gold], n_lost, shots, item=item, labels=row.contexts or texts)
 
-    def _fit(self, row: Asked, context: str | None, room: int) -> tuple[str, np.ndarray, int, list[Asked]]:
+    def _fit_pairs(
+        self, row: Asked, contexts: Sequence[str | None], answers: Sequence[str]
+    ) -> tuple[list[str], list[EncodedPair], list[Asked]]:
+        """Of every candidate the prompt and its tokens with the answer's, and the examples that are left."""
+        shots = list(self.shots[row.group])
+        while True:
+            of_context = {
+                context: self.form.prompt(self.task, row, shots, self.chat, context)
+                for context in dict.fromkeys(contexts)
+            }
+            prompts = [of_context[context] for context in contexts]
+            pairs = list(zip(prompts, answers, strict=True))
+            encoded = encode_pairs(self.tokenizer, pairs, special=self.chat is None)
+            longest = max(len(head) + len(continuation) for head, continuation in encoded)
+            if longest <= self.block_size + 1 or not shots:
+                return prompts, encoded, shots
+            del shots[0]
+
+    def _fit(self, row: Asked, room: int) -> tuple[str, np.ndarray, int, list[Asked]]:
         """Prompt, its tokens, how many were cut, and the examples that are left."""
         shots = list(self.shots[row.group])
         while True:
-            prompt = self.form.prompt(self.task, row, shots, self.chat, context)
+            prompt = self.form.prompt(self.task, row, shots, self.chat)
             tokens = _encode(self.tokenizer, prompt, chat=self.chat is not None)
             if len(tokens) <= room or not shots:
                 return prompt, tokens[-room:], max(len(tokens) - room, 0), shots

@@ -42,9 +42,10 @@ class Question(NamedTuple):
 
 
 class Questions(NamedTuple):
-    """The questions of a task in one format, with so many few-shot examples."""
+    """The questions of a task in one format, with so many few-shot examples, and what ends a turn in that format."""
 
     task: Task
     format: str
     shots: int
     questions: list[Question]
+    end_tokens: tuple[int, ...] = ()

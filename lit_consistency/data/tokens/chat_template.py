@@ -51,7 +51,7 @@ class ChatTemplate:
         self._template = environment.from_string(source)
         self._special_texts = special_texts
         longest_first = sorted(turn_ends, key=len, reverse=True)
-        self._turn_end = re.compile(r"\s*(?:" + "|".join(map(re.escape, longest_first)) + ")") if turn_ends else None
+        self._turn_end = re.compile(r"\s*(" + "|".join(map(re.escape, longest_first)) + ")") if turn_ends else None
 
     def render(self, messages: Messages, add_generation_prompt: bool = False) -> str:
         """The text of a conversation; ValueError where the template refuses it."""
@@ -88,6 +88,16 @@ class ChatTemplate:
             end = self._turn_end.match(after) if self._turn_end else None
             spans.append((start, position + (end.end() if end else 0), end is not None))
         return text[: spans[-1][1]], spans
+
+    def end_of_turn(self) -> str | None:
+        """The special token with which the template ends an answer, and a model its turn; None where it puts none."""
+        messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+        try:
+            behind = self._frame(messages)[-1]
+        except ValueError:  # a template may want turns of its own, as a first one of the system
+            return None
+        end = self._turn_end.match(behind) if self._turn_end else None
+        return end[1] if end else None
 
     def _frame(self, messages: Messages) -> list[str]:
         """What the template writes around the answers: before the first, between each two, behind the last."""

@@ -106,11 +106,11 @@ class PromptEncoder:
         tokens: list[int] = []
         supervised: list[bool] = []
         for number, (prompt, answer) in enumerate(self._turns(messages)):
-            # LitGPT decides about BOS at the start of the text only
-            asked = self.tokenizer.encode(prompt, bos=None if number == 0 else False).tolist()
-            answered = [*self.tokenizer.encode(answer, bos=False).tolist(), self.tokenizer.eos_id]
-            tokens += asked + answered
-            supervised += [False] * len(asked) + [True] * len(answered)
+            # BOS is a matter of the text's beginning
+            prompt_ids = self.tokenizer.encode(prompt, bos=None if number == 0 else False).tolist()
+            answer_ids = self.tokenizer.encode(answer, bos=False, eos=True).tolist()
+            tokens += prompt_ids + answer_ids
+            supervised += [False] * len(prompt_ids) + [True] * len(answer_ids)
         return tokens, supervised
 
     def _turns(self, messages: Messages) -> list[tuple[str, str]]:
@@ -173,6 +173,12 @@ class PromptEncoder:
 
 def _joined(messages: Messages) -> str:
     return "\n\n".join(message["content"] for message in messages)
+
+
+def end_of_turn(tokenizer: Tokenizer, template: ChatTemplate) -> tuple[int, ...]:
+    """The token with which a model ends its turn in the template; none where an answer is ended by nothing."""
+    text = template.end_of_turn()
+    return () if text is None else (tokenizer.token_to_id(text),)
 
 
 def chat_template(tokenizer: LitGPTTokenizer) -> ChatTemplate:

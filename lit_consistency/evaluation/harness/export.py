@@ -1,8 +1,8 @@
 """Our tasks as task files of lm-evaluation-harness: the rendered prompts and answers, and nothing left to arrange.
 
 ``export_tasks`` writes NAME.jsonl and NAME.yaml. It first asks whether lm-eval would feed the very tokens that we
-score, so that scores over there equal ours; where it would not (a prompt that ends in white space, which lm-eval gives
-to the answer) the export is refused. Answers that are written are judged by our own functions, so lm-eval must find
+score, so that scores over there equal ours; where it would not (a prompt that was cut, files of a tokenizer that
+contradict one another) the export is refused. Answers that are written are judged by our own functions, so lm-eval must find
 lit_consistency installed. Given up: code, several samples, balanced accuracy, and prompts cut to the context.
 """
 
@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 import yaml
 
 from lit_consistency.data.tokens.tokenizer import Tokenizer
-from lit_consistency.evaluation.harness.tokens import HarnessTokens, Sequenced
+from lit_consistency.evaluation.harness.tokens import HarnessTokens, ScoredTokens
 from lit_consistency.inference.items import Candidate
 from lit_consistency.metrics import extract, rouge_l
 from lit_consistency.tasks.generation import accepted_answers, is_right
@@ -169,23 +168,19 @@ def _generation(questions: Questions, tokens: HarnessTokens) -> _Exported:
 
 def _texts(candidate: Candidate, tokens: HarnessTokens) -> tuple[str, str]:
     """Context and answer; a context of the prefix token alone is an empty one."""
-    first = int(np.flatnonzero(candidate.supervised)[0])
-    head, answer = candidate.tokens[:first], candidate.tokens[first:]
-    if head.tolist() == [tokens.prefix_id]:
-        return "", _decode(tokens, answer)
-    return _decode(tokens, head), _decode(tokens, answer)
-
-
-def _decode(tokens: HarnessTokens, ids: np.ndarray) -> str:
     tokenizer = tokens.tokenizer
-    if tokenizer.backend == "huggingface":
-        return tokenizer.processor.decode(ids.tolist(), skip_special_tokens=False)
-    return tokenizer.decode(torch.as_tensor(ids))
+    first = int(np.flatnonzero(candidate.supervised)[0])
+    head, answer = candidate.tokens[:first].tolist(), candidate.tokens[first:].tolist()
+    if head == [tokens.prefix_id]:
+        return "", tokenizer.decode_tokens(answer, special=True)
+    # the prefix token that lm-eval adds is not to stand in the text
+    shown = head[1:] if tokens.encode([""])[0] == head[:1] else head
+    return tokenizer.decode_tokens(shown, special=True), tokenizer.decode_after(head, answer, special=True)
 
 
-def _check(found: Iterable[Sequenced], candidates: list[Candidate], question: Question) -> None:
+def _check(scored: Iterable[ScoredTokens], candidates: list[Candidate], question: Question) -> None:
     """Whether lm-eval's tokens are those of the candidates, and what it scores is what we score."""
-    theirs = [(ids.tolist(), scored.tolist()) for ids, scored in found]
+    theirs = [(ids.tolist(), marks.tolist()) for ids, marks in scored]
     ours = [(candidate.tokens.tolist(), candidate.supervised.tolist()) for candidate in candidates]
     if theirs != ours:
         raise ValueError(_other_tokens(question))
@@ -193,6 +188,7 @@ def _check(found: Iterable[Sequenced], candidates: list[Candidate], question: Qu
 
 def _other_tokens(question: Question) -> str:
     return (
-        f"{question.place}: lm-eval would feed other tokens than are scored here: it encodes prompt and answer as one "
-        "text, and gives white space at the prompt's end to the answer; expected a format whose answers begin with it"
+        f"{question.place}: lm-eval would feed other tokens than are scored here; expected a prompt that fits the "
+        "context, and a tokenizer whose tokens decode to the text they came from and whose add_bos_token says what the "
+        "post-processor of tokenizer.json does"
     )

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from lit_consistency.data.tokens.tokenizer import Tokenizer
-from lit_consistency.evaluation.harness.tokens import HarnessTokens, Sequenced
+from lit_consistency.evaluation.harness.tokens import HarnessTokens, ScoredTokens
 from lit_consistency.inference.generate import generate
 from lit_consistency.inference.sampling import GenerationOptions
 from lit_consistency.inference.score import document_model, score_sequences
@@ -100,7 +100,7 @@ class HarnessModel:
             seed=int(settings.get("seed", 0)),
         )
 
-    def _score(self, sequences: Sequence[Sequenced]) -> list[tuple[float, bool]]:
+    def _score(self, sequences: Sequence[ScoredTokens]) -> list[tuple[float, bool]]:
         if not sequences:
             return []
         sums = score_sequences(self.model, sequences, batch_tokens=self.batch_tokens, device=self.device)

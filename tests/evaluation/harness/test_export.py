@@ -22,6 +22,7 @@ from lit_consistency.tasks.generation import measure_generation
 from lit_consistency.tasks.measure import measure_likelihood
 from lit_consistency.tasks.prompts import build_questions, read_task
 from lit_consistency.tasks.questions import Questions
+from tests.data.tokens.families import llama3_like
 from tests.model.tiny_models import tiny_model, tiny_tokenizer
 
 CPU = torch.device("cpu")
@@ -65,11 +66,13 @@ TASKS: dict[str, dict[str, Any]] = {
 }
 
 
-def made(folder: Path, name: str, form: str = "default", **changes: Any) -> tuple[Questions, Tokenizer]:
+def made(
+    folder: Path, name: str, form: str = "default", folder_of_tokenizer: Path | None = None, **changes: Any
+) -> tuple[Questions, Tokenizer]:
     data = folder / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     task = Task(name=name, data=TaskData(path=str(data)), **{**TASKS[name], **changes})
-    tokenizer = Tokenizer(tiny_tokenizer(folder / "tokenizer"))
+    tokenizer = Tokenizer(folder_of_tokenizer or tiny_tokenizer(folder / "tokenizer"))
     built = build_questions(read_task(task, False), load_format(form), 0, tokenizer, BLOCK)
     return built.questions, tokenizer
 
@@ -138,12 +141,22 @@ def test_the_files_hold_what_is_asked(tmp_path: Path) -> None:
     assert rows[1]["answers"] == [" " + answer for answer in ROWS[1]["a"]]
 
 
-def test_white_space_at_the_prompts_end_is_refused(tmp_path: Path) -> None:
+def test_white_space_at_the_prompts_end_is_scored_with_the_answer(tmp_path: Path) -> None:
     form = {"field": "{heading}: {value}", "between_fields": "\n", "answer": "{heading}: ", "between_examples": "\n\n"}
     (tmp_path / "spaced.yaml").write_text(json.dumps({**form, "delimiter": ""}))
     questions, tokenizer = made(tmp_path, "choice", str(tmp_path / "spaced.yaml"))
+    file = export_tasks(questions, tmp_path / "tasks", tokenizer, BLOCK)
+    row = json.loads(file.with_suffix(".jsonl").read_text().splitlines()[1])
+    assert row["contexts"] == [questions.questions[1].prompt.rstrip()] * 3
+    assert row["answers"] == [" " + answer for answer in ROWS[1]["a"]]
+
+
+def test_files_of_a_tokenizer_that_contradict_one_another_are_refused(tmp_path: Path) -> None:
+    """The post-processor of tokenizer.json adds BOS, ``add_bos_token`` wants none: transformers and LitGPT differ."""
+    folder = llama3_like(tmp_path / "tokenizer", add_bos_token=False)
+    questions, without_bos = made(tmp_path, "choice", folder_of_tokenizer=folder)
     with pytest.raises(ValueError, match=r"rows.jsonl:1: lm-eval would feed other tokens than are scored here"):
-        export_tasks(questions, tmp_path / "tasks", tokenizer, BLOCK)
+        export_tasks(questions, tmp_path / "tasks", without_bos, BLOCK)
     assert not (tmp_path / "tasks").exists()
 
 
