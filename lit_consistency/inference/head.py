@@ -91,6 +91,38 @@ def score_batch(gpt: DocumentMask, tokens: Tensor, targets: Targets, tree: Tree 
     return found[0]
 
 
+@torch.no_grad()
+def read_log_probs(model: nn.Module, tokens: Tensor, places: Tensor, consume: Callable[[Tensor, int], None]) -> None:
+    """Whole distributions at chosen places, a part at a time; LitGPT's head is applied there only.
+
+    Args:
+        model: a LitGPT model of this package, perhaps sharded; or any that maps tokens (B, T) to logits (B, T, V).
+        tokens: (B, T) int64.
+        places: (P,) int64 on the CPU, indices into the flattened batch B x T.
+        consume: is given log-probabilities (R, V) float32 (float64 for float64 logits) of the next places, and how many
+            came before.
+    """
+
+    def read(states: Tensor, head: Head) -> None:
+        n_rows = max(ELEMENTS // head.n_vocab, 1)
+        for first in range(0, len(places), n_rows):
+            logits = head.columns(states[places[first : first + n_rows].to(states.device)], 0, head.n_vocab)
+            precise = torch.promote_types(logits.dtype, torch.float32)
+            consume(torch.log_softmax(logits, dim=-1, dtype=precise), first)
+
+    def body(gpt: DocumentMask) -> Tensor:
+        states = _states(gpt, tokens, None)
+        # within the call, as a sharded head is whole only there
+        read(states.flatten(0, 1), _head(gpt))
+        return states
+
+    if isinstance(model, DocumentMask):
+        model(tokens, body=body)
+    else:
+        logits = model(tokens).flatten(0, 1)
+        read(logits, Head(logits.size(-1), lambda rows, start, end: rows[:, start:end], in_blocks=True))
+
+
 def _states(gpt: DocumentMask, tokens: Tensor, tree: Tree | None) -> Tensor:
     """What the head reads, (B, T, n_embd)."""
     if tree is None and tokens.size(1) > gpt.max_seq_length:

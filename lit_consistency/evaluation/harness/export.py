@@ -2,8 +2,8 @@
 
 ``export_tasks`` writes NAME.jsonl and NAME.yaml. It first asks whether lm-eval would feed the very tokens that we
 score, so that scores over there equal ours; where it would not (a prompt that was cut, files of a tokenizer that
-contradict one another) the export is refused. Answers that are written are judged by our own functions, so lm-eval must find
-lit_consistency installed. Given up: code, several samples, balanced accuracy, and prompts cut to the context.
+contradict one another) the export is refused. Answers that are written are judged by our own functions, so lm-eval must
+find lit_consistency installed. Given up: code, several samples, balanced accuracy, and prompts cut to the context.
 """
 
 from __future__ import annotations

@@ -56,7 +56,9 @@ def test_a_saved_or_renamed_tokenizer_gives_the_tokens_of_its_base_here_and_in_l
     for tokenizer in (Tokenizer(renamed), litgpt.tokenizer.Tokenizer(renamed)):
         for text in ("the day", "", " the\nday é"):
             assert tokenizer.encode(text).tolist() == base.encode(text).tolist()
-            assert tokenizer.encode(text, bos=False, eos=True).tolist() == base.encode(text, bos=False, eos=True).tolist()
+            assert (
+                tokenizer.encode(text, bos=False, eos=True).tolist() == base.encode(text, bos=False, eos=True).tolist()
+            )
     assert Tokenizer(renamed).fingerprint() == base.fingerprint()
 
 
