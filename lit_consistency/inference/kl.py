@@ -7,8 +7,8 @@ supervised positions, not only the target's probability. Given up: text that the
 are taken along the right answers.
 
 ``KLToBase`` keeps what the base predicts in float32, as it was computed, and never holds more of the model's
-predictions than a part of a batch. Where all positions are more than its memory holds, it takes as many as fit, spread
-evenly over all items, and ``n_available`` says how many there are.
+predictions than some positions of a batch. Where all positions are more than its memory holds, it takes as many as
+fit, spread evenly over all items, and ``n_available`` says how many there are.
 
 Shapes: P positions, V vocabulary, T tokens.
 """
@@ -132,9 +132,9 @@ class KLToBase:
         def compare(batch: int, log_probs: Tensor, first: int) -> None:
             base = self._base[batch, first].to(log_probs.device)
             _check_shapes(base, log_probs)
-            places = self._places(batch)[first : first + len(log_probs)]
-            sums[0, places] = kl_per_position(base, log_probs).cpu()
-            sums[1, places] = kl_per_position(log_probs, base).cpu()
+            at = self._members(batch)[first : first + len(log_probs)]
+            sums[0, at] = kl_per_position(base, log_probs).cpu()
+            sums[1, at] = kl_per_position(log_probs, base).cpu()
 
         self._read(model, compare)
         if dist.is_initialized() and dist.get_world_size() > 1:
@@ -151,16 +151,16 @@ class KLToBase:
             mine = i * world_size + rank
             batch = min(mine, len(self.batches) - 1)
             tokens, targets = pad([self.positions.rows[row] for row in self.batches[batch]], self.device)
-            places = (targets != IGNORE).flatten().nonzero()[:, 0].cpu()
+            indices = (targets != IGNORE).flatten().nonzero()[:, 0].cpu()
             wanted = mine < len(self.batches)
             read_log_probs(
                 document_model(model) or model,
                 tokens,
-                places,
+                indices,
                 functools.partial(consume, batch) if wanted else lambda log_probs, first: None,
             )
 
-    def _places(self, batch: int) -> Tensor:
+    def _members(self, batch: int) -> Tensor:
         """Indices of the batch's positions among all."""
         starts = [0, *self._ends]
         return torch.cat([torch.arange(starts[row], self._ends[row]) for row in self.batches[batch]])
@@ -170,8 +170,8 @@ def choose_positions(items: Sequence[Item], n_positions: int | None = None) -> P
     """Supervised positions of the right answers, spread evenly over all items; a function of the arguments alone.
 
     All positions, item after item, are cut into as many stretches as there are positions to choose, and one of each is
-    taken. Where in its stretch follows the multiples of the golden ratio: a fixed step would take the same place of
-    every item where all items have one length.
+    taken. Which one of its stretch follows the multiples of the golden ratio: a fixed step would take the same token
+    of every item where all items have one length.
 
     Args:
         items: in the order in which they are counted.
@@ -188,12 +188,12 @@ def choose_positions(items: Sequence[Item], n_positions: int | None = None) -> P
     rows, owners = [], []
     for i, ((tokens, targets), taken) in enumerate(zip(shifted, chosen.split(counts.tolist()), strict=True)):
         if taken.any():
-            places = (targets != IGNORE).nonzero()[:, 0][taken]
+            at = (targets != IGNORE).nonzero()[:, 0][taken]
             kept = torch.full_like(targets, IGNORE)
-            kept[places] = targets[places]
-            n_fed = int(places[-1]) + 1  # what comes behind is not needed
+            kept[at] = targets[at]
+            n_fed = int(at[-1]) + 1  # what comes behind is not needed
             rows.append((tokens[:n_fed], kept[:n_fed]))
-            owners.append(torch.full((len(places),), i))
+            owners.append(torch.full((len(at),), i))
     return Positions(rows, torch.cat(owners) if owners else torch.zeros(0, dtype=torch.int64), n_available)
 
 

@@ -1,4 +1,4 @@
-"""From questions and a model to the numbers of a task: likelihoods by score.py, texts by generate.py.
+"""From questions and a model to the numbers of a task: likelihoods and texts come from ``inference/``.
 
 ``evaluate`` and the sets that are watched during a run go through here, so that both report the same numbers. On
 several ranks every rank asks, and all have the same numbers in the end.

@@ -20,7 +20,7 @@ import numpy as np
 from lit_consistency.data.sources.documents import Source
 from lit_consistency.data.sources.rows import Rows
 from lit_consistency.data.tokens.packing import shuffled
-from lit_consistency.data.tokens.token_rows import TokenRow, TokenRows
+from lit_consistency.data.tokens.token_rows import PackedSequence, TokenRows
 
 
 class Replay:
@@ -92,7 +92,7 @@ class MixedRows(TokenRows):
         """As many rows, others of them replayed."""
         return MixedRows(self.parts[0], self.parts[1:], self.counts, self.seed, epoch)
 
-    def __getitem__(self, i: int) -> TokenRow:
+    def __getitem__(self, i: int) -> PackedSequence:
         """Row i: the training set's first."""
         return self.parts[self.part[i]][int(self.number[i])]
 

@@ -5,8 +5,8 @@ messages, add_generation_prompt, bos_token, ...). A downloaded template is forei
 immutable sandbox. It gives up tools, documents and the date: templates that ask for today fall back to their fixed
 date, since tokens on disk must not depend on the day.
 
-How the assistant's text is found: the conversation is rendered twice, once with its words and once with marks in
-their place. What stands between two marks is the template's own, so every place is exact whatever the words are; a
+How the assistant's text is found: the conversation is rendered twice, once with its words and once with marks instead
+of them. What stands between two marks is the template's own, so every boundary is exact whatever the words are; a
 template that rewrites the words (other than trimming them) is refused.
 """
 
@@ -110,15 +110,15 @@ class ChatTemplate:
         first = next(i for i, message in enumerate(messages) if message["role"] == "assistant")
         if first == 0:
             return ""
-        asked, plain = self.render(messages[:first], add_generation_prompt=True), self.render(messages[:first])
-        return asked[len(plain) :] if asked.startswith(plain) else ""
+        prompted, plain = self.render(messages[:first], add_generation_prompt=True), self.render(messages[:first])
+        return prompted[len(plain) :] if prompted.startswith(plain) else ""
 
 
 def _generation_start(before: str, generation_prompt: str) -> int:
     """Where, in what the template writes before an answer, the model goes on by itself."""
     if generation_prompt and generation_prompt in before:
         return before.rindex(generation_prompt) + len(generation_prompt)
-    return len(before.rstrip(" "))  # asked for by nothing, the model has to say the space too
+    return len(before.rstrip(" "))  # where nothing asks for an answer, the model has to say the space too
 
 
 def _as_rendered(answer: str, text: str, position: int, after: str) -> str:
@@ -127,7 +127,7 @@ def _as_rendered(answer: str, text: str, position: int, after: str) -> str:
         if text.startswith(words + after, position):
             return words
     raise ValueError(
-        "the chat template rewrites an answer; expected it whole or trimmed, else the loss has no exact place"
+        "the chat template rewrites an answer; expected it whole or trimmed, else its tokens cannot be told exactly"
     )
 
 

@@ -86,10 +86,10 @@ def process_results(doc: Document, results: list[str]) -> dict[str, float]:
     extraction, references = doc["extraction"], doc["references"]
     answer = extract(results[0], extraction)
     accepted = accepted_answers(references, extraction)
-    found = {"exact_match": is_right(answer, accepted, extraction)}
+    scores = {"exact_match": is_right(answer, accepted, extraction)}
     if "rouge_l" in doc["metrics"]:
-        found["rouge_l"] = rouge_l(answer or "", accepted)
-    return {name: found[name] for name in doc["metrics"]}
+        scores["rouge_l"] = rouge_l(answer or "", accepted)
+    return {name: scores[name] for name in doc["metrics"]}
 
 
 def _choice(questions: Questions, tokens: HarnessTokens) -> _Exported:
@@ -119,10 +119,12 @@ def _choice(questions: Questions, tokens: HarnessTokens) -> _Exported:
 def _text(questions: Questions, tokens: HarnessTokens) -> _Exported:
     rows = []
     for document, windows in groupby(questions.questions, key=lambda question: question.id.rpartition("+")[0]):
-        parts = list(windows)
-        text = "".join(part.labels[0] for part in parts)
+        of_document = list(windows)
+        text = "".join(window.labels[0] for window in of_document)
         ids = tokens.encode([text])[0]
-        _check(tokens.windows(ids), [part.item.candidates[0] for part in parts if part.item], parts[0])
+        _check(
+            tokens.windows(ids), [window.item.candidates[0] for window in of_document if window.item], of_document[0]
+        )
         rows.append({"id": document, "text": text})
     metrics = [{"metric": name} for name in ("bits_per_byte", "byte_perplexity", "word_perplexity")]
     settings = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}"}
