@@ -191,7 +191,10 @@ class LitLanguageModel(LightningModule):
         return {f"{name}/{role}": share for name, by_role in shares.items() for role, share in by_role.items()}
 
     def log_now(self, numbers: dict[str, float]) -> None:
-        """Write numbers to every logger at the current optimizer step."""
+        """Write numbers to every logger at the current optimizer step, and where callbacks of Lightning watch them."""
+        self.trainer.callback_metrics.update(
+            {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
+        )
         for logger in self.trainer.loggers:
             logger.log_metrics(numbers, step=self.trainer.global_step)
 

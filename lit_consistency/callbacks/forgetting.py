@@ -1,17 +1,22 @@
 """What the run learns and what it forgets, against the base measured by the same code at step 0.
 
-Every k steps: the watched sets, the distance of the weights from the start, the share of coordinates ever moved, and
-the KL divergences from the base on the new task, as long as this keeps to its share of the time (time_budget.py). A
-run with this callback equals a run without it bit for bit.
+Every k steps: the watched tasks, the distance of the weights from the start, the share of coordinates ever moved, and
+the KL divergences from the base, as long as this keeps to its share of the time (time_budget.py). A run with this
+callback equals a run without it bit for bit. ``validate`` measures the same tasks of any model, without training.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from torch import Tensor
 
@@ -23,28 +28,34 @@ from lit_consistency.inference.evaluation_mode import evaluation_mode
 from lit_consistency.inference.kl import forward_kl, log_probabilities, reverse_kl
 from lit_consistency.module import LitLanguageModel, language_model
 from lit_consistency.optimizers import roles
-from lit_consistency.tasks.prepared import prepare
-from lit_consistency.tasks.watched import Prepared, RetainData, held_out_set
+from lit_consistency.records.fingerprints import fingerprint_of
+from lit_consistency.records.results import higher_is_better, write_result
+from lit_consistency.stats.intervals import Ratio, paired_difference
+from lit_consistency.tasks.measured import Measured
+from lit_consistency.tasks.summarize import summarize_result
+from lit_consistency.tasks.task import keys_of
+from lit_consistency.tasks.watched import PreparedTask, WatchedTask, held_out_task
 
 
 class Forgetting(Callback):
     """Watch learning and forgetting during ``fit``.
 
     Args:
-        learn: sets of the new task; better is learned. When not given, the held-out rows of the training data.
-        retain: sets of what the base can do; worse is forgotten.
+        learn: tasks that the run is to learn, by name; better is learned. When not given, the held-out part of the
+            training data, as ``validation``.
+        retain: tasks that the base can do, by name; worse is forgotten.
         every_n_steps: optimizer steps between measurements; 0 measures at the start and at the end only.
         batch_tokens: padded tokens in one forward of an evaluation.
-        kl_positions: supervised positions of the learning sets at which KL(base || model) and KL(model || base) are
-            taken; 0 switches them off. Memory: 4 bytes per position and token of the vocabulary.
+        kl_positions: supervised positions at which KL(base || model) and KL(model || base) are taken; 0 switches them
+            off. Memory: 4 bytes per position and token of the vocabulary.
         time_budget: share of the wall time since the start, in [0, 1], that measurements may take; one that would
             take more is skipped. The first and the last are always made; 1 skips none.
     """
 
     def __init__(
         self,
-        learn: RetainData | None = None,
-        retain: RetainData | None = None,
+        learn: dict[str, WatchedTask] | None = None,
+        retain: dict[str, WatchedTask] | None = None,
         every_n_steps: int = 0,
         batch_tokens: int = 8192,
         kl_positions: int = 256,
@@ -58,7 +69,14 @@ class Forgetting(Callback):
             if value < least:
                 raise ValueError(f"{key} = {value}: expected at least {least}")
         self.learn = learn
-        self.retain = retain
+        self.retain = retain or {}
+        for kind, tasks in (("learn", learn or {}), ("retain", self.retain)):
+            for name, watched in tasks.items():
+                _check_name(kind, name, self.retain if kind == "learn" else {})
+                try:
+                    watched.load(name)
+                except (ValueError, FileNotFoundError) as error:
+                    raise type(error)(f"forgetting.{kind}.{name}: {error}") from None
         self.every_n_steps = every_n_steps
         self.batch_tokens = batch_tokens
         self.kl_positions = kl_positions
@@ -67,7 +85,10 @@ class Forgetting(Callback):
         self.measured_at = -1
         self.budget = TimeBudget(time_budget)
         self._skipped_at = -1
-        self._sets: dict[str, Prepared] = {}
+        self._tasks: dict[str, PreparedTask] = {}
+        self._measured: dict[str, Measured] = {}
+        self._base_items: dict[str, dict[str, Ratio]] = {}
+        self._floors: dict[str, float] = {}
         self._change = WeightChange({})
         self._moved: dict[str, Tensor] = {}
         self._base_log_probs: Tensor | None = None
@@ -85,17 +106,8 @@ class Forgetting(Callback):
             language_model(pl_module).keep_start = True
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tokenize the sets: a bad row is found before anything is written."""
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        context = language_model(pl_module).config.block_size
-        held_out = {"validation": held_out_set(data)} if data.validation is not None else {}
-        learn = self.learn.sets if self.learn else held_out
-        retain = self.retain.sets if self.retain else {}
-        self._sets = {
-            f"{kind}/{name}": prepare(watched, data.tokenizer, data.block_size, context)
-            for kind, sets in (("learn", learn), ("retain", retain))
-            for name, watched in sets.items()
-        }
+        """Read and encode the tasks: a bad row is found before anything is written."""
+        self._prepare(trainer, language_model(pl_module))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the base, unless this is the continuation of a run that has done so."""
@@ -126,11 +138,38 @@ class Forgetting(Callback):
             if trainer.global_step == self._skipped_at:
                 self.budget.make_up()
             self._measure(trainer, language_model(pl_module))
-        if told := self.budget.told():
-            rank_zero_info(told)
+        if line := self.budget.summary_line():
+            rank_zero_info(line)
         rank_zero_only(results_table)(self.measurements(), self.latest)
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Of ``validate``: read and encode the tasks."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._prepare(trainer, language_model(pl_module))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Of ``validate``: measure the tasks of the model as it is, and print them."""
+        if trainer.state.fn != TrainerFn.VALIDATING or not self._tasks:
+            return
+        module = language_model(pl_module)
+        numbers = self._ask(trainer, module)
+        self.base, self.latest = numbers, numbers
+        module.log_now(numbers)
+        rank_zero_only(results_table)(self.measurements(), {})
+
     # -------------------- measuring
+
+    def _prepare(self, trainer: Trainer, module: LitLanguageModel) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        block_size = module.config.block_size
+        groups = {"learn": self.learn or {}, "retain": self.retain}
+        self._tasks = {
+            f"{kind}/{name}": watched.prepare(name, data.tokenizer, block_size)
+            for kind, tasks in groups.items()
+            for name, watched in tasks.items()
+        }
+        if self.learn is None and data.validation is not None:
+            self._tasks = {"learn/validation": held_out_task(data, data.tokenizer, block_size), **self._tasks}
 
     def _recall_start(self, trainer: Trainer, module: LitLanguageModel) -> None:
         """What the start predicted; a resumed run computes it from the start's weights."""
@@ -148,55 +187,102 @@ class Forgetting(Callback):
         self.budget.prepare(time.perf_counter() - began)
 
     def _log_probs(self, forward: Any, device: torch.device) -> Tensor | None:
-        items = [item for key, s in self._sets.items() if key.startswith("learn/") for item in s.items]
+        items = [item for key, task in self._tasks.items() if key.startswith("learn/") for item in task.items]
         if not self.kl_positions or not items:
             return None
         return log_probabilities(
             forward, items, n_positions=self.kl_positions, batch_tokens=self.batch_tokens, device=device
         )
 
+    def _ask(self, trainer: Trainer, module: LitLanguageModel) -> dict[str, float]:
+        """Every task's numbers with their errors: ``KIND/NAME`` is that by which it is judged, see ``_tags``."""
+        numbers: dict[str, float] = {}
+        with evaluation_mode(module), trainer.precision_plugin.forward_context():
+            for key, task in self._tasks.items():
+                measured = task.measure(module, batch_tokens=self.batch_tokens, device=module.device)
+                self._measured[key] = measured
+                self._floors[key] = _floor(task.metric, measured)
+                for metric, estimate in measured.estimates().items():
+                    value, error = _tags(key, metric, task.metric)
+                    numbers |= {value: estimate.value, error: estimate.stderr}
+        return numbers
+
     def _measure(self, trainer: Trainer, module: LitLanguageModel) -> None:
         if module.device.type == "cuda":
             torch.cuda.synchronize(module.device)  # what training has still to do there is not our time
         began = time.perf_counter()
-        numbers: dict[str, float] = {}
+        numbers = self._ask(trainer, module)
         with evaluation_mode(module), trainer.precision_plugin.forward_context():
-            for key, prepared in self._sets.items():
-                found = prepared.measure(module, batch_tokens=self.batch_tokens, device=module.device)
-                numbers[key] = found[prepared.metric]
-                numbers |= {f"{key}.{name}": value for name, value in found.items() if name != prepared.metric}
             log_probs = self._log_probs(module, module.device)
             if log_probs is not None and self._base_log_probs is not None:
                 numbers["kl_to_base"] = forward_kl(self._base_log_probs, log_probs)
                 numbers["reverse_kl_to_base"] = reverse_kl(self._base_log_probs, log_probs)
             numbers |= self._change.measure(module.method.changes(module.gpt, module.start))
-        self.base = self.base or dict(numbers)
-        retained = [m for m in self._compare(numbers) if m.kind == "retain"]
-        numbers |= {f"forget/{m.name}": m.worse for m in retained}
-        numbers |= {f"retained/{m.name}": m.share for m in retained if m.share is not None}
+        if not self.base:
+            self.base = dict(numbers)
+            self._base_items = {key: measured.ratios for key, measured in self._measured.items()}
+        for key, task in self._tasks.items():
+            numbers |= self._changes(key, task)
+        for m in self._compare(numbers):
+            if m.kind == "retain" and m.share is not None:
+                numbers[f"retained/{m.name}"] = m.share
         self.latest, self.measured_at = numbers, trainer.global_step
         module.log_now(numbers)
         self.budget.spend(time.perf_counter() - began)
         module.log_now(self.budget.numbers())  # by themselves: no other run, and no other rank, has the same
 
-    def _compare(self, numbers: dict[str, float]) -> list[Measurement]:
+    def _changes(self, key: str, task: PreparedTask) -> dict[str, float]:
+        """How much better a task that is learned is than at the base, how much worse one that is retained, with errors.
+
+        The same items were asked both times, so the error is that of paired differences.
+        """
+        kind, name = key.split("/", 1)
+        numbers: dict[str, float] = {}
+        measured = self._measured[key]
+        for metric, base in self._base_items.get(key, {}).items():
+            difference = paired_difference(base, measured.ratios[metric], measured.clusters)
+            better = difference.value if higher_is_better(metric) else -difference.value
+            change = better if kind == "learn" else -better
+            value, error = _tags(f"{'learned' if kind == 'learn' else 'forget'}/{name}", metric, task.metric)
+            numbers |= {value: change + 0.0, error: difference.stderr}  # no negative zero
+        return numbers
+
+    def _compare(self, numbers: Mapping[str, float]) -> list[Measurement]:
         return [
-            Measurement(kind, name, prepared.metric, self.base[key], numbers[key], prepared.chance)
-            for key, prepared in self._sets.items()
+            Measurement(kind, name, task.metric, self.base[key], numbers[key], self._floors.get(key, 0.0))
+            for key, task in self._tasks.items()
             for kind, name in [key.split("/", 1)]
-            if key in self.base
+            if key in self.base and key in numbers
         ]
 
     def measurements(self) -> list[Measurement]:
-        """Base and latest value of every watched set."""
+        """Base and latest value of every watched task."""
         return self._compare(self.latest)
+
+    def write_items(self, folder: Path) -> None:
+        """Write the latest measurement as ``evaluate`` writes its results, for ``evaluate --compare``.
+
+        Args:
+            folder: gets ``results/`` and ``items/``.
+        """
+        for key, measured in self._measured.items():
+            task = self._tasks[key]
+            mark = fingerprint_of({"task": keys_of(task.task), "step": self.measured_at})
+            result = summarize_result(
+                task.encoded, measured, task.findings, mark, task.watched.seed, f"step {self.measured_at}"
+            )
+            write_result(folder, replace(result, task=key.split("/", 1)[1]), measured.records)
 
     # -------------------- state
 
     def state_dict(self) -> dict[str, Any]:
-        """The base's numbers and what has moved: a resumed run compares with the same base."""
+        """The base's numbers and items, and what has moved: a resumed run compares with the same base."""
         return {
             "base": self.base,
+            "base_items": {
+                key: {metric: torch.from_numpy(np.stack(sums)) for metric, sums in items.items()}
+                for key, items in self._base_items.items()
+            },
             "latest": self.latest,
             "measured_at": self.measured_at,
             "moved": self._change.state_dict(),
@@ -207,6 +293,34 @@ class Forgetting(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue with the base of the earlier part of the run."""
         self.base, self.latest = state_dict["base"], state_dict["latest"]
+        self._base_items = {
+            key: {metric: Ratio(*(column.numpy() for column in sums)) for metric, sums in items.items()}
+            for key, items in state_dict.get("base_items", {}).items()
+        }
         self.measured_at, self._moved = state_dict["measured_at"], state_dict["moved"]
         self._skipped_at = state_dict.get("skipped_at", -1)
         self.budget.load_state_dict(state_dict.get("budget", {}))
+
+
+def _tags(key: str, metric: str, judged_by: str) -> tuple[str, str]:
+    """Names of a number and of its standard error; those of the metric that judges a task have no metric in them."""
+    return (key, f"{key}.stderr") if metric == judged_by else (f"{key}.{metric}", f"{key}.{metric}_stderr")
+
+
+def _check_name(kind: str, name: str, others: Mapping[str, WatchedTask]) -> None:
+    if not name or not name.replace("_", "").replace("-", "").isalnum():
+        raise ValueError(f"forgetting.{kind}: name {name!r}: expected letters, digits, '_' and '-' only")
+    if name in others:
+        raise ValueError(f"forgetting: {name} stands in learn and in retain; expected a name in one of the two")
+
+
+def _floor(metric: str, measured: Measured) -> float:
+    """What a model that knows nothing of the task may reach: the greatest of its baselines; 0 where there is none."""
+    if "accuracy" not in metric:
+        return 0.0
+    names = {
+        "accuracy": ("chance", "majority", "shortest"),
+        "accuracy_per_byte": ("chance", "majority"),
+        "balanced_accuracy": ("chance", "balanced_majority"),
+    }.get(metric, ("chance",))
+    return max((measured.baselines.get(name, 0.0) for name in names), default=0.0)

@@ -77,7 +77,7 @@ class TimeBudget:
             "skipped": self.skipped,
         }
 
-    def told(self) -> str | None:
+    def summary_line(self) -> str | None:
         """One line on what was left out, if anything was."""
         if not self.skipped:
             return None

@@ -57,6 +57,12 @@ OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
         "the evaluation rows are looked for",
     ),
     ("data_dir", Path | None, None, "takes the place of the folder data/ of the task files"),
+    (
+        "world",
+        dict[str, Any] | None,
+        None,
+        "fields of the world that tasks of a world ask of, where they differ from the task file's, as '{seed: 1}'",
+    ),
     ("harness", list[str], [], "tasks of lm-evaluation-harness, by its names; needs the extra `eval`"),
     ("harness_include", Path | None, None, "folder of further task files of lm-evaluation-harness"),
     (

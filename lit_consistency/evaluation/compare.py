@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_consistency.evaluation.summarize import clusters_of
 from lit_consistency.records.results import Result, read_items, read_results
 from lit_consistency.stats.intervals import (
     Estimate,
@@ -158,7 +157,8 @@ def _put_together(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]
 
 
 def _compare(result: Result, pairs: Pairs, seed: int) -> Comparison:
-    clusters = clusters_of(result.kind, [str(a["group"]) for a, _ in pairs], [a["id"] for a, _ in pairs])
+    names = [a.get("cluster") or str(a["group"] or a["id"]) for a, _ in pairs]
+    clusters = names if 1 < len(set(names)) < len(names) else None
     first, second = (_ratio(result.metric, [pair[side] for pair in pairs]) for side in (0, 1))
     difference = paired_difference(first, second, clusters, seed)
     scores = [[float(pair[side]["score"]) for pair in pairs] for side in (0, 1)]

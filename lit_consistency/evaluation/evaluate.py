@@ -20,7 +20,6 @@ from lit_consistency.evaluation.compare import compare_folders
 from lit_consistency.evaluation.harness.export import export_tasks
 from lit_consistency.evaluation.harness.model import run_harness
 from lit_consistency.evaluation.plan import Ask, Cell, plan_cells
-from lit_consistency.evaluation.summarize import summarize_result
 from lit_consistency.evaluation.tables import print_comparison, print_results, sensitivity_to_format, write_scalars
 from lit_consistency.inference.evaluation_mode import evaluation_mode
 from lit_consistency.inference.load import PRECISIONS, Loaded, find_device, load_model
@@ -29,10 +28,10 @@ from lit_consistency.records.atomic import write_json
 from lit_consistency.records.extras import require
 from lit_consistency.records.provenance import current_versions, read_provenance
 from lit_consistency.records.results import ITEM_FORMATS, Result, write_result
-from lit_consistency.tasks.ask import ask_model
-from lit_consistency.tasks.definition import Task
 from lit_consistency.tasks.formats import load_format
 from lit_consistency.tasks.guards import check_predictions, stop_if_strict
+from lit_consistency.tasks.summarize import summarize_result
+from lit_consistency.tasks.task import Task
 from lit_consistency.tasks.yaml_file import load_tasks
 
 
@@ -54,6 +53,7 @@ class Options:
     strict: bool = False
     train_data: str | None = None
     data_dir: Path | None = None
+    world: dict[str, Any] | None = None
     allow_code_execution: bool = False
     harness: Sequence[str] = ()
     harness_include: Path | None = None
@@ -110,7 +110,7 @@ def evaluate(options: Options) -> list[Result]:
     find_device(options.device)
     if options.item_format == "parquet":
         require("pyarrow", "--item_format parquet")
-    tasks = [task for name in options.tasks for task in load_tasks(name, options.data_dir)]
+    tasks = [task for name in options.tasks for task in load_tasks(name, options.data_dir, options.world)]
     _check_code(tasks, options.allow_code_execution)
     cells = _plan(tasks, options)
     console = Console(stderr=True)
@@ -137,7 +137,7 @@ def export(options: Options) -> None:
     """
     assert options.export_harness is not None
     check_checkpoint_dir(options.model)
-    tasks = [task for name in options.tasks for task in load_tasks(name, options.data_dir)]
+    tasks = [task for name in options.tasks for task in load_tasks(name, options.data_dir, options.world)]
     block_size = model_config(None, options.model, {}, None).block_size
     for cell in _plan(tasks, replace(options, output=None)):
         path = export_tasks(cell.questions, options.export_harness, Tokenizer(options.model), block_size)
@@ -154,7 +154,7 @@ def compare(first: Path, second: Path, output: Path | None = None, seed: int = 0
 
 
 def _check_code(tasks: Sequence[Task], allowed: bool) -> None:
-    names = [task.name for task in tasks if task.program is not None]
+    names = [task.name for task in tasks if getattr(task, "program", None) is not None]
     if names and not allowed:
         raise ValueError(f"task {names[0]} runs what the model writes; expected --allow_code_execution")
 
@@ -197,11 +197,10 @@ def _measure_all(cells: Sequence[Cell], loaded: Loaded, options: Options, consol
 
 
 def _measure(cell: Cell, loaded: Loaded, options: Options, advance: Any) -> Result:
-    questions = cell.questions
     with evaluation_mode(loaded.model):
-        measured = ask_model(
+        measured = cell.task.measure(
             loaded.model,
-            questions,
+            cell.questions,
             loaded.tokenizer,
             batch_tokens=options.batch_tokens,
             device=loaded.device,
@@ -210,7 +209,7 @@ def _measure(cell: Cell, loaded: Loaded, options: Options, advance: Any) -> Resu
         )
     findings = [*cell.findings, *check_predictions(cell.task, measured.predictions, measured.golds)]
     stop_if_strict(cell.task, findings, options.strict)
-    result = summarize_result(questions, measured, findings, cell.fingerprint, options.seed, cell.model)
+    result = summarize_result(cell.questions, measured, findings, cell.fingerprint, options.seed, cell.model)
     if options.output is not None:
         write_result(options.output, result, measured.records, options.item_format)
     return result

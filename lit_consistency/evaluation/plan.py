@@ -16,7 +16,6 @@ from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.records.fingerprints import fingerprint_of
 from lit_consistency.records.results import Result, read_result, result_key
 from lit_consistency.tasks.contamination import Overlap, training_documents, training_fingerprint
-from lit_consistency.tasks.definition import Task
 from lit_consistency.tasks.formats import Format
 from lit_consistency.tasks.guards import (
     Finding,
@@ -27,10 +26,9 @@ from lit_consistency.tasks.guards import (
     overlap_text,
     stop_if_strict,
 )
-from lit_consistency.tasks.prompts import ReadTask, build_questions, read_task
-from lit_consistency.tasks.question import Asked
-from lit_consistency.tasks.questions import Questions
+from lit_consistency.tasks.question import EncodedTask, Question, ReadTask, read_task
 from lit_consistency.tasks.rows import fingerprint
+from lit_consistency.tasks.task import PromptedTask, Task, keys_of
 
 
 @dataclass(frozen=True)
@@ -63,15 +61,14 @@ class Cell(NamedTuple):
 
     task: Task
     fingerprint: str
-    questions: Questions
+    questions: EncodedTask
     findings: list[Finding]
     result: Result | None
     model: str
 
 
 class _Draft(NamedTuple):
-    questions: Questions
-    asked: list[Asked]
+    questions: EncodedTask
     findings: list[Finding]
     fingerprint: str
     result: Result | None
@@ -110,34 +107,32 @@ def plan_cells(tasks: Sequence[Task], ask: Ask, tokenizer: Tokenizer, block_size
 
 
 def _drafts(task: Task, ask: Ask, tokenizer: Tokenizer, block_size: int, shared: dict[str, Any]) -> Iterator[_Draft]:
-    prompted = task.kind in ("choice", "generation")
-    cells = [(form, shots) for form in ask.formats for shots in ask.shots] if prompted else [(ask.formats[0], 0)]
-    data = {"data": fingerprint(task.data), "few_shot": fingerprint(task.few_shot) if task.few_shot else None}
+    cells = [(form, shots) for form in ask.formats for shots in ask.shots] if task.prompted else [(ask.formats[0], 0)]
+    few_shot = task.few_shot if isinstance(task, PromptedTask) else None
+    data = {"data": fingerprint(task.data), "few_shot": fingerprint(few_shot) if few_shot else None}
     rows: ReadTask | None = None
     for form, shots in cells:
         identity = {
             **shared,
             **data,
-            "task": asdict(task),
-            "format": asdict(form) if prompted else None,
+            "task": keys_of(task),  # the files themselves count, wherever they stand
+            "format": asdict(form) if task.prompted else None,
             "shots": shots,
         }
-        for source in (identity["task"]["data"], identity["task"]["few_shot"] or {}):
-            source["path"] = None  # the files themselves count, wherever they stand
         mark = fingerprint_of(identity)
-        name = form.name if prompted else "none"
+        name = form.name if task.prompted else "none"
         if known := _known(ask, result_key(task.name, name, shots), mark):
             findings = [Finding(*finding) for finding in known.findings]
-            yield _Draft(Questions(task, name, shots, []), [], findings, mark, known)
+            yield _Draft(EncodedTask(task, name, shots, []), findings, mark, known)
             continue
         rows = rows or read_task(task, with_training=max(ask.shots) > 0)
-        built = build_questions(rows, form, shots, tokenizer, block_size, ask.seed, ask.limit)
+        encoded = task.questions(rows, form, shots, tokenizer, block_size, ask.seed, ask.limit)
         findings = [
-            *check_labels(task, rows.scored),
-            *check_shots(built.given_away, len(rows.scored.rows)),
-            *check_truncation(built.questions),
+            *check_labels(rows),
+            *check_shots(encoded.given_away, len(rows.scored)),
+            *check_truncation(encoded),
         ]
-        yield _Draft(built.questions, built.asked, findings, mark, None)
+        yield _Draft(encoded, findings, mark, None)
 
 
 def _known(ask: Ask, key: str, mark: str) -> Result | None:
@@ -158,11 +153,12 @@ def _look_into_training(drafts: list[_Draft], path: str) -> list[_Draft]:
     """The drafts with a finding for each whose rows stand in the training data, which is read once."""
     numbers: dict[str, int] = {}
     for draft in drafts:
-        for row in draft.asked:
+        for row in draft.questions.rows:
             numbers.setdefault(overlap_text(row), len(numbers))
-    found = set(Overlap(list(numbers)).found_in(training_documents(path)))
+    overlapping = set(Overlap(list(numbers)).found_in(training_documents(path)))
     checked = []
     for draft in drafts:
-        hit = [i for i, row in enumerate(draft.asked) if numbers[overlap_text(row)] in found]
-        checked.append(draft._replace(findings=[*draft.findings, *check_contamination(draft.asked, hit)]))
+        rows: list[Question] = draft.questions.rows
+        hits = [i for i, row in enumerate(rows) if numbers[overlap_text(row)] in overlapping]
+        checked.append(draft._replace(findings=[*draft.findings, *check_contamination(rows, hits)]))
     return checked

@@ -1,23 +1,21 @@
 """What is asked of a model, in a run and outside: tasks, their rows, prompts, formats, questions and measures."""
 
-from lit_consistency.tasks.choice import ChoiceSet, ClozeSet
-from lit_consistency.tasks.prepared import PreparedSet, prepare
+from lit_consistency.tasks.choice import ChoiceTask, PairsTask
+from lit_consistency.tasks.completion import CompletionTask
+from lit_consistency.tasks.generation import GenerationTask
+from lit_consistency.tasks.task import Task, TaskData
+from lit_consistency.tasks.text import TextTask
 from lit_consistency.tasks.training_rows import TaskRows
-from lit_consistency.tasks.watched import RetainData, RowSet, TextSet, WatchedSet
-from lit_consistency.tasks.watched_task import TaskSet
-from lit_consistency.tasks.world_sets import ChainSet, WorldProbes
+from lit_consistency.tasks.watched import WatchedTask
 
 __all__ = [
-    "ChainSet",
-    "ChoiceSet",
-    "ClozeSet",
-    "PreparedSet",
-    "RetainData",
-    "RowSet",
+    "ChoiceTask",
+    "CompletionTask",
+    "GenerationTask",
+    "PairsTask",
+    "Task",
+    "TaskData",
     "TaskRows",
-    "TaskSet",
-    "TextSet",
-    "WatchedSet",
-    "WorldProbes",
-    "prepare",
+    "TextTask",
+    "WatchedTask",
 ]

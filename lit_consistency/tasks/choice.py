@@ -1,224 +1,284 @@
-"""Questions with candidate answers: multiple choice, minimal pairs, and cloze questions from a table of facts."""
+"""The likeliest of given answers must be the right one: multiple choice, and minimal pairs of sentences.
+
+``accuracy`` compares summed log-likelihoods, ``accuracy_per_byte`` divides them by the UTF-8 bytes of the choice,
+without the white space before it (lm-evaluation-harness's ``acc`` and ``acc_norm``, whose characters are bytes here).
+Summed likelihoods favour short answers: a model that knows nothing takes the one with the fewest tokens, so the
+accuracy of doing just that, ``shortest``, stands beside chance and majority.
+"""
 
 from __future__ import annotations
 
-import json
-import zipfile
-from collections.abc import Iterator
-from itertools import islice
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
-from litgpt.tokenizer import Tokenizer
+import torch
+from torch import nn
 
-from lit_consistency.data.sources.files import read_json_lines, take_text
-from lit_consistency.inference.items import Candidate, Item
-from lit_consistency.tasks.watched import WatchedSet, check_choice, check_positive, not_empty
+from lit_consistency.data.tokens.pairs import prefix_token
+from lit_consistency.data.tokens.tokenizer import Tokenizer
+from lit_consistency.inference.items import Item
+from lit_consistency.records.fingerprints import seed_of
+from lit_consistency.stats.intervals import by_class, ratio
+from lit_consistency.tasks.formats import Format
+from lit_consistency.tasks.measured import Likelihoods, Measured, likelihoods_measured, score_questions
+from lit_consistency.tasks.prompts import Fitter, ask_in_format, candidate, encode
+from lit_consistency.tasks.question import (
+    EncodedQuestion,
+    EncodedTask,
+    Question,
+    ReadTask,
+    headed_question,
+    limited,
+    named_question,
+    read_texts,
+)
+from lit_consistency.tasks.rows import TaskRow
+from lit_consistency.tasks.task import Advance, PromptedTask, Task
+from lit_consistency.tasks.templates import render, take
 
-
-class ChoiceSet(WatchedSet):
-    """Questions with given answers, read from JSONL, or minimal pairs (BLiMP) from JSONL files or a zip of them.
-
-    A row is ``{prompt | query | question, choices, gold | answer | label}`` (gold is an index), or ``{sentence_good,
-    sentence_bad}``. The least summed negative log-likelihood wins.
-
-    Args:
-        path: a JSONL file, a folder of them, or a zip of them.
-        max_items: how many items are scored, spread evenly over the files.
-        metric: ``accuracy``, or ``accuracy_per_byte`` for answers of very different lengths.
-    """
-
-    def __init__(self, path: Path, max_items: int = 500, metric: str = "accuracy") -> None:
-        check_positive("max_items", max_items)
-        check_choice("metric", metric, ("accuracy", "accuracy_per_byte"))
-        self.path = Path(path)
-        if not self.path.exists():
-            raise FileNotFoundError(f"path = {path}: no such file or folder")
-        self.max_items = max_items
-        self.metric = metric
-
-    def items(self, tokenizer: Tokenizer, block_size: int) -> list[Item]:
-        """The first items of every file, in the files' order.
-
-        Raises:
-            ValueError: A row is bad, or has nothing to score; names file and line.
-        """
-        files = _row_files(self.path)
-        quota = -(-self.max_items // max(len(files), 1))
-        found = []
-        for rows in files:
-            for place, row in islice(rows, quota):
-                prompt, choices, gold = _parse_choice(row, place)
-                found.append(choice_item(tokenizer, prompt, choices, gold, block_size, place))
-        return not_empty(found[: self.max_items], str(self.path))
+UNLABELLED = (None, -1, "", "-1", "-")
 
 
-class _Fact(NamedTuple):
-    """A record of a table, the value that is asked for, and where the record stands."""
-
-    record: dict[str, Any]
-    answer: str
-    place: str
-
-
-class ClozeSet(WatchedSet):
-    """Facts asked by cloze: a template filled from a table, the right value against other values of the same column.
+@dataclass(frozen=True, kw_only=True)
+class ChoiceTask(PromptedTask):
+    """Multiple choice.
 
     Args:
-        path: JSONL, one record a line.
-        prompt: template with the record's fields in braces, e.g. ``The capital of {country} is``.
-        answer: the field that is asked for, e.g. ``capital``; records where it is absent, null or
-            empty are left out. A number is asked for as it is written.
-        n_choices: candidates per question; the wrong ones are drawn from the column, by ``seed``.
-        max_items: how many questions are asked.
-        seed: of the draw of wrong answers.
+        choices: the answers: a template that is a list, or a list of templates.
+        contexts: in place of fields, one context per candidate (partial evaluation); ``choices`` is then the single
+            text that is scored behind each of them.
+        gold: template of the right answer: an index, or one of ``gold_values``, or the text of a choice.
+        gold_values: what ``gold`` is for each choice, in their order: a list, or a template that is one.
+        distractors: this many wrong choices are drawn from the golds of other rows (a cloze from a table of facts).
+        shuffle: the order of the choices is drawn, by the row alone; for data whose right answer always comes first.
     """
 
-    metric = "accuracy"
+    kind: ClassVar[str] = "choice"
+    METRICS: ClassVar[tuple[str, ...]] = (
+        "accuracy",
+        "accuracy_per_byte",
+        "balanced_accuracy",
+        "nats_per_token",
+        "exact",
+    )
+    DEFAULT_METRICS: ClassVar[tuple[str, ...]] = ("accuracy", "accuracy_per_byte", "balanced_accuracy")
+    TEMPLATES: ClassVar[tuple[str, ...]] = (*PromptedTask.TEMPLATES, "choices", "contexts", "gold")
 
-    def __init__(
-        self, path: Path, prompt: str, answer: str, n_choices: int = 4, max_items: int = 500, seed: int = 0
-    ) -> None:
-        check_positive("max_items", max_items)
-        if n_choices < 2:
-            raise ValueError(f"n_choices = {n_choices}: expected at least 2")
-        self.path = Path(path)
-        if not self.path.is_file():
-            raise FileNotFoundError(f"path = {path}: no such file")
-        self.prompt, self.answer = prompt, answer
-        self.n_choices, self.max_items, self.seed = n_choices, max_items, seed
+    choices: str | tuple[str, ...] = ()
+    contexts: str | tuple[str, ...] = ()
+    gold: str | None = None
+    gold_values: str | tuple[Any, ...] = ()
+    distractors: int = 0
+    shuffle: bool = False
 
-    def items(self, tokenizer: Tokenizer, block_size: int) -> list[Item]:
-        """One question per record; the draw of wrong answers is a function of the seed alone.
+    def _check(self) -> None:
+        if not self.distractors:
+            self._needs("choices")
+        self._needs("gold")
+        if self.contexts and (isinstance(self.choices, str) or len(self.choices) != 1):
+            raise ValueError("choices: expected a list of one template, contexts are the candidates")
+        if isinstance(self.choices, tuple) and len(self.choices) == 1 and not self.contexts:
+            raise ValueError("choices: a single one; expected several, or kind: completion with the key completion")
+        if bool(self.fields) == bool(self.contexts):
+            raise ValueError("fields, contexts: expected exactly one of the two")
 
-        Raises:
-            ValueError: The file holds no record or too few answers, a record is bad, or it lacks a field of the
-                template; names file and line.
-        """
-        facts = self._facts()
-        values = sorted({fact.answer for fact in facts})
-        if len(values) < self.n_choices:
-            raise ValueError(f"n_choices = {self.n_choices}: {self.path} has {len(values)} different {self.answer!r}")
-        rng = np.random.default_rng(self.seed)
-        found = []
-        for fact in facts[: self.max_items]:
-            wrong = [value for value in values if value != fact.answer]
-            choices = [fact.answer, *rng.choice(wrong, self.n_choices - 1, replace=False)]
-            order = rng.permutation(self.n_choices)
-            texts = [" " + choices[i] for i in order]
-            gold = int(np.flatnonzero(order == 0)[0])
-            found.append(choice_item(tokenizer, self._question(fact), texts, gold, block_size, fact.place))
-        return found
+    def is_labelled(self, row: TaskRow) -> bool:
+        """Whether ``gold`` is there: neither null nor empty nor -1, unless ``gold_values`` names it."""
+        value = take(str(self.gold), row.fields, row.place)
+        if isinstance(value, (list, dict)):
+            raise ValueError(f"{row.place}: {self.gold} is a {type(value).__name__}; expected an index or a text")
+        named = isinstance(self.gold_values, tuple) and str(value) in map(str, self.gold_values)
+        unlabelled = (value is none or (value == none and not isinstance(value, bool)) for none in UNLABELLED)
+        return named or not any(unlabelled)
 
-    def _facts(self) -> list[_Fact]:
-        """The records with an answer."""
-        found = []
-        fields: set[str] = set()
-        for place, record in read_json_lines(self.path):
-            _check_object(record, place)
-            fields |= record.keys()
-            value = record.get(self.answer)
-            if isinstance(value, (list, dict)):
-                raise ValueError(f"{place}: {self.answer} is a {type(value).__name__}; expected text or a number")
-            if value is not None and value != "":
-                found.append(_Fact(record, str(value), place))
-        if not fields:
-            raise ValueError(f"path = {self.path}: holds no record; expected one JSON object a line")
-        if self.answer not in fields:
-            raise ValueError(f"answer = {self.answer!r}: {self.path} has the fields {sorted(fields)}")
-        return found
-
-    def _question(self, fact: _Fact) -> str:
-        try:
-            return self.prompt.format(**fact.record)
-        except KeyError as error:
+    def read(self, rows: Sequence[TaskRow]) -> list[Question]:
+        """Fields, choices and the right one of every row."""
+        pool = sorted({render(str(self.gold), row.fields, row.place) for row in rows}) if self.distractors else []
+        if self.distractors and len(pool) <= self.distractors:
             raise ValueError(
-                f"{fact.place}: no field {error} for prompt = {self.prompt!r}; it has {sorted(fact.record)}"
-            ) from None
-        except (IndexError, AttributeError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{fact.place}: prompt = {self.prompt!r}: {error}; expected names of fields in braces"
-            ) from None
-
-
-def choice_item(
-    tokenizer: Tokenizer, prompt: str, choices: list[str], gold: int, block_size: int, place: str = "a question"
-) -> Item:
-    """An item from text. Prompt and answer are tokenized apart, so the boundary is exact; long ones lose their start.
-
-    Without a prompt the first token of each candidate has no context and is not scored.
-
-    Raises:
-        ValueError: Of a candidate, no token is left to score; names the place.
-    """
-    head = tokenizer.encode(prompt).numpy() if prompt else np.empty(0, dtype=np.int64)
-    candidates = []
-    for choice in choices:
-        answer = tokenizer.encode(choice, bos=False).numpy()
-        tokens = np.concatenate([head, answer]).astype(np.int64)
-        supervised = np.arange(len(tokens)) >= max(len(head), 1)
-        if not supervised.any():
-            raise ValueError(
-                f"{place}: nothing to score in the candidate {choice!r}: expected at least "
-                + ("one token" if prompt else "two tokens, the first of a candidate without a prompt is not scored")
+                f"{self.data.origin}: {len(pool)} different {self.gold}; expected more than {self.distractors}"
             )
-        keep = slice(-(block_size + 1), None)
-        candidates.append(Candidate(tokens[keep], supervised[keep], len(choice.encode())))
-    return Item(candidates, gold)
+        return [self._read(row, pool) for row in rows]
 
-
-def _row_files(path: Path) -> list[Iterator[tuple[str, Any]]]:
-    """The rows of every JSONL file at the path as (`file:line`, value), the files sorted by name."""
-    if not zipfile.is_zipfile(path):
-        return [read_json_lines(file) for file in (sorted(path.glob("*.jsonl")) if path.is_dir() else [path])]
-    with zipfile.ZipFile(path) as archive:
-        names = [
-            name
-            for name in sorted(archive.namelist())
-            if name.endswith(".jsonl") and not any(part.startswith((".", "__MACOSX")) for part in Path(name).parts)
-        ]
-        return [_zipped_rows(archive.read(name), f"{path}!{name}") for name in names]
-
-
-def _zipped_rows(content: bytes, name: str) -> Iterator[tuple[str, Any]]:
-    """As ``read_json_lines`` reads a file of its own."""
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name}: not UTF-8 ({error.reason}); expected text in UTF-8") from None
-    # not splitlines: JSON may hold U+2028 and U+0085 as they are
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{name}:{number}: not JSON ({error})") from None
-        yield f"{name}:{number}", value
-
-
-def _check_object(row: Any, place: str) -> None:
-    if not isinstance(row, dict):
-        raise ValueError(f"{place}: a {type(row).__name__}; expected a JSON object")
-
-
-def _parse_choice(row: Any, place: str) -> tuple[str, list[str], int]:
-    _check_object(row, place)
-    if "sentence_good" in row and "sentence_bad" in row:
-        return "", [take_text(row, key, place) for key in ("sentence_good", "sentence_bad")], 0
-    prompt = next((key for key in ("prompt", "query", "question") if key in row), None)
-    gold = next((row[key] for key in ("gold", "answer", "label") if key in row), None)
-    choices = row.get("choices")
-    if prompt is None or not isinstance(choices, list) or len(choices) < 2 or type(gold) is not int:
-        raise ValueError(
-            f"{place}: expected prompt, choices (at least two) and gold (an index), or sentence_good and "
-            f"sentence_bad; found the fields {sorted(row)}"
+    def _read(self, row: TaskRow, pool: list[str]) -> Question:
+        contexts = read_texts(self.contexts, "contexts", row)
+        if pool:
+            labels, gold = self._draw(row, pool)
+        else:
+            labels = read_texts(self.choices, "choices", row)
+            gold = self._gold(row, contexts or labels)
+        if self.shuffle:
+            labels, gold = _shuffled(labels, gold, np.random.default_rng(seed_of(self.name, row.id)))
+        return headed_question(self, row)._replace(
+            contexts=contexts, labels=labels, gold=gold, answer=labels[0 if contexts else gold]
         )
-    if not 0 <= gold < len(choices):
-        raise ValueError(f"{place}: gold = {gold}: expected 0 to {len(choices) - 1}")
-    for choice in choices:
-        if not isinstance(choice, str):
-            raise ValueError(f"{place}: choices holds a {type(choice).__name__}; expected texts")
-    texts = [choice if choice[:1].isspace() else " " + choice for choice in choices]
-    return take_text(row, prompt, place), texts, gold
+
+    def _gold(self, row: TaskRow, labels: tuple[str, ...]) -> int:
+        value: Any = take(str(self.gold), row.fields, row.place)
+        values = self.gold_values
+        if isinstance(values, str):
+            values = tuple(take(values, row.fields, row.place))
+        if values:
+            allowed = [str(entry) for entry in values]
+            index = allowed.index(str(value)) if str(value) in allowed else None
+            expected = f"one of {', '.join(allowed)}"
+        elif isinstance(value, int) and not isinstance(value, bool):
+            index, expected = value, f"0 to {len(labels) - 1}"
+        else:
+            text = str(value).strip()
+            index = labels.index(text) if text in labels else None
+            expected = f"an index, or one of {', '.join(map(repr, labels))}"
+        if index is None or not 0 <= index < len(labels):
+            raise ValueError(f"{row.place}: gold = {value!r}: expected {expected}")
+        return index
+
+    def _draw(self, row: TaskRow, pool: list[str]) -> tuple[tuple[str, ...], int]:
+        """The right answer among wrong ones of the column; a function of the row alone, so all runs ask the same."""
+        answer = render(str(self.gold), row.fields, row.place)
+        rng = np.random.default_rng(seed_of(self.name, row.id))
+        wrong = [value for value in pool if value != answer]
+        labels = [answer, *(wrong[i] for i in rng.choice(len(wrong), self.distractors, replace=False))]
+        return _shuffled(labels, 0, rng)
+
+    def questions(
+        self,
+        rows: ReadTask,
+        form: Format,
+        shots: int,
+        tokenizer: Tokenizer,
+        block_size: int,
+        seed: int = 0,
+        limit: int = 0,
+    ) -> EncodedTask:
+        """Every question with its choices behind the prompt."""
+
+        def encode_row(fitter: Fitter, row: Question) -> EncodedQuestion:
+            return fitter.scored(row, row.labels, row.contexts, row.gold)
+
+        return ask_in_format(self, rows, form, shots, tokenizer, block_size, seed, limit, encode_row)
+
+    def measure(
+        self,
+        model: nn.Module,
+        encoded: EncodedTask,
+        tokenizer: Tokenizer,
+        *,
+        batch_tokens: int,
+        device: torch.device,
+        allow_code_execution: bool = False,
+        advance: Advance = lambda n: None,
+    ) -> Measured:
+        """Score the choices; see the file's beginning for the metrics."""
+        likelihoods = score_questions(model, encoded, batch_tokens=batch_tokens, device=device, advance=advance)
+        return measure_choices(encoded, likelihoods)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsTask(Task):
+    """Minimal pairs: of two sentences, each behind the token that opens a document, the right one must be likelier.
+
+    Args:
+        choices: the two sentences, the right one first.
+    """
+
+    kind: ClassVar[str] = "pairs"
+    METRICS: ClassVar[tuple[str, ...]] = ("accuracy", "accuracy_per_byte")
+    DEFAULT_METRICS: ClassVar[tuple[str, ...]] = METRICS
+    TEMPLATES: ClassVar[tuple[str, ...]] = (*Task.TEMPLATES, "choices")
+
+    choices: tuple[str, ...] = ()
+
+    def _check(self) -> None:
+        if len(self.choices) != 2:
+            raise ValueError(f"choices: {len(self.choices)} of them; expected a pair, the right one first")
+
+    def read(self, rows: Sequence[TaskRow]) -> list[Question]:
+        """The two sentences of every row."""
+        pairs = [(row, read_texts(self.choices, "choices", row)) for row in rows]
+        return [named_question(self, row)._replace(labels=labels, answer=labels[0]) for row, labels in pairs]
+
+    def questions(
+        self,
+        rows: ReadTask,
+        form: Format,
+        shots: int,
+        tokenizer: Tokenizer,
+        block_size: int,
+        seed: int = 0,
+        limit: int = 0,
+    ) -> EncodedTask:
+        """Every pair; a sentence that is too long loses its start."""
+        self.check_asked(form, shots)
+        head = np.asarray([prefix_token(tokenizer)], dtype=np.int64)
+        asked = limited(rows.scored, limit, seed)
+        questions = []
+        for row in asked:
+            answers = [encode(tokenizer, text, bos=False) for text in row.labels]
+            sentences = zip(answers, row.labels, strict=True)
+            item = Item([candidate(head, ids, len(text.encode()), block_size) for ids, text in sentences], gold=0)
+            n_lost = sum(max(len(answer) - block_size, 0) for answer in answers)
+            named = (row.id, row.place, row.group, row.cluster)
+            questions.append(EncodedQuestion(*named, "", item, row.labels, n_truncated=n_lost))
+        return EncodedTask(self, "none", 0, questions, asked)
+
+    def measure(
+        self,
+        model: nn.Module,
+        encoded: EncodedTask,
+        tokenizer: Tokenizer,
+        *,
+        batch_tokens: int,
+        device: torch.device,
+        allow_code_execution: bool = False,
+        advance: Advance = lambda n: None,
+    ) -> Measured:
+        """Score both sentences."""
+        likelihoods = score_questions(model, encoded, batch_tokens=batch_tokens, device=device, advance=advance)
+        return measure_choices(encoded, likelihoods)
+
+
+def measure_choices(encoded: EncodedTask, likelihoods: Likelihoods) -> Measured:
+    """Numbers of candidates of which one is right."""
+    per_byte = [nll / np.maximum(n, 1) for nll, n in zip(likelihoods.nll, likelihoods.n_bytes, strict=True)]
+    wins = _wins(likelihoods.nll, likelihoods.gold)
+    ratios = {
+        "accuracy": ratio(wins),
+        "accuracy_per_byte": ratio(_wins(per_byte, likelihoods.gold)),
+        "balanced_accuracy": by_class(wins, likelihoods.gold.tolist()),
+        "nats_per_token": likelihoods.of_gold(),
+        "exact": ratio(likelihoods.greedy),
+    }
+    predictions = [int(np.argmin(np.nan_to_num(nll, nan=np.inf))) for nll in likelihoods.nll]
+    return likelihoods_measured(encoded, likelihoods, ratios, predictions, _baselines(encoded, likelihoods))
+
+
+def _wins(costs: Sequence[np.ndarray], golds: np.ndarray) -> np.ndarray:
+    """(N,) 1.0 where the right candidate costs strictly less than every other, else 0.0."""
+    return np.asarray(
+        [float((np.delete(c, g) > c[g]).all() and c[g] == c[g]) for c, g in zip(costs, golds, strict=True)]
+    )
+
+
+def _baselines(encoded: EncodedTask, likelihoods: Likelihoods) -> dict[str, float]:
+    """Chance: one over the number of candidates. Majority: always the class that is right most often.
+
+    Of the balanced accuracy that is one over the number of classes. Shortest: always the candidate with the fewest
+    tokens, of several one by lot.
+    """
+    n_candidates = [len(nll) for nll in likelihoods.nll]
+    baselines = {"chance": float(np.mean([1 / n for n in n_candidates]))}
+    lengths = zip(likelihoods.n_tokens, likelihoods.gold, strict=True)
+    baselines["shortest"] = float(np.mean([(n[g] == n.min()) / (n == n.min()).sum() for n, g in lengths]))
+    if encoded.task.prompted:
+        counts = Counter(likelihoods.gold.tolist())
+        baselines["majority"] = counts.most_common(1)[0][1] / len(n_candidates)
+        baselines["balanced_majority"] = 1 / len(counts)
+    return baselines
+
+
+def _shuffled(labels: Sequence[str], gold: int, rng: np.random.Generator) -> tuple[tuple[str, ...], int]:
+    order = rng.permutation(len(labels))
+    return tuple(labels[i] for i in order), int(np.flatnonzero(order == gold)[0])

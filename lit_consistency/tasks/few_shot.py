@@ -12,11 +12,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from lit_consistency.records.fingerprints import seed_of
-from lit_consistency.tasks.definition import Task
-from lit_consistency.tasks.question import Asked
+from lit_consistency.tasks.question import Question
+from lit_consistency.tasks.task import PromptedTask
 
 
-def draw_shots(task: Task, training: Sequence[Asked] | None, shots: int, seed: int) -> list[Asked]:
+def draw_shots(task: PromptedTask, training: Sequence[Question] | None, shots: int, seed: int) -> list[Question]:
     """The examples.
 
     Args:
@@ -35,14 +35,14 @@ def draw_shots(task: Task, training: Sequence[Asked] | None, shots: int, seed: i
             f"shots = {shots}: task {task.name} has no key `few_shot`, examples come from a training split"
         )
     if shots > len(training):
-        raise ValueError(f"shots = {shots}: task {task.name} has {len(training)} examples, in {_place(task)}")
+        raise ValueError(f"shots = {shots}: task {task.name} has {len(training)} examples, in {_origin(task)}")
     order = np.random.default_rng(seed_of(seed, task.name)).permutation(len(training))
     return [training[i] for i in order[:shots]]
 
 
 def draw_shots_by_group(
-    task: Task, scored: Sequence[Asked], training: Sequence[Asked] | None, shots: int, seed: int
-) -> dict[str | None, list[Asked]]:
+    task: PromptedTask, scored: Sequence[Question], training: Sequence[Question] | None, shots: int, seed: int
+) -> dict[str | None, list[Question]]:
     """The examples of every group of the scored rows; of one draw for all, unless ``shots_from_group``.
 
     Raises:
@@ -51,32 +51,32 @@ def draw_shots_by_group(
     groups = {row.group for row in scored}
     if not task.shots_from_group or training is None:
         return dict.fromkeys(groups, draw_shots(task, training, shots, seed))
-    members: dict[str | None, list[Asked]] = {group: [] for group in groups}
+    members: dict[str | None, list[Question]] = {group: [] for group in groups}
     for row in training:
         members.setdefault(row.group, []).append(row)
     short = min(groups, key=lambda group: len(members[group]))
     if shots > len(members[short]):
         raise ValueError(
-            f"shots = {shots}: group {short} of task {task.name} has {len(members[short])} examples, in {_place(task)}"
+            f"shots = {shots}: group {short} of task {task.name} has {len(members[short])} examples, in {_origin(task)}"
         )
     return {group: draw_shots(task, members[group], shots, seed) for group in groups}
 
 
-def _place(task: Task) -> str:
+def _origin(task: PromptedTask) -> str:
     assert task.few_shot is not None
-    return str(task.few_shot.path or f"{task.few_shot.hub}/{task.few_shot.split}")
+    return task.few_shot.origin
 
 
-def without_shots(rows: Sequence[Asked], shots: Sequence[Asked]) -> tuple[list[Asked], list[Asked]]:
+def without_shots(rows: Sequence[Question], shots: Sequence[Question]) -> tuple[list[Question], list[Question]]:
     """The rows that may be scored, and those that a few-shot example gives away."""
     given = {same_text(shot) for shot in shots}
-    kept: list[Asked] = []
-    removed: list[Asked] = []
+    kept: list[Question] = []
+    removed: list[Question] = []
     for row in rows:
         (removed if same_text(row) in given else kept).append(row)
     return kept, removed
 
 
-def same_text(asked: Asked) -> str:
+def same_text(row: Question) -> str:
     """The question in lower case with single spaces."""
-    return " ".join(asked.text.casefold().split())
+    return " ".join(row.text.casefold().split())

@@ -15,8 +15,8 @@ from typing import Any
 import yaml
 
 from lit_consistency.data.tokens.chat_template import ChatTemplate
-from lit_consistency.tasks.definition import Task
-from lit_consistency.tasks.question import Asked
+from lit_consistency.tasks.question import Question
+from lit_consistency.tasks.task import PromptedTask
 from lit_consistency.tasks.templates import check_template, render
 
 FOLDER = Path(__file__).parent / "prompt_formats"
@@ -47,28 +47,28 @@ class Format:
     instruction: bool = False
     chat: bool = False
 
-    def question(self, task: Task, asked: Asked, context: str | None = None) -> str:
+    def question(self, task: PromptedTask, row: Question, context: str | None = None) -> str:
         """The question alone, up to where the answer begins; ``context`` takes the place of the fields."""
         if context is not None:
             return context
         parts = [
-            render(self.field, {"heading": heading, "value": value}, asked.place) if heading else value
-            for heading, value in asked.fields
+            render(self.field, {"heading": heading, "value": value}, row.place) if heading else value
+            for heading, value in row.fields
         ]
         if task.answer_heading and self.answer:
-            parts.append(render(self.answer, {"heading": task.answer_heading}, asked.place))
+            parts.append(render(self.answer, {"heading": task.answer_heading}, row.place))
         return self.between_fields.join(parts)
 
-    def answer_text(self, task: Task, text: str) -> str:
+    def answer_text(self, task: PromptedTask, text: str) -> str:
         """An answer with the white space before it; one that continues its question keeps the task's own."""
         delimiter = task.delimiter if self.delimiter is None or not task.answer_heading else self.delimiter
         return ("" if self.chat else delimiter) + text
 
     def prompt(
         self,
-        task: Task,
-        asked: Asked,
-        shots: Sequence[Asked],
+        task: PromptedTask,
+        row: Question,
+        shots: Sequence[Question],
         chat: ChatTemplate | None = None,
         context: str | None = None,
     ) -> str:
@@ -78,36 +78,36 @@ class Format:
             ValueError: the chat template refuses the turns; names the row.
         """
         if not self.chat:
-            opening = [asked.instruction] if self.instruction and asked.instruction else []
-            question = self.question(task, asked, context)
+            opening = [row.instruction] if self.instruction and row.instruction else []
+            question = self.question(task, row, context)
             texts = [*opening, *(q + a for q, a in self._examples(task, shots)), question]
             return self.between_examples.join(texts)
         assert chat is not None
         try:
-            return chat.render(self.messages(task, asked, shots, context), add_generation_prompt=True)
+            return chat.render(self.messages(task, row, shots, context), add_generation_prompt=True)
         except ValueError as error:
-            raise ValueError(f"{asked.place}: format = {self.name!r}: {error}") from None
+            raise ValueError(f"{row.place}: format = {self.name!r}: {error}") from None
 
     def messages(
-        self, task: Task, asked: Asked, shots: Sequence[Asked] = (), context: str | None = None
+        self, task: PromptedTask, row: Question, shots: Sequence[Question] = (), context: str | None = None
     ) -> list[dict[str, str]]:
         """The turns of a chat, up to the last question; the instruction opens the first."""
         examples = self._examples(task, shots)
         turns = [(role, text) for pair in examples for role, text in zip(("user", "assistant"), pair, strict=True)]
-        turns.append(("user", self.question(task, asked, context)))
+        turns.append(("user", self.question(task, row, context)))
         messages = [{"role": role, "content": text} for role, text in turns]
-        if asked.instruction:
-            messages[0]["content"] = f"{asked.instruction}{self.between_examples}{messages[0]['content']}"
+        if row.instruction:
+            messages[0]["content"] = f"{row.instruction}{self.between_examples}{messages[0]['content']}"
         return messages
 
-    def _examples(self, task: Task, shots: Sequence[Asked]) -> list[tuple[str, str]]:
+    def _examples(self, task: PromptedTask, shots: Sequence[Question]) -> list[tuple[str, str]]:
         """Questions of the examples with their answers."""
         return [(self.question(task, s, right_context(s)), self.answer_text(task, s.answer)) for s in shots]
 
 
-def right_context(asked: Asked) -> str | None:
+def right_context(row: Question) -> str | None:
     """Of a partial evaluation the context of the right candidate, else None."""
-    return asked.contexts[asked.gold] if asked.contexts else None
+    return row.contexts[row.gold] if row.contexts else None
 
 
 def load_format(name: str) -> Format:
@@ -137,9 +137,3 @@ def load_format(name: str) -> Format:
     if missing:
         raise ValueError(f"{path}: no key {missing[0]!r}; a format needs it")
     return Format(name=path.stem, **content)
-
-
-def check_format(form: Format, task: Task) -> None:
-    """ValueError where the task has nothing that the format needs."""
-    if form.instruction and not task.instruction:
-        raise ValueError(f"format = {form.name!r}: task {task.name} has no key `instruction`; it needs one")

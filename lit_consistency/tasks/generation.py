@@ -1,36 +1,181 @@
-"""From generated texts to the numbers of a task: exact match, ROUGE-L, pass@k, maj@k, as means over the questions.
+"""The model writes, and its text is compared with references, or run with tests.
 
-Of several samples of a question the mean counts (exact match, ROUGE-L), whether one of k is right (pass@k, unbiased),
-or whether the majority of the first k is (maj@k).
+A greedy answer is one text; of several samples there are pass@K and maj@K. Programs run on the first rank only: on
+several, their time limits would make the ranks disagree.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
-from lit_consistency.inference.generate import Generation
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from lit_consistency.data.tokens.tokenizer import Tokenizer
+from lit_consistency.inference.generate import Generation, generate
+from lit_consistency.inference.items import Item
+from lit_consistency.inference.sampling import GenerationOptions
 from lit_consistency.metrics import exact_match, extract, maj_at_k, mean_over_samples, normalize, pass_at_k, rouge_l
 from lit_consistency.stats.intervals import ratio
 from lit_consistency.tasks.code.run import run_many
-from lit_consistency.tasks.definition import Task
-from lit_consistency.tasks.measure import Measured, record_of
-from lit_consistency.tasks.questions import Questions
+from lit_consistency.tasks.formats import Format
+from lit_consistency.tasks.measured import Measured, clusters_of, record_of
+from lit_consistency.tasks.prompts import Fitter, ask_in_format, candidate
+from lit_consistency.tasks.question import EncodedQuestion, EncodedTask, Question, ReadTask, headed_question
+from lit_consistency.tasks.rows import TaskRow
+from lit_consistency.tasks.task import Advance, PromptedTask, check_pattern
+from lit_consistency.tasks.templates import as_text, render, take
 
+EXTRACTIONS = ("none", "gsm8k", "last_number", "first_line")
 WORDS = ("none", "first_line")
 """Extractions whose answers are compared without punctuation and articles; of numbers, and of what a regular expression
 cuts out, every sign counts: without it 1.5 would equal 15, and -5 would equal 5."""
 
 
-def measure_generation(questions: Questions, generations: Sequence[Sequence[Generation]]) -> Measured:
+@dataclass(frozen=True, kw_only=True)
+class GenerationTask(PromptedTask):
+    """Written answers.
+
+    Args:
+        references: template of the accepted answer or answers; with ``program``, of the tests.
+        demonstration: template of the answer in a few-shot example; the first reference when not given.
+        generation: how the model is asked to write.
+        extraction: of the answer from the text: one of ``EXTRACTIONS`` or a regular expression with one group.
+        program: template of what stands before the answer in a program, which is run with the references as tests;
+            needs ``--allow_code_execution``. Metrics are then pass@K, or exact_match for the share that passes.
+    """
+
+    kind: ClassVar[str] = "generation"
+    METRICS: ClassVar[tuple[str, ...]] = ("exact_match", "rouge_l", "pass@K", "maj@K")
+    DEFAULT_METRICS: ClassVar[tuple[str, ...]] = ()
+    TEMPLATES: ClassVar[tuple[str, ...]] = (*PromptedTask.TEMPLATES, "references", "demonstration", "program")
+
+    references: str | None = None
+    demonstration: str | None = None
+    generation: GenerationOptions = GenerationOptions()
+    extraction: str = "none"
+    program: str | None = None
+
+    def _check_metric(self, metric: str) -> None:
+        name, _, k = metric.partition("@")
+        if (f"{name}@K" if k else name) not in self.METRICS:
+            raise ValueError(f"metrics: {metric!r}: expected one of {', '.join(self.METRICS)}")
+        if k and not (k.isdecimal() and 1 <= int(k) <= self.generation.n_samples):
+            raise ValueError(f"metrics: {metric!r}: expected K from 1 to n_samples = {self.generation.n_samples}")
+
+    def _check(self) -> None:
+        self._needs("references")
+        if not self.fields:
+            raise ValueError("fields: expected at least one")
+        for key in ("max_new_tokens", "n_samples"):
+            if getattr(self.generation, key) < 1:
+                raise ValueError(f"generation.{key} = {getattr(self.generation, key)}: expected at least 1")
+        if self.program and not all(metric.startswith(("pass@", "exact_match")) for metric in self.metrics):
+            raise ValueError(f"metrics = {list(self.metrics)}: of programs, expected pass@K or exact_match")
+        if self.generation.n_samples > 1 and self.generation.temperature <= 0:
+            raise ValueError("generation.n_samples: greedy samples are all the same; expected temperature above 0")
+        if self.extraction not in EXTRACTIONS:
+            check_pattern("extraction", self.extraction)
+            if re.compile(self.extraction).groups != 1:
+                raise ValueError(
+                    f"extraction = {self.extraction!r}: expected one of {', '.join(EXTRACTIONS)}, or a pattern with "
+                    "one group"
+                )
+
+    def read(self, rows: Sequence[TaskRow]) -> list[Question]:
+        """Fields and references of every row."""
+        return [self._read(row) for row in rows]
+
+    def _read(self, row: TaskRow) -> Question:
+        values = take(str(self.references), row.fields, row.place)
+        accepted = values if isinstance(values, list) else [values]
+        if not accepted:
+            raise ValueError(
+                f"{row.place}: references = {self.references}: an empty list; expected at least one answer"
+            )
+        references = tuple(as_text(value, str(self.references), row.place) for value in accepted)
+        answer = render(self.demonstration, row.fields, row.place) if self.demonstration else references[0]
+        labels = (render(self.program, row.fields, row.place),) if self.program else ()
+        question = headed_question(self, row, verbatim=self.program is not None)
+        return question._replace(labels=labels, references=references, answer=answer)
+
+    def questions(
+        self,
+        rows: ReadTask,
+        form: Format,
+        shots: int,
+        tokenizer: Tokenizer,
+        block_size: int,
+        seed: int = 0,
+        limit: int = 0,
+    ) -> EncodedTask:
+        """Every prompt, with room behind it for what is written; its item holds the first reference."""
+        room = block_size - self.generation.max_new_tokens
+        if room < 1:
+            raise ValueError(
+                f"task {self.name}: generation.max_new_tokens = {self.generation.max_new_tokens}: expected less than "
+                f"the model's context of {block_size} tokens"
+            )
+
+        def encode_row(fitter: Fitter, row: Question) -> EncodedQuestion:
+            prompt, tokens, n_lost, shot_ids = fitter.prompt(row, room)
+            item = None
+            if self.program is None or self.demonstration is not None:  # else the references are tests
+                text = fitter.form.answer_text(self, row.answer)
+                if text.strip():
+                    answer = fitter.answer(row, row.answer)
+                    item = Item([candidate(tokens, answer, len(text.encode()), block_size)], gold=0)
+            named = (row.id, row.place, row.group, row.cluster)
+            return EncodedQuestion(*named, prompt, item, row.labels, tokens, row.references, n_lost, shot_ids)
+
+        return ask_in_format(self, rows, form, shots, tokenizer, block_size, seed, limit, encode_row)
+
+    def measure(
+        self,
+        model: nn.Module,
+        encoded: EncodedTask,
+        tokenizer: Tokenizer,
+        *,
+        batch_tokens: int,
+        device: torch.device,
+        allow_code_execution: bool = False,
+        advance: Advance = lambda n: None,
+    ) -> Measured:
+        """Let the model write, and compare."""
+        prompts = [question.tokens for question in encoded.questions if question.tokens is not None]
+        written = generate(
+            model,
+            prompts,
+            self.generation,
+            tokenizer,
+            batch_tokens=batch_tokens,
+            device=device,
+            end_tokens=encoded.end_tokens,
+        )
+        advance(len(prompts))
+        if self.program is None:
+            return measure_generation(self, encoded, written)
+        return _on_first_rank(
+            lambda: measure_programs(self, encoded, written, allow_code_execution=allow_code_execution)
+        )
+
+
+def measure_generation(
+    task: GenerationTask, questions: EncodedTask, generations: Sequence[Sequence[Generation]]
+) -> Measured:
     """Numbers of a task whose answers were written.
 
     Args:
-        questions: of kind generation, without ``code``.
+        task: the task.
+        questions: of it, without ``code``.
         generations: the samples of each, in their order.
     """
-    task = questions.task
     references = [accepted_answers(question.references, task.extraction) for question in questions.questions]
     answers = [[extract(sample.text, task.extraction) for sample in samples] for samples in generations]
     right = [
@@ -43,23 +188,27 @@ def measure_generation(questions: Questions, generations: Sequence[Sequence[Gene
     }
     golds = [accepted[0] for accepted in references]
     baselines = {"majority": _majority(references)} if "exact_match" in task.metrics else {}
-    return _measured(questions, generations, values, answers, golds, baselines)
+    return _measured(task, questions, generations, values, answers, golds, baselines)
 
 
 def measure_programs(
-    questions: Questions, generations: Sequence[Sequence[Generation]], *, allow_code_execution: bool
+    task: GenerationTask,
+    questions: EncodedTask,
+    generations: Sequence[Sequence[Generation]],
+    *,
+    allow_code_execution: bool,
 ) -> Measured:
     """Numbers of a task whose answers are programs, run with their tests; see code.py for what confines them.
 
     Args:
-        questions: of kind generation, with ``program``.
+        task: the task.
+        questions: of it, with ``program``.
         generations: the samples of each, in their order.
         allow_code_execution: the user's word that generated code may run on this machine.
 
     Raises:
         ValueError: it may not.
     """
-    task = questions.task
     programs = [
         (question.labels[0] + sample.text, "\n".join(question.references))
         for question, samples in zip(questions.questions, generations, strict=True)
@@ -71,11 +220,12 @@ def measure_programs(
     right = [[float(result.passed) for result in given] for given in passed]
     values = {metric: [_score(task, metric, [], [], given) for given in right] for metric in task.metrics}
     answers = [[result.reason for result in given] for given in passed]
-    return _measured(questions, generations, values, answers, ["passed"] * len(answers), {})
+    return _measured(task, questions, generations, values, answers, ["passed"] * len(answers), {})
 
 
 def _measured(
-    questions: Questions,
+    task: GenerationTask,
+    questions: EncodedTask,
     generations: Sequence[Sequence[Generation]],
     values: dict[str, list[float]],
     answers: Sequence[Sequence[str | None]],
@@ -84,14 +234,14 @@ def _measured(
 ) -> Measured:
     records = []
     for i, question in enumerate(questions.questions):
-        record = {**record_of(questions, question), "score": values[questions.task.metric][i], "weight": 1.0}
+        record = {**record_of(questions, question), "score": values[task.metric][i], "weight": 1.0}
         record |= {metric: values[metric][i] for metric in values}
         record |= {"prediction": answers[i][0], "gold": golds[i]}
         record |= {"texts": [s.text for s in generations[i]], "finished": [s.finished for s in generations[i]]}
         records.append(record)
     predictions: list[int | str] = [given[0] or "" for given in answers]
     ratios = {metric: ratio(numbers) for metric, numbers in values.items()}
-    return Measured(ratios, records, predictions, list(golds), baselines)
+    return Measured(ratios, records, predictions, list(golds), baselines, clusters_of(questions.questions))
 
 
 def _majority(references: Sequence[Sequence[str]]) -> float:
@@ -114,7 +264,7 @@ def is_right(answer: str | None, accepted: Sequence[str], extraction: str) -> fl
 
 
 def _score(
-    task: Task, metric: str, answers: Sequence[str | None], accepted: Sequence[str], right: Sequence[float]
+    task: GenerationTask, metric: str, answers: Sequence[str | None], accepted: Sequence[str], right: Sequence[float]
 ) -> float:
     """One question's score."""
     name, _, k = metric.partition("@")
@@ -127,3 +277,20 @@ def _score(
         votes = [None if a is None else normalize(a, punctuation=words, articles=words) for a in answers]
         return maj_at_k(votes, [normalize(r, punctuation=words, articles=words) for r in accepted], int(k))
     return mean_over_samples(right)
+
+
+def _on_first_rank(run: Callable[[], Measured]) -> Measured:
+    """What the first rank measures, on every rank."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return run()
+    outcome: list[Measured | Exception | None] = [None]
+    if dist.get_rank() == 0:
+        try:
+            outcome = [run()]
+        except Exception as error:  # told to the ranks that wait, then raised on all
+            outcome = [error]
+    dist.broadcast_object_list(outcome, src=0)
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    assert isinstance(outcome[0], Measured)
+    return outcome[0]

@@ -1,4 +1,4 @@
-"""A row as its task reads it: fields, candidates, the right one. No format, no tokens yet.
+"""A row as its task reads it, then as one model is asked: ``Question``, ``EncodedQuestion``.
 
 A row without a label (gold -1, -, null or empty) is counted and left out; a task whose rows are all so is refused:
 the unlabelled test splits of GLUE were once scored as accuracy 1.000 (see guards.py).
@@ -7,25 +7,27 @@ the unlabelled test splits of GLUE were once scored as accuracy 1.000 (see guard
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
+from lit_consistency.data.sources.rows import Row
+from lit_consistency.inference.items import Item
 from lit_consistency.records.fingerprints import seed_of
-from lit_consistency.tasks.definition import Task, TaskData
 from lit_consistency.tasks.rows import TaskRow, read_rows
+from lit_consistency.tasks.task import PromptedTask, Task, TaskData
 from lit_consistency.tasks.templates import as_text, render, take
 
-UNLABELLED = (None, -1, "", "-1", "-")
 
-
-class Asked(NamedTuple):
-    """What a row asks.
+class Question(NamedTuple):
+    """What a row asks: fields, candidates, the right one. No format, no tokens yet.
 
     Attributes:
-        id: of the row.
-        place: ``file:line``.
-        group: the part of the set it belongs to, or None.
+        id: of the row, the same under every seed, limit and format.
+        place: ``file:line``, for messages.
+        group: the part of the set that is reported by itself: phenomenon (BLiMP), subject (MMLU), or None.
+        cluster: what is drawn together for intervals.
         fields: headings and values, in order; of a text, the document.
         instruction: what is to be done, in a sentence.
         contexts: one per candidate, of a partial evaluation.
@@ -33,18 +35,21 @@ class Asked(NamedTuple):
         gold: index of the right candidate.
         answer: what a few-shot example answers.
         references: accepted answers, or tests.
+        conversation: of a task whose rows are conversations, the turns.
     """
 
     id: str
     place: str
     group: str | None
-    fields: tuple[tuple[str, str], ...]
-    instruction: str
-    contexts: tuple[str, ...]
-    labels: tuple[str, ...]
-    gold: int
-    answer: str
-    references: tuple[str, ...]
+    cluster: str
+    fields: tuple[tuple[str, str], ...] = ()
+    instruction: str = ""
+    contexts: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    gold: int = 0
+    answer: str = ""
+    references: tuple[str, ...] = ()
+    conversation: Row | None = None
 
     @property
     def text(self) -> str:
@@ -52,131 +57,153 @@ class Asked(NamedTuple):
         return "\n".join([*(value for _, value in self.fields), *self.contexts] or self.labels)
 
 
-class AskedRows(NamedTuple):
-    """The labelled rows of a task's data, and how many had no label."""
+class EncodedQuestion(NamedTuple):
+    """A question, or a window of a document, ready to be asked.
 
-    rows: list[Asked]
-    n_unlabelled: int
+    Attributes:
+        id: of the row; of a window also where it starts.
+        place: where the row stands, for messages.
+        group: as in ``Question``.
+        cluster: as in ``Question``.
+        prompt: the rendered prompt with its few-shot examples; of a text, what the model sees before it.
+        item: candidates that are scored; of a generation the first reference, or None where there is none.
+        labels: the candidates' texts; of a program, what stands before the answer.
+        tokens: (T,) int64, the prompt's tokens, for generation.
+        references: accepted answers of a generation; of a program, the tests.
+        n_truncated: prompt tokens that were cut because the context is too short.
+        shot_ids: ids of the few-shot rows in the prompt.
+    """
+
+    id: str
+    place: str
+    group: str | None
+    cluster: str
+    prompt: str
+    item: Item | None
+    labels: tuple[str, ...] = ()
+    tokens: np.ndarray | None = None
+    references: tuple[str, ...] = ()
+    n_truncated: int = 0
+    shot_ids: tuple[str, ...] = ()
 
 
-def read_asked(task: Task, data: TaskData) -> AskedRows:
-    """What the rows of the data ask.
+@dataclass(frozen=True)
+class ReadTask:
+    """A task with its rows, read once for all formats and numbers of examples.
+
+    Args:
+        task: the task.
+        scored: the labelled rows of its data.
+        training: those of its training split; None where no examples are wanted or there is none.
+        n_unlabelled: rows without a label, which are left out.
+    """
+
+    task: Task
+    scored: list[Question]
+    training: list[Question] | None = None
+    n_unlabelled: int = 0
+
+
+@dataclass(frozen=True)
+class EncodedTask:
+    """The questions of a task in one format, with so many few-shot examples.
+
+    Args:
+        task: the task.
+        format: name of the format, ``none`` for texts and pairs.
+        shots: few-shot examples before each question.
+        questions: encoded for one model.
+        rows: of each question the row it was made of.
+        given_away: rows that a few-shot example gave away, and that are therefore not asked.
+        end_tokens: what ends a turn in the format, and a text that is written.
+    """
+
+    task: Task
+    format: str
+    shots: int
+    questions: list[EncodedQuestion]
+    rows: list[Question] = field(default_factory=list)
+    given_away: list[Question] = field(default_factory=list)
+    end_tokens: tuple[int, ...] = ()
+
+
+def read_task(task: Task, with_training: bool = False) -> ReadTask:
+    """The rows of a task; those of its training split only where examples are wanted.
 
     Raises:
         ValueError: a row lacks a field, has choices without a gold that fits, or no row is left; names file and row.
     """
-    rows = [row for row in read_rows(task, data) if _complete(task, row)]
-    labelled = [row for row in rows if task.gold is None or not _unlabelled(task, row)]
+    scored, n_unlabelled = read_questions(task, task.data)
+    few_shot = task.few_shot if with_training and isinstance(task, PromptedTask) else None
+    training = read_questions(task, few_shot)[0] if few_shot else None
+    return ReadTask(task, scored, training, n_unlabelled)
+
+
+def read_questions(task: Task, data: TaskData) -> tuple[list[Question], int]:
+    """What the labelled rows of the data ask, and how many rows have no label."""
+    if (conversations := task.conversations(data)) is not None:
+        return [of_conversation(row) for row in conversations.rows()], 0
+    rows = [row for row in read_rows(task, data) if _is_complete(task, row)]
+    labelled = [row for row in rows if task.is_labelled(row)]
     if not labelled:
-        what = f"none of {len(rows)} rows has a label ({task.gold} is -1, null or empty)" if rows else "no row is left"
-        raise ValueError(f"{data.path or data.hub}: {what}; task {task.name} needs a split with labels")
-    pool = sorted({render(str(task.gold), row.fields, row.place) for row in labelled}) if task.distractors else []
-    if task.distractors and len(pool) <= task.distractors:
-        raise ValueError(f"{data.path}: {len(pool)} different {task.gold}; expected more than {task.distractors}")
-    return AskedRows([_ask(task, row, pool) for row in labelled], len(rows) - len(labelled))
+        what = f"none of {len(rows)} rows has a label (-1, null or empty)" if rows else "no row is left"
+        raise ValueError(f"{data.origin}: {what}; task {task.name} needs a split with labels")
+    return task.read(labelled), len(rows) - len(labelled)
 
 
-def _complete(task: Task, row: TaskRow) -> bool:
-    return all(take(f"{{{name}}}", row.fields, row.place) not in (None, "") for name in task.requires)
+def limited(rows: Sequence[Question], limit: int, seed: int, without: Sequence[Question] = ()) -> list[Question]:
+    """So many of the rows, drawn by the seed, in their order; 0: all.
+
+    Rows that are left out are left out of the draw of all, so that with and without examples the others stay the same.
+    """
+    left_out = {row.id for row in without}
+    order = np.random.default_rng(seed_of(seed, "limit")).permutation(len(rows)) if limit else np.arange(len(rows))
+    kept = [i for i in order if rows[i].id not in left_out]
+    return [rows[i] for i in sorted(kept[: limit or None])]
 
 
-def _unlabelled(task: Task, row: TaskRow) -> bool:
-    value = take(str(task.gold), row.fields, row.place)
-    if isinstance(value, (list, dict)):
-        raise ValueError(f"{row.place}: {task.gold} is a {type(value).__name__}; expected an index or a text")
-    named = isinstance(task.gold_values, tuple) and str(value) in map(str, task.gold_values)
-    return not named and any(value is none or (value == none and not isinstance(value, bool)) for none in UNLABELLED)
+def of_conversation(row: Row) -> Question:
+    """A conversation as a question: its turns, and the last answer."""
+    answer = next(turn["content"] for turn in reversed(row.messages) if turn["role"] == "assistant")
+    turns = tuple((turn["role"], turn["content"]) for turn in row.messages)
+    return Question(row.place, row.place, None, row.place, fields=turns, answer=answer, conversation=row)
 
 
-def _ask(task: Task, row: TaskRow, pool: list[str]) -> Asked:
-    place, values = row.place, row.fields
-    contexts = _texts(task.contexts, "contexts", row)
-    whole = task.text or task.program
-    labels = (render(whole, values, place),) if whole else _texts(task.choices, "choices", row)
-    references = _references(task, row)
-    gold = 0
-    if pool:
-        labels, gold = _draw(task, row, pool)
-    elif task.gold is not None:
-        gold = _gold(task, row, contexts or labels)
-    if task.shuffle:
-        labels, gold = _shuffled(labels, gold, np.random.default_rng(seed_of(task.name, row.id)))
-    answer = references[0] if references else labels[0 if contexts else gold]
-    return Asked(
-        id=row.id,
-        place=place,
-        group=render(task.group, values, place) if task.group else None,
-        fields=tuple((name, _field(task, template, row)) for name, template in task.fields.items()),
-        instruction=render(task.instruction, values, place).strip(),
-        contexts=contexts,
-        labels=labels,
-        gold=gold,
-        answer=render(task.demonstration, values, place) if task.demonstration else answer,
-        references=references,
-    )
+def named_question(task: Task, row: TaskRow) -> Question:
+    """What every kind of task takes of a row: id, place, group and cluster."""
+    group = render(task.group, row.fields, row.place) if task.group else None
+    cluster = render(task.cluster, row.fields, row.place) if task.cluster else group or row.id
+    return Question(row.id, row.place, group, cluster)
 
 
-def _field(task: Task, template: str, row: TaskRow) -> str:
-    text = render(template, row.fields, row.place)
-    return text if task.program else text.strip()  # the lines of a program need theirs
+def headed_question(task: PromptedTask, row: TaskRow, verbatim: bool = False) -> Question:
+    """The same with the fields and the instruction; ``verbatim`` keeps the white space around a field."""
+    texts = {name: render(template, row.fields, row.place) for name, template in task.fields.items()}
+    headed = tuple((name, text if verbatim else text.strip()) for name, text in texts.items())
+    instruction = render(task.instruction, row.fields, row.place).strip()
+    return named_question(task, row)._replace(fields=headed, instruction=instruction)
 
 
-def _texts(templates: str | tuple[str, ...], key: str, row: TaskRow) -> tuple[str, ...]:
-    """Texts of a template that is a list, or of a list of templates, without the space around them."""
+def read_texts(templates: str | tuple[str, ...], key: str, row: TaskRow) -> tuple[str, ...]:
+    """Texts of a template that is a list, or of a list of templates, without the space around them.
+
+    Raises:
+        ValueError: it is no list of at least two, or one of the texts is empty.
+    """
     if isinstance(templates, tuple):
-        found = [render(template, row.fields, row.place) for template in templates]
+        texts = [render(template, row.fields, row.place) for template in templates]
     else:
         values = take(templates, row.fields, row.place)
-        if not isinstance(values, list) or len(values) < 2:
+        if not isinstance(values, (list, tuple)) or len(values) < 2:
             raise ValueError(
                 f"{row.place}: {key} = {templates}: expected a list of at least two texts, found {values!r}"
             )
-        found = [as_text(value, key, row.place) for value in values]
-    empty = [i for i, text in enumerate(found) if not text.strip()]
+        texts = [as_text(value, key, row.place) for value in values]
+    empty = [i for i, text in enumerate(texts) if not text.strip()]
     if empty:
         raise ValueError(f"{row.place}: {key}: number {empty[0]} is empty; expected text")
-    return tuple(text.strip() for text in found)
+    return tuple(text.strip() for text in texts)
 
 
-def _references(task: Task, row: TaskRow) -> tuple[str, ...]:
-    if task.references is None:
-        return ()
-    values = take(task.references, row.fields, row.place)
-    found = values if isinstance(values, list) else [values]
-    if not found:
-        raise ValueError(f"{row.place}: references = {task.references}: an empty list; expected at least one answer")
-    return tuple(as_text(value, task.references, row.place) for value in found)
-
-
-def _gold(task: Task, row: TaskRow, labels: tuple[str, ...]) -> int:
-    value: Any = take(str(task.gold), row.fields, row.place)
-    values = task.gold_values
-    if isinstance(values, str):
-        values = tuple(take(values, row.fields, row.place))
-    if values:
-        allowed = [str(entry) for entry in values]
-        index = allowed.index(str(value)) if str(value) in allowed else None
-        expected = f"one of {', '.join(allowed)}"
-    elif isinstance(value, int) and not isinstance(value, bool):
-        index, expected = value, f"0 to {len(labels) - 1}"
-    else:
-        text = str(value).strip()
-        index = labels.index(text) if text in labels else None
-        expected = f"an index, or one of {', '.join(map(repr, labels))}"
-    if index is None or not 0 <= index < len(labels):
-        raise ValueError(f"{row.place}: gold = {value!r}: expected {expected}")
-    return index
-
-
-def _draw(task: Task, row: TaskRow, pool: list[str]) -> tuple[tuple[str, ...], int]:
-    """The right answer among wrong ones of the same column; a function of the row alone, so all runs ask the same."""
-    answer = render(str(task.gold), row.fields, row.place)
-    rng = np.random.default_rng(seed_of(task.name, row.id))
-    wrong = [value for value in pool if value != answer]
-    found = [answer, *(wrong[i] for i in rng.choice(len(wrong), task.distractors, replace=False))]
-    return _shuffled(found, 0, rng)
-
-
-def _shuffled(labels: Sequence[str], gold: int, rng: np.random.Generator) -> tuple[tuple[str, ...], int]:
-    order = rng.permutation(len(labels))
-    return tuple(labels[i] for i in order), int(np.flatnonzero(order == gold)[0])
+def _is_complete(task: Task, row: TaskRow) -> bool:
+    return all(take(f"{{{name}}}", row.fields, row.place) not in (None, "") for name in task.requires)

@@ -1,4 +1,4 @@
-"""The rows of a task's data, each with an id that does not depend on the order: files of many kinds, or the hub.
+"""The rows of a task's data, each with an id that does not depend on the order: files, the hub, or a world.
 
 A row is a mapping of fields. Two fields are added: ``_file``, the name of its file without the ending (MMLU's
 subject), and what ``extract`` finds. The id is the file's name and the row's number, or what the task's ``id`` says.
@@ -15,13 +15,17 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+from lit_consistency.data.sources.documents import TextFiles
 from lit_consistency.data.sources.files import find_files, fingerprint_files, read_parquet
+from lit_consistency.data.sources.hold_out import Part
 from lit_consistency.data.sources.hub import HubRows
+from lit_consistency.data.worlds.adapters import GENERATION
 from lit_consistency.records.extras import require
-from lit_consistency.tasks.definition import Task, TaskData
+from lit_consistency.tasks.task import Task, TaskData
 from lit_consistency.tasks.templates import as_text, look_up, render
+from lit_consistency.tasks.world import world_rows
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".txt", ".parquet", ".gz", ".zip")
 
@@ -43,7 +47,7 @@ def read_rows(task: Task, data: TaskData) -> list[TaskRow]:
     """
     found = []
     seen: dict[str, str] = {}
-    for id_, place, fields in _hub_rows(data) if data.hub else _file_rows(data):
+    for id_, place, fields in _raw_rows(data):
         if not isinstance(fields, dict):
             raise ValueError(f"{place}: a {type(fields).__name__}; expected an object with fields")
         fields = {**fields, "_file": re.sub(r":\d+$", "", PurePosixPath(id_).name).split(".")[0]}
@@ -55,14 +59,20 @@ def read_rows(task: Task, data: TaskData) -> list[TaskRow]:
         seen[row.id] = place
         found.append(row)
     if not found:
-        raise ValueError(f"{data.path or data.hub}: holds no row; task {task.name} has nothing to score")
+        raise ValueError(f"{data.origin}: holds no row; task {task.name} has nothing to score")
     return found
 
 
 def fingerprint(data: TaskData) -> Any:
-    """What the rows depend on, as JSON: name, size and hash of the files, or the hub's name and revision."""
+    """What the rows depend on, as JSON: hashes of the files, the hub's name and revision, the fields of the world."""
     if data.hub:
         return _hub(data).fingerprint()
+    if data.world is not None:
+        views = {"probes": data.probes, "documents": data.documents, "pairs": data.pairs}
+        return {**data.world.fingerprint(), **views, "generation": GENERATION}
+    held = data.source if data.source is not None else data.rows
+    if held is not None:
+        return held.fingerprint()
     return fingerprint_files(find_files("path", str(data.path), SUFFIXES))
 
 
@@ -71,6 +81,21 @@ def _extract(fields: dict[str, Any], name: str, pattern: str, place: str) -> dic
     if found is None:
         raise ValueError(f"{place}: {name} does not match extract.{name} = {pattern!r}")
     return {key: value or "" for key, value in found.groupdict().items()}
+
+
+def _raw_rows(data: TaskData) -> Iterator[tuple[str, str, Any]]:
+    """(id, place, fields) of every row."""
+    if data.hub:
+        return _hub_rows(data)
+    if data.world is not None:
+        return ((place, place, fields) for place, fields in world_rows(data))
+    source = data.source
+    if data.part != "all":
+        source = TextFiles(str(data.path), data.separator, cast(Part, data.part), data.validation_share)
+    if source is not None:
+        texts = enumerate(source.documents(), start=1)
+        return ((f"{data.origin}:{number}", f"{data.origin}:{number}", {"text": text}) for number, text in texts)
+    return _file_rows(data)
 
 
 # -------------------- the hub

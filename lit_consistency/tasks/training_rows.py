@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from lit_consistency.data.sources.rows import Row, Rows
-from lit_consistency.tasks.definition import TaskData
 from lit_consistency.tasks.few_shot import without_shots
-from lit_consistency.tasks.formats import check_format, load_format, right_context
-from lit_consistency.tasks.prompts import limited
-from lit_consistency.tasks.question import Asked, read_asked
+from lit_consistency.tasks.formats import load_format, right_context
+from lit_consistency.tasks.question import Question, limited, read_questions
 from lit_consistency.tasks.rows import fingerprint
+from lit_consistency.tasks.task import PromptedTask, TaskData, keys_of
 from lit_consistency.tasks.yaml_file import load_task
 
 SPLITS = ("few_shot", "scored")
@@ -57,48 +56,48 @@ class TaskRows(Rows):
             raise ValueError(f"split = {split!r}: expected one of {', '.join(SPLITS)}")
         if limit < 0:
             raise ValueError(f"limit = {limit}: expected 0 (all rows) or more")
-        self.task = load_task(task, data_dir)
+        loaded = load_task(task, data_dir)
+        if not isinstance(loaded, PromptedTask) or getattr(loaded, "prompt_style", None) is not None:
+            raise ValueError(f"task {task!r} is of kind {loaded.kind}: expected questions with an answer")
+        self.task: PromptedTask = loaded
         self.format = load_format(format)
         self.split = split
         self.limit = limit
         self.seed = seed
-        if self.task.kind not in ("choice", "generation"):
-            raise ValueError(f"task {task!r} is of kind {self.task.kind}: expected choice or generation")
-        if self.task.program is not None and self.task.demonstration is None:
+        if getattr(loaded, "program", None) is not None and getattr(loaded, "demonstration", None) is None:
             raise ValueError(f"task {task!r}: expected the key `demonstration`; its references are tests, not answers")
         if split == "few_shot" and self.task.few_shot is None:
             raise ValueError(f"split = 'few_shot': task {task!r} has no key `few_shot`; expected one, or split: scored")
-        check_format(self.format, self.task)
+        self.task.check_asked(self.format, 0)
 
     def rows(self) -> Iterator[Row]:
         """Yields every row once; ValueError names file and row of a bad one, or the task where none is left."""
-        taken = limited(self._asked(), self.limit, self.seed)
-        if not taken:
+        rows = limited(self._rows(), self.limit, self.seed)
+        if not rows:
             raise ValueError(f"task {self.task.name}: every row of its training split is scored too; none is left")
-        for asked in taken:
-            answer = self.format.answer_text(self.task, asked.answer)
+        for row in rows:
+            answer = self.format.answer_text(self.task, row.answer)
             if not answer.strip():
-                raise ValueError(f"{asked.place}: the answer is empty; expected text to learn")
-            yield Row([*self._question(asked), {"role": "assistant", "content": answer}], asked.place)
+                raise ValueError(f"{row.place}: the answer is empty; expected text to learn")
+            yield Row([*self._question(row), {"role": "assistant", "content": answer}], row.place)
 
     def fingerprint(self) -> dict[str, Any]:
         """Task, format, options, and the data files by name, size and hash."""
-        task = {key: value for key, value in asdict(self.task).items() if key not in ("data", "few_shot")}
         options = {"split": self.split, "limit": self.limit, "seed": self.seed}
         data = {"data": fingerprint(self.task.data), "few_shot": None}
         if self.task.few_shot is not None:
             data["few_shot"] = fingerprint(self.task.few_shot)
-        return {"kind": "TaskRows", "task": task, "format": asdict(self.format), **options, **data}
+        return {"kind": "TaskRows", "task": keys_of(self.task), "format": asdict(self.format), **options, **data}
 
-    def _asked(self) -> list[Asked]:
-        scored = read_asked(self.task, self.task.data).rows
+    def _rows(self) -> list[Question]:
+        scored = read_questions(self.task, self.task.data)[0]
         if self.split == "scored":
             return scored
         assert isinstance(self.task.few_shot, TaskData)
-        return without_shots(read_asked(self.task, self.task.few_shot).rows, scored)[0]
+        return without_shots(read_questions(self.task, self.task.few_shot)[0], scored)[0]
 
-    def _question(self, asked: Asked) -> list[dict[str, str]]:
-        context = right_context(asked)
+    def _question(self, row: Question) -> list[dict[str, str]]:
+        context = right_context(row)
         if self.format.chat:
-            return self.format.messages(self.task, asked, context=context)
-        return [{"role": "user", "content": self.format.prompt(self.task, asked, [], context=context)}]
+            return self.format.messages(self.task, row, context=context)
+        return [{"role": "user", "content": self.format.prompt(self.task, row, [], context=context)}]

@@ -1,8 +1,7 @@
-"""A synthetic world's questions as a task file with its data, so that worlds are asked like any other task.
+"""A synthetic world's questions, text and rows as the rows of a task, so that worlds are asked like anything else.
 
-The scored rows are a set of the world's questions. The training split is one of its finetuning tasks, of which the
-answer is kept that the questions ask for: given up is what a completion says behind it (in the biographies, a full
-stop).
+Also the same as files, for the training split of a sequence of tasks (``write_world_task``): of a completion the
+answer is kept that the questions ask for, and given up is what it says behind it (in the biographies, a full stop).
 """
 
 from __future__ import annotations
@@ -11,12 +10,38 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from lit_consistency.data.worlds.base import Probe, World, check_choice
 from lit_consistency.records.atomic import write_text
+
+if TYPE_CHECKING:
+    from lit_consistency.tasks.task import TaskData
+
+
+def world_rows(data: TaskData) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Place and fields of the rows of a world: its questions, its documents, or the rows of one of its tasks.
+
+    Raises:
+        ValueError: the world has no such set of questions, part or task; names the key and what is allowed.
+    """
+    world = data.world
+    assert world is not None
+    origin = type(world).__name__
+    if data.probes is not None:
+        check_choice("probes", data.probes, world.probe_names)
+        for number, probe in enumerate(world.probes(data.probes), start=1):
+            fields = {"prompt": probe.prompt, "answer": probe.answer, "choices": list(probe.choices), **probe.tags}
+            yield f"{origin}/{data.probes}:{number}", fields
+    elif data.documents is not None:
+        for number, text in enumerate(world.documents(data.documents), start=1):
+            yield f"{origin}/{data.documents}:{number}", {"text": text}
+    else:
+        task, _, split = str(data.pairs).partition("/")
+        for number, (prompt, completion) in enumerate(world.rows(task, split or "test"), start=1):
+            yield f"{origin}/{data.pairs}:{number}", {"prompt": prompt, "completion": completion}
 
 
 def write_world_task(folder: Path, name: str, world: World, probes: str, task: str | None = None) -> Path:

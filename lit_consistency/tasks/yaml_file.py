@@ -6,59 +6,104 @@ In a file with variants ``$variant`` stands for the variant's name anywhere in a
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import fields
 from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
 
+from lit_consistency.data.worlds.base import World
 from lit_consistency.inference.sampling import GenerationOptions
-from lit_consistency.tasks.definition import DEFAULT_METRICS, Task, TaskData
+from lit_consistency.tasks.choice import ChoiceTask, PairsTask
+from lit_consistency.tasks.completion import CompletionTask
+from lit_consistency.tasks.generation import GenerationTask
+from lit_consistency.tasks.task import Task, TaskData
+from lit_consistency.tasks.text import TextTask
 
 FOLDER = Path("configs/evaluation")
 """Where a task that is called by its name is looked for."""
+IN_MEMORY = ("source", "rows")
+"""Of ``TaskData``, what no file can name."""
+KINDS: dict[str, type[Task]] = {
+    kind.kind: kind for kind in (TextTask, ChoiceTask, PairsTask, CompletionTask, GenerationTask)
+}
 
 
-def load_tasks(name: str, data_dir: Path | None = None) -> list[Task]:
+def load_tasks(name: str, data_dir: Path | None = None, world: World | Mapping[str, Any] | None = None) -> list[Task]:
     """The tasks of a file.
 
     Args:
         name: a YAML file, or the name of one in ``configs/evaluation``, as ``piqa`` or ``hub/mnli``; of a file with
-            variants, ``NAME:VARIANT`` is one of them.
+            variants, ``NAME/VARIANT`` or ``NAME:VARIANT`` is one of them.
         data_dir: takes the place of the first folder, ``data/``, of every path in the file.
+        world: of tasks of a world, the world to ask of in place of the file's, or those of its fields that differ.
 
     Raises:
         FileNotFoundError: there is no such file; names those that are close.
         ValueError: names the file, the key and what is allowed.
     """
-    file, variant = _split(name)
-    tasks = _read(_find(file), data_dir)
+    path, variant = _find(name)
+    tasks = _read(path, data_dir, world)
     if variant is None:
         return list(tasks.values())
     if variant not in tasks:
-        raise ValueError(f"tasks: {name!r}: {file} has no {variant!r}; expected one of {', '.join(tasks)}")
+        raise ValueError(f"tasks: {name!r}: {path} has no {variant!r}; expected one of {', '.join(tasks)}")
     return [tasks[variant]]
 
 
-def load_task(name: str, data_dir: Path | None = None) -> Task:
+def load_task(name: str, data_dir: Path | None = None, world: World | Mapping[str, Any] | None = None) -> Task:
     """The one task of that name; ValueError, with one that there is, where the file holds several."""
-    tasks = load_tasks(name, data_dir)
+    tasks = load_tasks(name, data_dir, world)
     if len(tasks) > 1:
-        first = next(iter(_read(_find(name), data_dir)))
-        raise ValueError(f"task = {name!r}: a file of {len(tasks)} tasks; expected one of them, as {name}:{first}")
+        first = next(iter(_read(_find(name)[0], data_dir, world)))
+        raise ValueError(f"task = {name!r}: a file of {len(tasks)} tasks; expected one of them, as {name}/{first}")
     return tasks[0]
 
 
-def _split(name: str) -> tuple[str, str | None]:
-    """File and variant; a colon in the path of a file is none that parts them."""
-    if ":" not in name or Path(name).is_file():
-        return name, None
-    file, _, variant = name.rpartition(":")
-    return file, variant
+def task_from_keys(
+    keys: Mapping[str, Any],
+    name: str,
+    data_dir: Path | None = None,
+    world: World | Mapping[str, Any] | None = None,
+    origin: str = "task",
+) -> Task:
+    """A task from the keys of a task file.
+
+    Args:
+        keys: as in a file without variants.
+        name: of the task where the keys give none.
+        data_dir: as in ``load_tasks``.
+        world: as in ``load_tasks``.
+        origin: where the keys stand, for messages.
+
+    Raises:
+        ValueError: names origin, key, value and what is allowed.
+    """
+    content = {"name": name, **keys}
+    for key in ("kind", "data"):
+        if key not in content:
+            raise ValueError(f"{origin}: no key {key!r}; a task needs it")
+    kind = content.pop("kind")
+    if kind not in KINDS:
+        raise ValueError(f"{origin}: kind = {kind!r}: expected one of {', '.join(KINDS)}")
+    try:
+        for key in ("data", "few_shot"):
+            if content.get(key) is not None:
+                content[key] = _data(content[key], f"{key}.", data_dir, world)
+        if content.get("generation") is not None:
+            content["generation"] = _build(GenerationOptions, content["generation"], "generation.")
+        _refuse_keys_of_other_kinds(content, KINDS[kind])
+        task: Task = _build(KINDS[kind], content, "")
+    except ValueError as error:
+        raise ValueError(f"{origin}: {error}") from None
+    return task
 
 
-def _read(path: Path, data_dir: Path | None) -> dict[str, Task]:
+def _read(path: Path, data_dir: Path | None, world: World | Mapping[str, Any] | None) -> dict[str, Task]:
     """The tasks of a file by the names of their variants; a single one has the file's."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -69,28 +114,38 @@ def _read(path: Path, data_dir: Path | None) -> dict[str, Task]:
     variants = content.pop("variants", None)
     content.setdefault("name", path.stem)
     if variants is None:
-        return {path.stem: _task(content, path, data_dir)}
+        return {path.stem: task_from_keys(content, path.stem, data_dir, world, str(path))}
     if not isinstance(variants, dict) or not all(isinstance(keys or {}, dict) for keys in variants.values()):
         raise ValueError(f"{path}: variants: expected a mapping of names to the keys that differ")
-    found = {}
+    tasks = {}
     for variant, keys in variants.items():
-        task = _fill({**content, **(keys or {})}, str(variant))
-        found[str(variant)] = _task({**task, "name": f"{content['name']}_{variant}"}, path, data_dir)
-    return found
+        merged = {**content, **(keys or {})}
+        # a variant of another kind takes a key of the others back by null
+        filled = _fill({key: value for key, value in merged.items() if value is not None}, str(variant))
+        filled["name"] = f"{content['name']}_{variant}"
+        tasks[str(variant)] = task_from_keys(filled, filled["name"], data_dir, world, str(path))
+    return tasks
 
 
-def _find(name: str) -> Path:
+def _find(name: str) -> tuple[Path, str | None]:
+    """File and variant of a name."""
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise FileNotFoundError(f"tasks: {name}: no such file")
-        return path
+        return path, None
     known = sorted(file.relative_to(FOLDER).with_suffix("").as_posix() for file in FOLDER.rglob("*.yaml"))
-    if name not in known:
-        close = get_close_matches(name, known) or known
-        expected = f"one of {', '.join(close)}" if close else "a YAML file"
-        raise FileNotFoundError(f"tasks: {name!r}: there is no {FOLDER}/{name}.yaml; expected {expected}")
-    return FOLDER / f"{name}.yaml"
+    if name in known:
+        return FOLDER / f"{name}.yaml", None
+    for separator in (":", "/"):
+        file, _, variant = name.rpartition(separator)
+        if file in known:
+            return FOLDER / f"{file}.yaml", variant
+        if separator == ":" and Path(file).suffix in (".yaml", ".yml") and Path(file).is_file():
+            return Path(file), variant
+    close = get_close_matches(name, known) or known
+    expected = f"one of {', '.join(close)}" if close else "a YAML file"
+    raise FileNotFoundError(f"tasks: {name!r}: there is no {FOLDER}/{name}.yaml; expected {expected}")
 
 
 def _fill(value: Any, variant: str) -> Any:
@@ -101,32 +156,48 @@ def _fill(value: Any, variant: str) -> Any:
     return [_fill(entry, variant) for entry in value] if isinstance(value, list) else value
 
 
-def _task(content: dict[str, Any], path: Path, data_dir: Path | None) -> Task:
-    for key in ("kind", "data"):
-        if key not in content:
-            raise ValueError(f"{path}: no key {key!r}; a task needs it")
-    single = isinstance(content.get("choices"), list) and "gold" not in content and content["kind"] == "choice"
-    default = DEFAULT_METRICS.get(str(content["kind"]), ())
-    content.setdefault("metrics", ["exact", "nats_per_token"] if single else list(default))
-    parts = {"data": TaskData, "few_shot": TaskData, "generation": GenerationOptions}
-    try:
-        for key, kind in parts.items():
-            if content.get(key) is not None:
-                content[key] = _build(kind, content[key], f"{key}.")
-        task: Task = _build(Task, content, "")
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    if data_dir is None:
-        return task
-    few_shot = task.few_shot and _moved(task.few_shot, data_dir)
-    return replace(task, data=_moved(task.data, data_dir), few_shot=few_shot)
+def _refuse_keys_of_other_kinds(content: dict[str, Any], kind: type[Task]) -> None:
+    own = {entry.name for entry in fields(kind)}
+    for key in content:
+        others = [name for name, other in KINDS.items() if key in {entry.name for entry in fields(other)}]
+        if key not in own and others:
+            raise ValueError(f"{key}: only tasks of kind {' or '.join(others)} have it, this one is {kind.kind}")
 
 
-def _moved(data: TaskData, data_dir: Path) -> TaskData:
-    if data.path is None or Path(data.path).is_absolute():
+def _data(content: Any, prefix: str, data_dir: Path | None, world: World | Mapping[str, Any] | None) -> TaskData:
+    if isinstance(content, dict) and content.get("world") is not None:
+        content = {**content, "world": _world(content["world"], f"{prefix}world", world)}
+    data: TaskData = _build(TaskData, content, prefix)
+    if data_dir is None or data.path is None or Path(data.path).is_absolute():
         return data
     parts = Path(data.path).parts
-    return replace(data, path=str(data_dir.joinpath(*parts[parts[0] == "data" :])))
+    return dataclasses.replace(data, path=str(data_dir.joinpath(*parts[parts[0] == "data" :])))
+
+
+def _world(spec: Any, key: str, given: World | Mapping[str, Any] | None) -> World:
+    """The world of a task file, or the given one, which must be of the same class."""
+    if isinstance(spec, str):
+        spec = {"class_path": spec}
+    if not isinstance(spec, dict) or not {"class_path"} <= spec.keys() <= {"class_path", "init_args"}:
+        raise ValueError(f"{key} = {spec!r}: expected class_path and init_args")
+    module, _, name = str(spec["class_path"]).rpartition(".")
+    try:
+        cls = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        cls = None
+    if not (isinstance(cls, type) and issubclass(cls, World)):
+        raise ValueError(f"{key}.class_path = {spec['class_path']}: expected the path of a World")
+    if isinstance(given, World):
+        if type(given) is not cls:
+            raise ValueError(
+                f"{key} = {cls.__name__}: the run's world is of {type(given).__name__}; expected the same class"
+            )
+        return given
+    values = {**(spec.get("init_args") or {}), **(given or {})}
+    known = [entry.name for entry in fields(cls)]  # type: ignore[arg-type]
+    if unknown := [name for name in values if name not in known]:
+        raise ValueError(f"{key}: {unknown[0]}: {cls.__name__} has no such option; expected one of {', '.join(known)}")
+    return cls(**values)
 
 
 def _build(kind: Any, content: Any, prefix: str) -> Any:
@@ -136,7 +207,9 @@ def _build(kind: Any, content: Any, prefix: str) -> Any:
     if not isinstance(content, dict):
         raise ValueError(f"{prefix.rstrip('.')}: a {type(content).__name__}; expected a mapping")
     hints = get_type_hints(kind)
-    known = list(kind._fields) if kind is GenerationOptions else [entry.name for entry in fields(kind)]
+    known = (
+        list(kind._fields) if kind is GenerationOptions else [e.name for e in fields(kind) if e.name not in IN_MEMORY]
+    )
     for key in content:
         if key not in known:
             close = get_close_matches(str(key), known) or known
@@ -157,7 +230,7 @@ def _typed(value: Any, hint: Any, key: str) -> Any:
         if not all(isinstance(part, str) for entry in value.items() for part in entry):
             raise ValueError(f"{key} = {value}: expected a mapping of texts to texts")
         return value
-    if isinstance(value, (TaskData, GenerationOptions)):
+    if isinstance(value, (TaskData, GenerationOptions, World)):
         return value
     accepted = [part.strip().split("[")[0] for part in allowed.split("|")]
     name = "None" if value is None else type(value).__name__

@@ -9,6 +9,7 @@ find lit_consistency installed. Given up: code, several samples, balanced accura
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
@@ -21,8 +22,9 @@ from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.evaluation.harness.tokens import HarnessTokens, ScoredTokens
 from lit_consistency.inference.items import Candidate
 from lit_consistency.metrics import extract, rouge_l
-from lit_consistency.tasks.generation import accepted_answers, is_right
-from lit_consistency.tasks.questions import Question, Questions
+from lit_consistency.tasks.generation import GenerationTask, accepted_answers, is_right
+from lit_consistency.tasks.question import EncodedQuestion, EncodedTask
+from lit_consistency.tasks.text import TextTask
 
 JUDGED = ("exact_match", "rouge_l")
 SCORING = "from lit_consistency.evaluation.harness.export import process_results\n\n__all__ = ['process_results']\n"
@@ -34,7 +36,7 @@ class _Exported(NamedTuple):
     settings: dict[str, Any]
 
 
-def export_tasks(questions: Questions, folder: Path, tokenizer: Tokenizer, block_size: int) -> Path:
+def export_tasks(questions: EncodedTask, folder: Path, tokenizer: Tokenizer, block_size: int) -> Path:
     """Write a task of lm-eval that asks the same questions; run it with ``--include_path FOLDER --tasks NAME``.
 
     Args:
@@ -53,9 +55,9 @@ def export_tasks(questions: Questions, folder: Path, tokenizer: Tokenizer, block
     name = f"lit_{task.name}" if questions.format in ("none", "default") else f"lit_{task.name}_{questions.format}"
     name = name if not questions.shots else f"{name}_{questions.shots}shot"
     tokens = HarnessTokens(tokenizer, block_size)
-    if task.kind == "generation":
-        documents, settings = _generation(questions, tokens)
-    elif task.kind == "text":
+    if isinstance(task, GenerationTask):
+        documents, settings = _generation(task, questions, tokens)
+    elif isinstance(task, TextTask):
         documents, settings = _text(questions, tokens)
     else:
         documents, settings = _choice(questions, tokens)
@@ -73,7 +75,7 @@ def export_tasks(questions: Questions, folder: Path, tokenizer: Tokenizer, block
         "metadata": {"version": 1.0},
     }
     lines = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-    if task.kind == "generation":
+    if isinstance(task, GenerationTask):
         (folder / "lit_scoring.py").write_text(SCORING, encoding="utf-8")
         lines += "process_results: !function lit_scoring.process_results\n"
     data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in documents), encoding="utf-8")
@@ -92,7 +94,7 @@ def process_results(doc: Document, results: list[str]) -> dict[str, float]:
     return {name: scores[name] for name in doc["metrics"]}
 
 
-def _choice(questions: Questions, tokens: HarnessTokens) -> _Exported:
+def _choice(questions: EncodedTask, tokens: HarnessTokens) -> _Exported:
     rows: list[Document] = []
     for question in questions.questions:
         assert question.item is not None
@@ -102,6 +104,10 @@ def _choice(questions: Questions, tokens: HarnessTokens) -> _Exported:
         rows.append({"id": question.id, "gold": question.item.gold, "contexts": contexts, "answers": answers})
     settings: dict[str, Any] = {"output_type": "multiple_choice", "doc_to_choice": "answers", "doc_to_target": "gold"}
     metrics = [{"metric": "acc"}, {"metric": "acc_norm"}]
+    # what stands before every answer is no part of its length, by which acc_norm divides
+    delimiter = os.path.commonprefix(
+        [answer[: len(answer) - len(answer.lstrip())] for row in rows for answer in row["answers"]]
+    )
     if all(len(row["answers"]) == 1 for row in rows):
         settings = {"output_type": "loglikelihood", "doc_to_target": "{{answers[0]}}"}
         metrics = [{"metric": "acc"}, {"metric": "perplexity"}]
@@ -113,10 +119,14 @@ def _choice(questions: Questions, tokens: HarnessTokens) -> _Exported:
             )
         settings |= {"doc_to_text": "gold", "doc_to_choice": "contexts", "doc_to_target": "{{answers[0]}}"}
         return _Exported(rows, {**settings, "metric_list": [{"metric": "acc"}]})
+    else:
+        for row in rows:
+            row["answers"] = [answer.removeprefix(delimiter) for answer in row["answers"]]
+        settings["target_delimiter"] = delimiter
     return _Exported(rows, {"doc_to_text": "{{contexts[0]}}", **settings, "metric_list": metrics})
 
 
-def _text(questions: Questions, tokens: HarnessTokens) -> _Exported:
+def _text(questions: EncodedTask, tokens: HarnessTokens) -> _Exported:
     rows = []
     for document, windows in groupby(questions.questions, key=lambda question: question.id.rpartition("+")[0]):
         of_document = list(windows)
@@ -131,8 +141,8 @@ def _text(questions: Questions, tokens: HarnessTokens) -> _Exported:
     return _Exported(rows, {**settings, "metric_list": metrics})
 
 
-def _generation(questions: Questions, tokens: HarnessTokens) -> _Exported:
-    task, options = questions.task, questions.task.generation
+def _generation(task: GenerationTask, questions: EncodedTask, tokens: HarnessTokens) -> _Exported:
+    options = task.generation
     metrics = [metric for metric in task.metrics if metric in JUDGED]
     if task.program or options.n_samples > 1 or not metrics:
         raise ValueError(
@@ -180,7 +190,7 @@ def _texts(candidate: Candidate, tokens: HarnessTokens) -> tuple[str, str]:
     return tokenizer.decode_tokens(shown, special=True), tokenizer.decode_after(head, answer, special=True)
 
 
-def _check(scored: Iterable[ScoredTokens], candidates: list[Candidate], question: Question) -> None:
+def _check(scored: Iterable[ScoredTokens], candidates: list[Candidate], question: EncodedQuestion) -> None:
     """Whether lm-eval's tokens are those of the candidates, and what it scores is what we score."""
     theirs = [(ids.tolist(), marks.tolist()) for ids, marks in scored]
     ours = [(candidate.tokens.tolist(), candidate.supervised.tolist()) for candidate in candidates]
@@ -188,7 +198,7 @@ def _check(scored: Iterable[ScoredTokens], candidates: list[Candidate], question
         raise ValueError(_other_tokens(question))
 
 
-def _other_tokens(question: Question) -> str:
+def _other_tokens(question: EncodedQuestion) -> str:
     return (
         f"{question.place}: lm-eval would feed other tokens than are scored here; expected a prompt that fits the "
         "context, and a tokenizer whose tokens decode to the text they came from and whose add_bos_token says what the "

@@ -19,9 +19,9 @@ from lit_consistency.data.worlds import World
 from lit_consistency.model import check_checkpoint_dir
 from lit_consistency.records.results import result_key
 from lit_consistency.study.sequence.plan import SequencePlan, check_plan, refuse_twice
-from lit_consistency.tasks.definition import Task
-from lit_consistency.tasks.formats import Format, check_format, load_format
+from lit_consistency.tasks.formats import Format, load_format
 from lit_consistency.tasks.rows import fingerprint
+from lit_consistency.tasks.task import PromptedTask, Task, keys_of
 from lit_consistency.tasks.training_rows import TaskRows
 from lit_consistency.tasks.world import write_world_task
 from lit_consistency.tasks.yaml_file import load_task, load_tasks
@@ -107,9 +107,8 @@ def build(key: str, kind: type, spec: dict[str, Any]) -> Any:
 
 def result_keys(task: Task, plan: SequencePlan) -> dict[str, str]:
     """Name of a matrix, ``FORMAT/SHOTS``, to the name of the task's result in it; some tasks have no format."""
-    prompted = task.kind in ("choice", "generation")
     return {
-        f"{form}/{shots}": result_key(task.name, *((form, shots) if prompted else ("none", 0)))
+        f"{form}/{shots}": result_key(task.name, *((form, shots) if task.prompted else ("none", 0)))
         for form in (load_format(name).name for name in plan.evaluation.format)
         for shots in plan.evaluation.shots
     }
@@ -123,22 +122,18 @@ def _row_options(name: str, plan: SequencePlan) -> dict[str, Any]:
 
 
 def _check_asked(task: Task, formats: Sequence[Format], shots: Sequence[int]) -> None:
-    if task.program is not None:
+    if getattr(task, "program", None) is not None:
         raise ValueError(f"task {task.name} runs what the model writes; expected tasks without `program`")
-    if task.kind not in ("choice", "generation"):
-        return
-    for form in formats:
-        check_format(form, task)
-    if max(shots) and task.few_shot is None:
-        raise ValueError(f"evaluation.shots = {max(shots)}: task {task.name} has no key `few_shot`; expected 0")
+    for form in formats if task.prompted else ():
+        task.check_asked(form, max(shots))
 
 
 def _fingerprint(tasks: Sequence[Task], formats: Sequence[Format]) -> dict[str, Any]:
     found = []
     for task in tasks:
-        keys = {key: value for key, value in asdict(task).items() if key not in ("data", "few_shot")}
-        few_shot = fingerprint(task.few_shot) if task.few_shot else None
-        found.append({**keys, "data": fingerprint(task.data), "few_shot": few_shot})
+        training = task.few_shot if isinstance(task, PromptedTask) else None
+        few_shot = fingerprint(training) if training else None
+        found.append({**keys_of(task), "data": fingerprint(task.data), "few_shot": few_shot})
     return {"tasks": found, "formats": [asdict(form) for form in formats]}
 
 

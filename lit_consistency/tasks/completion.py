@@ -1,0 +1,178 @@
+"""How likely the right answer is, and whether it is the model's first choice, token by token.
+
+Questions with a known continuation (LAMBADA, the questions of a world), or conversations as SFTData trains on them.
+``nats_per_token`` is over all that is learned, the end of a turn included, as the loss of training is;
+``bits_per_byte`` is over the answer's own text: nats of its tokens, without the end of a turn, over its bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from lit_consistency.data.sources.rows import Row, RowFiles, Rows
+from lit_consistency.data.tokens.prompts import PromptEncoder, check_style
+from lit_consistency.data.tokens.tokenizer import Tokenizer
+from lit_consistency.inference.items import Candidate, Item, text_bytes
+from lit_consistency.stats.intervals import ratio
+from lit_consistency.tasks.formats import Format
+from lit_consistency.tasks.measured import Measured, likelihoods_measured, score_questions
+from lit_consistency.tasks.prompts import ask_in_format
+from lit_consistency.tasks.question import (
+    EncodedQuestion,
+    EncodedTask,
+    Question,
+    ReadTask,
+    headed_question,
+    limited,
+    read_texts,
+)
+from lit_consistency.tasks.rows import TaskRow
+from lit_consistency.tasks.task import Advance, PromptedTask, TaskData
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompletionTask(PromptedTask):
+    """Right answers.
+
+    Args:
+        completion: template of the right answer, behind the prompt of the ``fields``.
+        prompt_style: in place of fields and completion: the rows are conversations as SFTData reads them (``prompt``
+            and ``completion``, ``messages``, ...), in this style; every answer of the assistant is scored.
+    """
+
+    kind: ClassVar[str] = "completion"
+    METRICS: ClassVar[tuple[str, ...]] = ("nats_per_token", "bits_per_byte", "exact")
+    DEFAULT_METRICS: ClassVar[tuple[str, ...]] = METRICS
+    TEMPLATES: ClassVar[tuple[str, ...]] = (*PromptedTask.TEMPLATES, "completion")
+
+    completion: str | None = None
+    prompt_style: str | None = None
+
+    def _check(self) -> None:
+        if (self.completion is None) == (self.prompt_style is None):
+            raise ValueError(
+                f"completion = {self.completion}, prompt_style = {self.prompt_style}: expected exactly one of the two"
+            )
+        if bool(self.fields) != (self.completion is not None):
+            raise ValueError("fields: expected them with completion, and none with prompt_style")
+        if self.prompt_style is None:
+            return
+        check_style(self.prompt_style)
+        if self.data.rows is None and self.data.path is None:
+            raise ValueError("prompt_style: expected data.path, a file of conversations")
+
+    def conversations(self, data: TaskData) -> Rows | None:
+        """With a ``prompt_style`` the rows of the files, as SFTData reads them."""
+        return data.rows if self.prompt_style is None or data.path is None else RowFiles(data.path)
+
+    @property
+    def prompted(self) -> bool:  # type: ignore[override]
+        """Conversations have a style in place of a format."""
+        return self.prompt_style is None
+
+    def check_asked(self, form: Format, shots: int) -> None:
+        """Conversations have a style in place of a format, and no examples."""
+        if self.prompt_style is None:
+            super().check_asked(form, shots)
+        elif shots:
+            raise ValueError(f"shots = {shots}: task {self.name} has a prompt_style; expected 0")
+
+    def read(self, rows: Sequence[TaskRow]) -> list[Question]:
+        """Fields and answer of every row."""
+        answers = [(row, read_texts((str(self.completion),), "completion", row)) for row in rows]
+        return [headed_question(self, row)._replace(labels=labels, answer=labels[0]) for row, labels in answers]
+
+    def questions(
+        self,
+        rows: ReadTask,
+        form: Format,
+        shots: int,
+        tokenizer: Tokenizer,
+        block_size: int,
+        seed: int = 0,
+        limit: int = 0,
+    ) -> EncodedTask:
+        """Every answer behind its prompt; a conversation that is too long is cut at its end, as in training."""
+        if self.prompt_style is None:
+            return ask_in_format(
+                self,
+                rows,
+                form,
+                shots,
+                tokenizer,
+                block_size,
+                seed,
+                limit,
+                lambda fitter, row: fitter.scored(row, row.labels, (), 0),
+            )
+        self.check_asked(form, shots)
+        encoder = PromptEncoder(tokenizer, self.prompt_style)
+        asked, questions = [], []
+        for row in limited(rows.scored, limit, seed):
+            question = _encode_conversation(row, encoder, block_size)
+            if question is not None:
+                asked.append(row)
+                questions.append(question)
+        if not questions:
+            raise ValueError(f"{self.data.origin}: no answer within {block_size} tokens; task {self.name} is empty")
+        return EncodedTask(self, "none", 0, questions, asked)
+
+    def measure(
+        self,
+        model: nn.Module,
+        encoded: EncodedTask,
+        tokenizer: Tokenizer,
+        *,
+        batch_tokens: int,
+        device: torch.device,
+        allow_code_execution: bool = False,
+        advance: Advance = lambda n: None,
+    ) -> Measured:
+        """Score the answers; see the file's beginning for the metrics."""
+        likelihoods = score_questions(model, encoded, batch_tokens=batch_tokens, device=device, advance=advance)
+        # the last candidate is the answer's own text; where nothing ends a turn there is only one
+        own = [(nll[-1] / math.log(2), n[-1]) for nll, n in zip(likelihoods.nll, likelihoods.n_bytes, strict=True)]
+        ratios = {
+            "nats_per_token": likelihoods.of_gold(),
+            "bits_per_byte": ratio([bits for bits, _ in own], [n for _, n in own]),
+            "exact": ratio(likelihoods.greedy),
+        }
+        return likelihoods_measured(encoded, likelihoods, ratios)
+
+
+def _encode_conversation(row: Question, encoder: PromptEncoder, block_size: int) -> EncodedQuestion | None:
+    """Two candidates: all that is learned, and of it the answers' own text; None where no answer is left."""
+    assert row.conversation is not None
+    example = encoder.encode(row.conversation)
+    tokens, supervised = example.tokens[: block_size + 1].astype(np.int64), example.supervised[: block_size + 1]
+    n_cut = len(example.tokens) - len(tokens)
+    if not supervised[1:].any():
+        return None
+    own = supervised & ~np.isin(tokens, special_ids(encoder.tokenizer))
+    n_bytes = text_bytes(encoder.tokenizer, tokens[1:][own[1:]]) if n_cut else _answer_bytes(row.conversation)
+    candidates = [Candidate(tokens, supervised, n_bytes)]
+    if (own != supervised).any():
+        candidates.append(Candidate(tokens, own, n_bytes))
+    prompt = "\n".join(text for _, text in row.fields[:-1])
+    return EncodedQuestion(
+        row.id, row.place, row.group, row.cluster, prompt, Item(candidates, 0), (row.answer,), n_truncated=n_cut
+    )
+
+
+def special_ids(tokenizer: Tokenizer) -> list[int]:
+    """Tokens that are no text: the end of a sequence, and what the tokenizer's files call special."""
+    ids = {int(tokenizer.eos_id)} if tokenizer.eos_id is not None else set()
+    if tokenizer.backend == "huggingface":
+        ids |= {i for i, token in tokenizer.processor.get_added_tokens_decoder().items() if token.special}
+    return sorted(ids)
+
+
+def _answer_bytes(row: Row) -> int:
+    return sum(len(turn["content"].encode()) for turn in row.messages if turn["role"] == "assistant")

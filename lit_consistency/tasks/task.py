@@ -1,0 +1,312 @@
+"""A task: what is asked, from which rows, and by which number it is judged; one small YAML file.
+
+Four kinds, a class each. ``text`` (text.py): log-likelihood of documents. ``choice`` (choice.py): the likeliest of
+given answers; ``pairs``, in the same file, of two sentences the right one. ``completion`` (completion.py): how likely
+the right answer is, and whether it is the model's first choice. ``generation`` (generation.py): the model writes, and
+the text is compared with references. A task names its fields; how they are arranged is a format's business
+(formats.py). Every key is checked when the file is read, before any model is loaded.
+
+The way of a row: rows.py reads its fields, ``Task.read`` makes a ``Question`` of them, ``Task.questions`` encodes it
+for one model in one format (``EncodedQuestion``), ``Task.measure`` asks the model and returns ``Measured``.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import torch
+from torch import nn
+
+from lit_consistency.data.sources.documents import Source
+from lit_consistency.data.sources.hold_out import HoldOut, Part
+from lit_consistency.data.sources.rows import Rows
+from lit_consistency.data.tokens.tokenizer import Tokenizer
+from lit_consistency.data.worlds.base import World
+from lit_consistency.tasks.templates import check_template
+
+if TYPE_CHECKING:
+    from lit_consistency.tasks.formats import Format
+    from lit_consistency.tasks.measured import Measured
+    from lit_consistency.tasks.question import EncodedTask, Question, ReadTask
+    from lit_consistency.tasks.rows import TaskRow
+
+Advance = Callable[[int], object]
+"""Called with the number of questions that are done, for a progress bar."""
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """Where rows come from: files, a split of a data set of the hub (extra ``hf``), or a synthetic world.
+
+    Args:
+        path: file, folder, glob pattern or zip: .jsonl, .json (a list, or an object with ``records``), .csv, .txt,
+            .parquet, and .gz of the text formats.
+        member: which files of a zip or folder count, as ``data/test/*.csv``.
+        records: name of the list of rows in a .json object; the object's other fields belong to every row.
+        columns: names of the columns of a .csv without a header.
+        separator: text between two documents of a .txt; None: a file is a document.
+        part: ``all``, or ``train`` or ``validation`` as ``TextFiles`` divides the documents of .txt files.
+        validation_share: as of ``TextFiles``.
+        hub: name on the Hugging Face hub, in place of ``path``.
+        config: configuration of the hub's data set.
+        data_dir: folder of its repository; in the branch ``refs/convert/parquet``, which data sets that were once a
+            script need, it names a configuration.
+        split: its split.
+        revision: its commit, tag or branch; None takes the newest.
+        world: a world, in place of ``path``, as ``class_path`` and ``init_args``; a run puts its own in its place. One
+            of the next three says what is taken of it.
+        probes: its set of questions of that name: fields ``prompt``, ``answer``, ``choices``, and the tags.
+        documents: its text, ``train`` or ``held_out``: field ``text``.
+        pairs: rows of one of its finetuning tasks, as ``new_people/test``: fields ``prompt`` and ``completion``.
+        source: documents that stand in memory (the held-out part of a run's data), in place of ``path``.
+        rows: conversations that do, likewise.
+    """
+
+    path: str | None = None
+    member: str | None = None
+    records: str | None = None
+    columns: tuple[str, ...] = ()
+    separator: str | None = None
+    part: str = "all"
+    validation_share: float = 0.0
+    hub: str | None = None
+    config: str | None = None
+    data_dir: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    world: World | None = None
+    probes: str | None = None
+    documents: str | None = None
+    pairs: str | None = None
+    source: Source | None = None
+    rows: Rows | None = None
+
+    def __post_init__(self) -> None:
+        origins = {key: getattr(self, key) for key in ("path", "hub", "world", "source", "rows")}
+        if sum(value is not None for value in origins.values()) != 1:
+            given = ", ".join(f"{key} = {origins[key]}" for key in ("path", "hub", "world"))
+            raise ValueError(f"{given}: expected exactly one of the three")
+        if (self.split is None) != (self.hub is None):
+            raise ValueError(
+                f"split = {self.split}, hub = {self.hub}: expected a split with a name on the hub, else none"
+            )
+        if self.part != "all":
+            if self.path is None or not self.path.endswith(".txt"):
+                raise ValueError(
+                    f"part = {self.part!r}: expected a path that ends in .txt, whose documents are divided"
+                )
+            HoldOut(cast(Part, self.part), self.validation_share)
+        views = {key: getattr(self, key) for key in ("probes", "documents", "pairs")}
+        if sum(value is not None for value in views.values()) != (self.world is not None):
+            given = ", ".join(f"{key} = {value}" for key, value in views.items())
+            raise ValueError(f"{given}: expected one of the three with a world, else none")
+
+    @property
+    def origin(self) -> str:
+        """Where the rows come from, for messages."""
+        if self.world is not None:
+            return f"{type(self.world).__name__}/{self.probes or self.documents or self.pairs}"
+        held = self.source if self.source is not None else self.rows
+        return str(self.path or self.hub) if held is None else type(held).__name__
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(ABC):
+    r"""What is asked and how it is judged. Texts with ``{field}`` are templates of a row, see templates.py.
+
+    Args:
+        name: letters, digits, ``_``, ``-`` and ``.``; the file's name when not given.
+        data: the rows that are scored.
+        metrics: names of the kind's ``METRICS``; the first one judges the task.
+        extract: field -> regular expression, whose named groups become further fields of the row.
+        requires: fields; a row where one of them is null or empty is no row of this task.
+        group: template of the phenomenon, subject or other part that is reported by itself.
+        cluster: template of what belongs together and is drawn together for intervals, as a person or a document; the
+            group when not given.
+        id: template of the row's id; the place in its file when not given.
+    """
+
+    kind: ClassVar[str]
+    METRICS: ClassVar[tuple[str, ...]]
+    DEFAULT_METRICS: ClassVar[tuple[str, ...]]
+    TEMPLATES: ClassVar[tuple[str, ...]] = ("group", "cluster", "id")
+    prompted: ClassVar[bool] = False
+    """Whether formats and few-shot examples apply."""
+
+    name: str
+    data: TaskData
+    metrics: tuple[str, ...] = ()
+    extract: dict[str, str] = field(default_factory=dict)
+    requires: tuple[str, ...] = ()
+    group: str | None = None
+    cluster: str | None = None
+    id: str | None = None
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w.-]+", self.name):
+            raise ValueError(f"name = {self.name!r}: expected letters, digits, '_', '-' and '.' only")
+        if not self.metrics:
+            object.__setattr__(self, "metrics", self.DEFAULT_METRICS)
+        if not self.metrics:
+            raise ValueError(f"metrics: expected at least one of {', '.join(self.METRICS)}")
+        for metric in self.metrics:
+            self._check_metric(metric)
+        self._check()
+        for key in self.TEMPLATES:
+            value = getattr(self, key)
+            for template in value if isinstance(value, tuple) else [value]:
+                if isinstance(template, str):
+                    check_template(key, template)
+        for name, pattern in self.extract.items():
+            check_pattern(f"extract.{name}", pattern)
+
+    def _check_metric(self, metric: str) -> None:
+        if metric not in self.METRICS:
+            raise ValueError(f"metrics: {metric!r}: expected one of {', '.join(self.METRICS)}")
+
+    @abstractmethod
+    def _check(self) -> None:
+        """ValueError, naming the key, where the keys do not fit each other."""
+
+    def _needs(self, key: str) -> None:
+        if not getattr(self, key):
+            raise ValueError(f"{key}: expected a template, a task of kind {self.kind} needs it")
+
+    @property
+    def metric(self) -> str:
+        """The number by which the task is judged."""
+        return self.metrics[0]
+
+    def conversations(self, data: TaskData) -> Rows | None:
+        """The rows of the data where they are conversations, which no template reads."""
+        return data.rows
+
+    def is_labelled(self, row: TaskRow) -> bool:
+        """Whether the row says what is right; of most kinds every row does."""
+        return True
+
+    @abstractmethod
+    def read(self, rows: Sequence[TaskRow]) -> list[Question]:
+        """What the rows ask.
+
+        Raises:
+            ValueError: a row lacks a field, or what it says does not fit; names file and row.
+        """
+
+    def check_asked(self, form: Format, shots: int) -> None:
+        """ValueError where the task cannot be asked in this format, or with so many examples."""
+        if shots:
+            raise ValueError(f"shots = {shots}: task {self.name} is of kind {self.kind}; expected 0")
+
+    @abstractmethod
+    def questions(
+        self,
+        rows: ReadTask,
+        form: Format,
+        shots: int,
+        tokenizer: Tokenizer,
+        block_size: int,
+        seed: int = 0,
+        limit: int = 0,
+    ) -> EncodedTask:
+        """The questions for one model, in the order of the rows.
+
+        Args:
+            rows: of the task.
+            form: how they are arranged; documents and minimal pairs have no prompt and ignore it.
+            shots: few-shot examples before each question; documents and minimal pairs have none.
+            tokenizer: of the model.
+            block_size: longest input of the model, in tokens.
+            seed: of the draw of examples and, with a limit, of the rows.
+            limit: how many questions are asked at most, drawn by the seed; of documents the first windows; 0: all.
+
+        Raises:
+            ValueError: the format, or the number of examples, does not fit the task; nothing is left to score.
+        """
+
+    @abstractmethod
+    def measure(
+        self,
+        model: nn.Module,
+        encoded: EncodedTask,
+        tokenizer: Tokenizer,
+        *,
+        batch_tokens: int,
+        device: torch.device,
+        allow_code_execution: bool = False,
+        advance: Advance = lambda n: None,
+    ) -> Measured:
+        """Ask a model all questions. On several ranks every rank asks, and all have the same numbers in the end.
+
+        Args:
+            model: a LitGPT model of this package, or a module around one, in evaluation mode.
+            encoded: the questions.
+            tokenizer: of the model.
+            batch_tokens: budget of padded tokens in one forward, or of cached tokens where the model writes.
+            device: where the model is.
+            allow_code_execution: the user's word that generated programs may run on this machine.
+            advance: called with the number of questions that are done.
+
+        Raises:
+            ValueError: the task runs programs, and they may not run.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptedTask(Task):
+    """A task whose rows are questions, which a format arranges into a prompt.
+
+    Args:
+        few_shot: the training split: rows that examples are taken from, and that are never scored.
+        shots_from_group: examples are of the question's own group (the subject of MMLU).
+        fields: heading -> template: the parts of the question, in order. An empty heading is written in no format.
+        instruction: a sentence that says what is to be done, for formats that give one.
+        answer_heading: what stands before the answer; empty: the answer continues the last field.
+        delimiter: white space between the question, or its answer heading, and the answer.
+    """
+
+    prompted: ClassVar[bool] = True
+    TEMPLATES: ClassVar[tuple[str, ...]] = (*Task.TEMPLATES, "instruction")
+
+    few_shot: TaskData | None = None
+    shots_from_group: bool = False
+    fields: dict[str, str] = field(default_factory=dict)
+    instruction: str = ""
+    answer_heading: str = "Answer"
+    delimiter: str = " "
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shots_from_group and not self.group:
+            raise ValueError("shots_from_group: expected a template in the key group")
+        for heading, template in self.fields.items():
+            check_template(f"fields.{heading}", template)
+
+    def check_asked(self, form: Format, shots: int) -> None:
+        """ValueError where the task has nothing that the format needs, or no training split for examples."""
+        if form.instruction and not self.instruction:
+            raise ValueError(f"format = {form.name!r}: task {self.name} has no key `instruction`; it needs one")
+        if shots and self.few_shot is None:
+            raise ValueError(f"shots = {shots}: task {self.name} has no key `few_shot`; expected 0")
+
+
+def check_pattern(key: str, pattern: str) -> None:
+    """ValueError that names the key unless the pattern is a regular expression with a group."""
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise ValueError(f"{key} = {pattern!r}: no regular expression ({error})") from None
+    if not groups:
+        raise ValueError(f"{key} = {pattern!r}: expected a group in parentheses")
+
+
+def keys_of(task: Task) -> dict[str, Any]:
+    """What the questions of a task depend on beside its data, as JSON."""
+    return {
+        "kind": task.kind,
+        **{entry.name: getattr(task, entry.name) for entry in fields(task) if entry.name not in ("data", "few_shot")},
+    }
