@@ -4,19 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from lit_consistency.inference import decoding
 from lit_consistency.inference.load import load_model
 from lit_consistency.tasks import ask as engine
 from lit_consistency.tasks.ask import ask_model
 from lit_consistency.tasks.measure import Measured
 from lit_consistency.tasks.questions import Questions
-from tests.tasks.tiny import NLI, built, nli_rows, task_of, tiny_tokenizer
+from tests.tasks.tiny import NLI, built, nli_rows, task_of
 
 PROGRAM = {"kind": "generation", "metrics": ["pass@1"], "fields": {"": "{p}"}, "references": "{t}", "program": "{p}"}
 PROGRAM["generation"] = {"max_new_tokens": 4, "stop": ["\n"]}
-WRITING = {"kind": "generation", "metrics": ["exact_match"], "fields": {"Q": "{q}"}, "references": "{a}"}
 # what the model writes stands behind a comment sign, or in the way
 PROGRAMS = [{"p": "x = 1  #", "t": "assert x == 1"}, {"p": "x = (", "t": "assert x == 1"}]
 
@@ -47,23 +44,6 @@ def test_programs_run_with_the_word_of_the_user_only(programs: Questions, tiny_f
     assert ask(programs, tiny_folder, allow_code_execution=True).values() == {"pass@1": 0.5}
     with pytest.raises(ValueError, match="allow_code_execution"):
         ask(programs, tiny_folder)
-
-
-def test_a_model_ends_its_turn_as_the_chat_template_does(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tokenizer = tiny_tokenizer(tmp_path / "chat", chat=True)
-    task = task_of(tmp_path, **WRITING, data=[{"q": "who", "a": "she"}])
-    model, _, device = load_model(tiny_folder, "cpu")
-    exact = {}
-    for form in ("chat", "default"):
-        script = iter(tokenizer.encode("she<|im_end|>" + "and so on " * 99).tolist())
-        monkeypatch.setattr(decoding, "next_tokens", lambda *_, script=script: torch.tensor([next(script)]))
-        questions = built(task, tokenizer, form, block=128).questions
-        assert questions.end_tokens == ((tokenizer.token_to_id("<|im_end|>"),) if form == "chat" else ())
-        measured = ask_model(model, questions, tokenizer, batch_tokens=512, device=device)
-        exact[form] = measured.values()["exact_match"]
-    assert exact == {"chat": 1.0, "default": 0.0}
 
 
 def test_one_rank_runs_and_the_others_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

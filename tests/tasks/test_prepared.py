@@ -6,7 +6,7 @@ import pytest
 
 from lit_consistency.data.tokens.tokenizer import Tokenizer, write_tokenizer
 from lit_consistency.data.worlds import MarkovChains, WorldText
-from lit_consistency.inference.evaluation_mode import evaluation_mode
+from lit_consistency.inference.evaluation_mode import untouched
 from lit_consistency.inference.load import load_model
 from lit_consistency.inference.score import score_items
 from lit_consistency.metrics import summarize
@@ -37,7 +37,7 @@ def test_a_set_measures_itself_or_its_items_are_scored(tiny_folder: Path, tmp_pa
     assert isinstance(prepare(task, tokenizer, 16, 64), PreparedTask)
     found = prepare(TextSet(WorldText(WORLD, "held_out")), tokenizer, 16, 64)
     assert isinstance(found, PreparedSet)
-    with evaluation_mode(model):
+    with untouched(model):
         numbers = found.measure(model, batch_tokens=64, device=device)
         expected = summarize(score_items(model, found.items, batch_tokens=64, device=device))
     assert numbers == pytest.approx(expected)

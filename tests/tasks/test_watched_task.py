@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lit_consistency.evaluation import evaluate as command
-from lit_consistency.inference.evaluation_mode import evaluation_mode
+from lit_consistency.inference.evaluation_mode import untouched
 from lit_consistency.inference.load import Loaded, load_model
 from lit_consistency.tasks import TaskSet, prepare
 from lit_consistency.tasks.watched_task import PreparedTask
@@ -44,7 +44,7 @@ def task_file(folder: Path, kind: str, **more: Any) -> str:
 
 def measured(watched: TaskSet, loaded: Loaded, batch_tokens: int = 8192) -> dict[str, float]:
     prepared = prepare(watched, loaded.tokenizer, 32, loaded.model.max_seq_length)
-    with evaluation_mode(loaded.model):
+    with untouched(loaded.model):
         return prepared.measure(loaded.model, batch_tokens=batch_tokens, device=loaded.device)
 
 
@@ -158,7 +158,7 @@ def test_what_a_guard_finds_is_warned_of_once(loaded: Loaded, tmp_path: Path) ->
     assert isinstance(prepared, PreparedTask)
     constant = task_file(tmp_path, "written", extraction="(?:.|\n)*?(x?)$", metrics=["exact_match"], data=nli_rows(12))
     again = TaskSet(constant).prepare(loaded.tokenizer, 128)
-    with pytest.warns(UserWarning, match="task written: constant: all 12 predictions"), evaluation_mode(loaded.model):
+    with pytest.warns(UserWarning, match="task written: constant: all 12 predictions"), untouched(loaded.model):
         again.measure(loaded.model, batch_tokens=512, device=loaded.device)
-    with evaluation_mode(loaded.model):  # a second warning would be an error
+    with untouched(loaded.model):  # a second warning would be an error
         again.measure(loaded.model, batch_tokens=512, device=loaded.device)

@@ -9,7 +9,6 @@ find lit_consistency installed. Given up: code, several samples, balanced accura
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
@@ -104,10 +103,6 @@ def _choice(questions: EncodedTask, tokens: HarnessTokens) -> _Exported:
         rows.append({"id": question.id, "gold": question.item.gold, "contexts": contexts, "answers": answers})
     settings: dict[str, Any] = {"output_type": "multiple_choice", "doc_to_choice": "answers", "doc_to_target": "gold"}
     metrics = [{"metric": "acc"}, {"metric": "acc_norm"}]
-    # what stands before every answer is no part of its length, by which acc_norm divides
-    delimiter = os.path.commonprefix(
-        [answer[: len(answer) - len(answer.lstrip())] for row in rows for answer in row["answers"]]
-    )
     if all(len(row["answers"]) == 1 for row in rows):
         settings = {"output_type": "loglikelihood", "doc_to_target": "{{answers[0]}}"}
         metrics = [{"metric": "acc"}, {"metric": "perplexity"}]
@@ -119,10 +114,6 @@ def _choice(questions: EncodedTask, tokens: HarnessTokens) -> _Exported:
             )
         settings |= {"doc_to_text": "gold", "doc_to_choice": "contexts", "doc_to_target": "{{answers[0]}}"}
         return _Exported(rows, {**settings, "metric_list": [{"metric": "acc"}]})
-    else:
-        for row in rows:
-            row["answers"] = [answer.removeprefix(delimiter) for answer in row["answers"]]
-        settings["target_delimiter"] = delimiter
     return _Exported(rows, {"doc_to_text": "{{contexts[0]}}", **settings, "metric_list": metrics})
 
 
