@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lit_consistency.data.tokens.pairs import prefix_token
+from lit_consistency.data.tokens.pairs import opening_token
 from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.inference.items import Item
 from lit_consistency.records.fingerprints import seed_of
@@ -212,7 +212,7 @@ class PairsTask(Task):
     ) -> EncodedTask:
         """Every pair; a sentence that is too long loses its start."""
         self.check_asked(form, shots)
-        head = np.asarray([prefix_token(tokenizer)], dtype=np.int64)
+        head = np.asarray([opening_token(tokenizer)], dtype=np.int64)
         asked = limited(rows.scored, limit, seed)
         questions = []
         for row in asked:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from lit_consistency.data.tokens.chat_template import ChatTemplate
-from lit_consistency.data.tokens.pairs import EncodedPair, encode_pairs, prefix_token
+from lit_consistency.data.tokens.pairs import EncodedPair, encode_pairs, opening_token
 from lit_consistency.data.tokens.prompts import chat_template, end_of_turn
 from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.inference.items import Candidate, Item
@@ -158,5 +158,5 @@ def encode(tokenizer: Tokenizer, text: str, bos: bool | None = None, chat: bool 
     else:
         ids = tokenizer.encode(text, bos=bos).tolist()
     if not ids and bos is None:
-        ids = [prefix_token(tokenizer)]
+        ids = [opening_token(tokenizer)]
     return np.asarray(ids, dtype=np.int64)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lit_consistency.data.tokens.pairs import prefix_token
+from lit_consistency.data.tokens.pairs import opening_token
 from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.data.worlds.markov import MarkovChains
 from lit_consistency.inference.items import Candidate, Item
@@ -176,7 +176,7 @@ def n_words(question: EncodedQuestion) -> int:
 def _windows(row: Question, tokenizer: Tokenizer, block_size: int) -> Iterator[EncodedQuestion]:
     text = row.labels[0]
     ids, ends = _encode_with_ends(tokenizer, text)
-    tokens = np.concatenate([[prefix_token(tokenizer)], ids])
+    tokens = np.concatenate([[opening_token(tokenizer)], ids])
     for start in range(0, len(ids), block_size):
         stop = min(start + block_size, len(ids))
         window = tokens[max(stop - block_size, 0) : stop + 1]

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lit_consistency.tasks.questions import Question
 
-from lit_consistency.data.tokens.pairs import prefix_token
 from lit_consistency.data.tokens.tokenizer import Tokenizer
-from lit_consistency.tasks.prompts import n_words
+from lit_consistency.tasks.prompts import n_words, opening_token
+from lit_consistency.tasks.questions import Question
 from tests.tasks.tiny import NLI, built, nli_rows, task_of
 
 TEXT: dict[str, Any] = {"kind": "text", "text": "{text}"}
@@ -126,7 +125,7 @@ def test_every_token_of_a_pair_is_scored_behind_the_token_that_opens_a_text(tiny
     assert question.item is not None
     assert question.item.gold == 0
     for candidate, text in zip(question.item.candidates, ("she runs", "she run"), strict=True):
-        assert candidate.tokens[0] == prefix_token(tiny) == tiny.eos_id
+        assert candidate.tokens[0] == opening_token(tiny) == tiny.eos_id
         assert tiny.processor.decode(candidate.tokens[1:].tolist()) == text
         assert candidate.supervised.tolist() == [False] + [True] * (len(candidate.tokens) - 1)
 

@@ -38,7 +38,7 @@ def encode_pairs(
 
     Args:
         tokenizer: Of the model.
-        pairs: Texts of contexts and continuations. An empty context is the prefix token (``prefix_token``), unless the
+        pairs: Texts of contexts and continuations. An empty context is the prefix token (``opening_token``), unless the
             continuation begins with it and lends it.
         special: Whether a context is given BOS where the tokenizer adds it; off for the text of a chat template, which
             holds all that belongs to it.
@@ -63,7 +63,7 @@ def encode_pairs(
     result = []
     for context, continuation in split:
         if not context:
-            tokens, prefix = next(openings), prefix_token(tokenizer)
+            tokens, prefix = next(openings), opening_token(tokenizer)
             result.append(EncodedPair([prefix], tokens[1:] if tokens[:1] == [prefix] else tokens))
             continue
         head, whole = tokens_of[context], next(wholes)
@@ -74,7 +74,7 @@ def encode_pairs(
     return result
 
 
-def prefix_token(tokenizer: Tokenizer) -> int:
+def opening_token(tokenizer: Tokenizer) -> int:
     """What stands before a text that has no context: BOS, or EOS where there is none (``HFLM.prefix_token_id``)."""
     return int(tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id)
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lit_consistency.data.tokens.pairs import encode_pairs, prefix_token
+from lit_consistency.data.tokens.pairs import encode_pairs, opening_token
 from lit_consistency.data.tokens.tokenizer import Tokenizer
 
 ScoredTokens = tuple[np.ndarray, np.ndarray]  # tokens (T,) int64 and which of them are scored (T,) bool
@@ -28,7 +28,7 @@ class HarnessTokens:
         self.tokenizer = tokenizer
         self.max_length = max_length
         named = tokenizer.special_texts
-        self.prefix_id = prefix_token(tokenizer)
+        self.prefix_id = opening_token(tokenizer)
         self.prefix_text = named.get("bos_token", named.get("eos_token"))
 
     def encode(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
