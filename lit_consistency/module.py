@@ -25,7 +25,8 @@ from lit_consistency.methods import Full, Method
 from lit_consistency.methods.build import build_model, check_data
 from lit_consistency.metrics import TokenLoss
 from lit_consistency.model import IGNORE, DocumentMask, check_checkpoint_dir, model_config, token_nll
-from lit_consistency.optimizers import Constant, MoFO, Schedule, group_table, parameter_groups, rehearse
+from lit_consistency.optimizers import Constant, Schedule, dry_build, group_table, parameter_groups
+from lit_consistency.optimizers.core.optimizer import GroupOptimizer
 
 OptimizerFactory = Callable[[list[dict]], torch.optim.Optimizer]
 
@@ -65,7 +66,7 @@ class LitLanguageModel(LightningModule):
         roles: dict[str, str] | None = None,
     ) -> None:
         super().__init__()
-        rehearse(optimizer)
+        dry_build(optimizer)
         self.optimizer = optimizer
         self.checkpoint_dir = Path(checkpoint_dir) if checkpoint_dir is not None else None
         self.model_name = name
@@ -111,7 +112,7 @@ class LitLanguageModel(LightningModule):
             self.start = KeptShards({name: p for name, p in self.gpt.named_parameters() if p.requires_grad})
 
     def merged_state(self) -> dict[str, Tensor]:
-        """The trained weights under the base model's names, whole and on the CPU, on rank 0; empty on the others."""
+        """The trained weights under the base model's names: full tensors on the CPU of rank 0, none on other ranks."""
         weights = gathered(self.gpt.state_dict(), keep=self.global_rank == 0)
         return self.method.merged_state(self.gpt, weights) if weights else {}
 
@@ -133,9 +134,12 @@ class LitLanguageModel(LightningModule):
         Lightning divides by ``accumulate_grad_batches`` and DDP by the number of ranks; both are undone here.
         """
         logits = self._logits(batch)
-        share = token_nll(logits, batch["targets"]).sum() / batch["supervised"].clamp(min=1)
-        self._step_loss = share.detach() if self._step_loss is None else self._step_loss + share.detach()
-        return share * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+        nll = token_nll(logits, batch["targets"])
+        supervised = batch["supervised"].clamp(min=1)
+        # what is logged adds up in float64, as every sum over micro-batches and ranks
+        share = nll.detach().sum(dtype=torch.float64) / supervised
+        self._step_loss = share if self._step_loss is None else self._step_loss + share
+        return nll.sum() / supervised * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Refuse to move on a number that is not finite, on every rank alike."""
@@ -172,7 +176,9 @@ class LitLanguageModel(LightningModule):
         loss, self._step_loss = self._step_loss, None
         self.log("loss", loss, prog_bar=True, logger=False)
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            numbers = {"train/loss": loss.item(), **self._used_rates, **self._densities(), **self.method.numbers()}
+            optimizer = trainer.optimizers[0]
+            of_optimizer = optimizer.log_values() if isinstance(optimizer, GroupOptimizer) else {}
+            numbers = {"train/loss": loss.item(), **self._used_rates, **of_optimizer, **self.method.log_values()}
             if self._grad_norm is not None:
                 numbers["train/grad_norm"] = self._grad_norm.item()
             self.log_now(numbers)
@@ -181,14 +187,6 @@ class LitLanguageModel(LightningModule):
         """Learning rate of each group, named by role."""
         groups = self.trainer.optimizers[0].param_groups
         return {f"lr/{group.get('role', i)}": float(group["lr"]) for i, group in enumerate(groups)}
-
-    def _densities(self) -> dict[str, float]:
-        """Shares of coordinates that the last step selected and moved, where it chooses coordinates (MoFO)."""
-        optimizer = self.trainer.optimizers[0]
-        if not isinstance(optimizer, MoFO):
-            return {}
-        shares = {"density": optimizer.last_density(), "selected": optimizer.last_selected()}
-        return {f"{name}/{role}": share for name, by_role in shares.items() for role, share in by_role.items()}
 
     def log_now(self, numbers: dict[str, float]) -> None:
         """Write numbers to every logger at the current optimizer step, and where callbacks of Lightning watch them."""
@@ -221,7 +219,7 @@ class LitLanguageModel(LightningModule):
         With ``packing: true`` a row holds several conversations; ``packing: false`` gives one each.
         """
         logits = self._logits(batch)
-        nll = token_nll(logits, batch["targets"]).sum(-1)
+        nll = token_nll(logits, batch["targets"]).sum(-1, dtype=torch.float64)
         taken = batch["targets"] != IGNORE
         greedy = logits.argmax(-1)
         first = (batch_idx * self.trainer.world_size + self.trainer.global_rank) * len(nll)

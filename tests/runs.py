@@ -15,6 +15,9 @@ from lit_consistency.cli.fit import ConsistencyCLI, build
 ROOT = Path(__file__).parent.parent
 OPTIMIZERS = sorted(path.stem for path in (ROOT / "configs" / "optimizers").glob("*.yaml"))
 WORLD = '{"class_path": "lit_consistency.data.worlds.MarkovChains", "init_args": {"n_documents": 20, "length": 16}}'
+VALIDATION = (
+    '{"class_path": "lit_consistency.data.worlds.WorldText", "init_args": {"part": "held_out", "world": ' + WORLD + "}}"
+)
 SIZES = ["n_layer=1", "n_head=2", "n_embd=16", "block_size=32"]
 
 

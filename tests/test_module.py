@@ -10,9 +10,9 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from lit_consistency.cli.fit import build
+from lit_consistency.cli.fit import ConsistencyCLI, build
 from lit_consistency.module import NonFiniteError
-from tests.runs import SCRATCH, arguments, equal, fit, weights
+from tests.runs import SCRATCH, VALIDATION, arguments, equal, fit, weights
 
 LORA = "--model.method=lit_consistency.methods.LoRA"
 PACKED = "--data.init_args.packing=true"
@@ -41,6 +41,33 @@ def test_packed_and_unpacked_rows_give_the_same_step(tmp_path: Path) -> None:
         found.append(weights(root / "run" / "model"))
     for name, weight in found[0].items():
         assert (found[1][name] - weight).abs().max() < 1e-10, name
+
+
+def validate(root: Path, *extra: str) -> ConsistencyCLI:
+    """The real ``validate``, one row a batch: 300 sequences of a world's chains in 166 rows."""
+    training = ("fit", "--trainer.max_steps", "--forgetting", "--data.init_args.micro_batch_size")
+    kept = [word for word in arguments(root, *SCRATCH, *extra) if not word.startswith(training)]
+    kept = [word for word in kept if word != "--trainer.limit_val_batches=0"]
+    cli = build(["validate", *kept, "--data.init_args.micro_batch_size=1", f"--data.init_args.validation={VALIDATION}"])
+    cli.execute()
+    return cli
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true", "16-true", "bf16-mixed", "64-true"])
+def test_validation_loss_is_the_mean_over_all_tokens_in_every_precision(precision: str, tmp_path: Path) -> None:
+    """By hand: logits of single rows, log-softmax and sum in float64."""
+    cli = validate(tmp_path, f"--trainer.precision={precision}")
+    nll, n_tokens = 0.0, 0
+    for batch in cli.datamodule.val_dataloader():
+        with torch.no_grad(), cli.trainer.precision_plugin.forward_context():
+            logits = cli.model(batch["tokens"], batch["positions"], batch["documents"])
+        log_probs = logits.double().log_softmax(-1)
+        for t, target in enumerate(batch["targets"][0].tolist()):
+            if target >= 0:
+                nll -= float(log_probs[0, t, target])
+                n_tokens += 1
+    assert n_tokens > 4000
+    assert float(cli.trainer.callback_metrics["val/loss"]) == pytest.approx(nll / n_tokens, rel=1e-6)
 
 
 class Poison(Callback):

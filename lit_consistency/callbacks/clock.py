@@ -1,8 +1,8 @@
 """Where the time of a step goes, without making the device wait for the clock.
 
-A GPU runs behind the program that feeds it, so the program's clock would credit forward and backward to whichever part
-happens to wait. On CUDA the marks are events in the device's stream, read when the numbers are wanted; elsewhere they
-are the program's clock.
+A GPU runs behind the program that feeds it, so the program's clock would count forward and backward as the phase that
+happens to wait for them. On CUDA the marks are events in the device's stream, read when the numbers are wanted;
+elsewhere they are times of the program's clock.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 
 class Clock:
-    """Laps of named parts.
+    """Seconds of the phases of a step: data, forward and backward, optimizer, evaluation, saving.
 
     Args:
         device: whose time is measured.
@@ -32,22 +32,22 @@ class Clock:
         self._laps.clear()
         self._last = self._now()
 
-    def lap(self, part: str, evaluation: float = 0.0) -> None:
-        """Credit the time since the last mark to a part, but for the seconds that an evaluation took of it."""
+    def lap(self, phase: str, evaluation: float = 0.0) -> None:
+        """Count the time since the last mark as the phase's, except for ``evaluation`` seconds of it."""
         now = self._now()
-        self._laps.append((part, evaluation, self._last, now))
+        self._laps.append((phase, evaluation, self._last, now))
         self._last = now
 
     def seconds(self) -> dict[str, float]:
-        """Seconds of each part since the reset, those of evaluations by themselves; waits for the device."""
+        """Phase -> seconds since the reset, with ``evaluation`` as a phase of its own; waits for the device."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        parts: dict[str, float] = defaultdict(float)
-        for part, evaluation, start, end in self._laps:
+        phases: dict[str, float] = defaultdict(float)
+        for phase, evaluation, start, end in self._laps:
             elapsed = start.elapsed_time(end) / 1000 if self.device.type == "cuda" else end - start
-            parts[part] += max(elapsed - evaluation, 0.0)
-            parts["evaluation"] += evaluation
-        return dict(parts)
+            phases[phase] += max(elapsed - evaluation, 0.0)
+            phases["evaluation"] += evaluation
+        return dict(phases)
 
     def _now(self) -> Any:
         if self.device.type != "cuda":

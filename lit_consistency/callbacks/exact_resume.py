@@ -1,8 +1,8 @@
-"""What a checkpoint must hold beyond Lightning's, so that a resumed run continues bit for bit.
+"""What a checkpoint holds beyond Lightning's, so that a resumed run continues bit for bit.
 
-Random states of Python, NumPy and torch. Where somebody saves in the middle of an accumulation, the loader begins that
-optimizer step anew, so gathered gradients need not be saved. Only tensors and plain values: a checkpoint is read with
-``weights_only=True``.
+Random states of Python, NumPy and torch. Where a checkpoint is written in the middle of an accumulation, the loader
+begins that optimizer step anew, so gathered gradients need not be saved. Only tensors and plain values are saved: a
+checkpoint is read with ``weights_only=True``.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from lit_consistency.optimizers.core.optimizer import PROGRESS
 
 
 class ExactResume(Callback):
-    """Save and restore random states, and see that changed hyperparameters hold; the position is the loader's own.
+    """Save and restore random states, and let changed hyperparameters take effect; the loader saves its own position.
 
     Args:
-        allow_changes: the configuration may differ from that of the checkpoint, and then it holds.
+        allow_changes: the configuration may differ from that of the checkpoint, whose values it then replaces.
     """
 
     def __init__(self, allow_changes: bool = False) -> None:
@@ -41,11 +41,11 @@ class ExactResume(Callback):
         checkpoint["optimizer"] = type(trainer.optimizers[0]).__name__
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep the checkpoint until everything is there that takes something from it."""
+        """Keep the checkpoint until training starts: optimizer and schedule do not exist yet."""
         self._checkpoint = checkpoint
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note what is configured; the state of another optimizer means nothing to this one."""
+        """Keep the configured hyperparameters; the state of another optimizer class is left out, with a warning."""
         for group in trainer.optimizers[0].param_groups:
             kept = ("params", "param_names", *PROGRESS)
             self._configured.append({key: value for key, value in group.items() if key not in kept})
@@ -55,18 +55,18 @@ class ExactResume(Callback):
             rank_zero_warn(f"the checkpoint holds the state of {before}: {now} begins with an empty one")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the states back, last of all, when everything that could draw a random number has been set up."""
+        """Restore the random states, last of all, when everything that could draw a random number has been set up."""
         if not self._checkpoint:
             return
         if self.allow_changes:
             self._configure_anew(trainer, language_model(pl_module))
         states = self._checkpoint["random_states"]
-        # with another number of ranks there is no state of one's own: the first rank's is as good as any
+        # with another number of ranks a rank may have no state of its own: it takes the first rank's
         set_random_states(states[trainer.global_rank if len(states) == trainer.world_size else 0])
         self._checkpoint = {}
 
     def _configure_anew(self, trainer: Trainer, module: LitLanguageModel) -> None:
-        """Hyperparameters came back with the optimizer's state; those of the configuration hold."""
+        """Overwrite the hyperparameters that came back with the optimizer's state by those of the configuration."""
         factor = module.schedule.factor(trainer.global_step, module.total_steps())
         for group, configured in zip(trainer.optimizers[0].param_groups, self._configured, strict=True):
             group.update(configured, lr=configured["initial_lr"] * factor)
@@ -87,7 +87,7 @@ def random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any]) -> None:
-    """Put back what ``random_states`` returned."""
+    """Restore what ``random_states`` returned."""
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
     kind, keys, position, has_gauss, cached = states["numpy"]

@@ -16,7 +16,7 @@ class PredictionWriter(Callback):
     """Append each batch's rows to a file; every rank but the first writes into its own, named by its rank.
 
     Args:
-        record: of the run, in whose folder the file goes; an older one is replaced.
+        record: of the run, in whose folder the file is written; an older one is replaced.
     """
 
     def __init__(self, record: RunRecord) -> None:

@@ -2,8 +2,8 @@
 
 The handler only sets a flag. At the end of an optimizer step the ranks agree by an all-reduce; StepCheckpoint, which
 comes last, saves; the command line exits with 128 plus the signal's number (143 for SIGTERM, 130 for SIGINT).
-Lightning's own handler broadcasts from inside the handler and hangs when only one rank is told. A signal that comes
-when the last step is done lets the run finish: its evaluation and its model are what is left.
+Lightning's own handler broadcasts from inside the handler and hangs when only one rank gets the signal. A signal that
+comes when the last step is done lets the run finish, with its last evaluation and its model.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lit_consistency.module import language_model
 
 
 def watched_signals() -> tuple[signal.Signals, ...]:
-    """SIGTERM and SIGINT, and SIGUSR1 where it is not SLURM's, whose requeue is Lightning's business."""
+    """SIGTERM and SIGINT, and SIGUSR1 except under SLURM, where Lightning requeues the job by it."""
     usual = (signal.SIGTERM, signal.SIGINT)
     return usual if "SLURM_JOB_ID" in os.environ or not hasattr(signal, "SIGUSR1") else (*usual, signal.SIGUSR1)
 
@@ -39,7 +39,7 @@ class Preemption(Callback):
         self._previous: dict[int, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Remember whose the signals are, before Lightning takes them."""
+        """Keep the handlers that stand before Lightning sets its own."""
         if stage == "fit":
             self._previous = {number: signal.getsignal(number) for number in watched_signals()}
 
@@ -57,7 +57,7 @@ class Preemption(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """At a step boundary: agree, and stop."""
+        """At a step boundary: the ranks agree whether to stop, and do."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches != 0:
             return
         number = self._agree(pl_module.device)
@@ -74,11 +74,11 @@ class Preemption(Callback):
         return int(flag)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the signals back."""
+        """Restore the handlers."""
         self._restore()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the signals back."""
+        """Restore the handlers."""
         self._restore()
 
     def _restore(self) -> None:

@@ -23,7 +23,7 @@ class RunProgress(RichProgressBar):
         super().on_train_start(trainer, pl_module)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """What stands beside the bar."""
+        """The numbers beside the bar."""
         metrics = dict(super().get_metrics(trainer, pl_module))
         if trainer.training:
             metrics["step"] = f"{trainer.global_step}/{self._total_steps}"

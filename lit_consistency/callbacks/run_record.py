@@ -1,20 +1,23 @@
-"""The run's folder: what was run, on what, and what came out.
+"""The record of a run: what was run, on what, and what came out, in the run's folder (records/run_folder.py).
 
-``config.yaml`` (complete), ``run.json`` (base and its hash, the optimizer that pretrained it, data, versions,
-parameter table, seeds, final metrics), ``metrics.jsonl``, TensorBoard events, ``checkpoints/`` and ``model/``, the
-final model in LitGPT's format with its provenance, so that any result is the next run's base.
+``run.json`` holds the base with its hash and the optimizer that pretrained it, data, versions, the table of parameters,
+seeds and final metrics. The final model is written in LitGPT's format with its provenance, so that any result is the
+next run's base.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
@@ -24,13 +27,16 @@ from lit_consistency.callbacks.forgetting import Forgetting
 from lit_consistency.callbacks.throughput import Throughput
 from lit_consistency.data import SFTData
 from lit_consistency.loggers.metrics_file import MetricsFile
-from lit_consistency.loggers.tensorboard import RunBoard
+from lit_consistency.loggers.tensorboard import TensorBoardRunLogger
 from lit_consistency.model import save_model, weights_hash
 from lit_consistency.module import LitLanguageModel, language_model
 from lit_consistency.optimizers import format_table
-from lit_consistency.records.atomic import check_free, write_atomically
+from lit_consistency.records.atomic import check_free, remove_leftovers
 from lit_consistency.records.differences import differences
-from lit_consistency.records.provenance import Provenance, current_versions, read_provenance
+from lit_consistency.records.provenance import Provenance, current_versions, family, read_provenance
+from lit_consistency.records.run_folder import FINISHED, RunFolder
+
+LOSSES = ("train/loss", "val/loss")
 
 
 class RunRecord(Callback):
@@ -65,11 +71,17 @@ class RunRecord(Callback):
         self.resumed_from: str | None = None
         self.record: dict[str, Any] = {}
         self.inputs: dict[str, Any] = {}
+        self._resumed_step = -1
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run's folder."""
+        return RunFolder(self.root / self.name)
 
     @property
     def directory(self) -> Path:
-        """The run's folder."""
-        return self.root / self.name
+        """Path of the run's folder."""
+        return self.folder.path
 
     def check_free(self, continues: bool) -> None:
         """ValueError when the folder holds another run, or ``final_dir`` something that is no model."""
@@ -77,7 +89,7 @@ class RunRecord(Callback):
             if self.final_dir.exists() and not self.overwrite:
                 raise ValueError(f"final_dir = {self.final_dir}: exists; name another, or set overwrite to replace it")
             check_free(self.final_dir, self.overwrite)
-        if not continues and self.directory.exists() and any(self.directory.iterdir()):
+        if not continues and not self.folder.is_empty:
             raise ValueError(
                 f"run.name = {self.name!r}: {self.directory} is not empty; choose another name, or continue that "
                 "run with --ckpt_path auto"
@@ -96,9 +108,11 @@ class RunRecord(Callback):
         self._warn_of_mismatch()
         self._write_start()
         if not self.resumed_from:
-            _keep_until(trainer, -1)  # numbers of a run of this name that died before its first checkpoint
+            _keep_until(trainer, MetricsFile, -1)  # numbers of a run of this name that died before its first checkpoint
+        # before the first number is logged, which may be that of a measurement when training starts
+        _keep_until(trainer, TensorBoardRunLogger, self._resumed_step)
         for logger in trainer.loggers:
-            if isinstance(logger, RunBoard):
+            if isinstance(logger, TensorBoardRunLogger):
                 logger.begin()
         share = f"trained: {self.record['trained_share']:.1%} of the model's parameters"
         rank_zero_info(f"run folder: {self.directory}\n{format_table(module.parameter_table)}\n{share}")
@@ -106,8 +120,10 @@ class RunRecord(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The step is restored by now: drop the numbers of later steps."""
         if self.resumed_from:
-            _keep_until(trainer, trainer.global_step)
+            _keep_until(trainer, MetricsFile, trainer.global_step)
         forgetting = _find(trainer, Forgetting)
+        if forgetting and trainer.is_global_zero and forgetting.measured_at == trainer.global_step == 0:
+            forgetting.write_items(self.folder.first_measured)
         self._log_hyperparameters(trainer, forgetting.latest if forgetting else {})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -115,7 +131,7 @@ class RunRecord(Callback):
         interrupted = getattr(trainer, "interrupted_by", None)
         if interrupted is None and self.save_model:
             self._save_model(trainer, language_model(pl_module))
-        self._finish(trainer, "interrupted" if interrupted else "finished", language_model(pl_module))
+        self._finish(trainer, "interrupted" if interrupted else FINISHED, language_model(pl_module))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """The record says how the run ended."""
@@ -130,9 +146,10 @@ class RunRecord(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse to continue on other data or another base, before anything is written."""
-        found = differences(checkpoint.get("inputs", {}), self._inputs(trainer, language_model(pl_module)))
-        if trainer.training and found and not self.allow_changes:
-            lines = "\n".join(f"  {text}" for text in found.values())
+        self._resumed_step = checkpoint["global_step"]
+        changed = differences(checkpoint.get("inputs", {}), self._inputs(trainer, language_model(pl_module)))
+        if trainer.training and changed and not self.allow_changes:
+            lines = "\n".join(f"  {text}" for text in changed.values())
             raise ValueError(
                 f"the run was begun on other inputs:\n{lines}\nput them back, or pass --allow_changes true"
             )
@@ -155,8 +172,7 @@ class RunRecord(Callback):
         provenance = read_provenance(base) if base is not None else None
         data = trainer.datamodule  # type: ignore[attr-defined]
         inputs = self._inputs(trainer, module)
-        file = self.directory / "run.json"
-        before = json.loads(file.read_text(encoding="utf-8")) if self.resumed_from and file.is_file() else {}
+        before = self.folder.read_record() if self.resumed_from else {}
         return {
             "name": self.name,
             "status": "running",
@@ -183,22 +199,22 @@ class RunRecord(Callback):
 
     def _warn_of_mismatch(self) -> None:
         before, now = self.record["pretraining_optimizer"], self.record["optimizer"]
-        self.record["optimizer_mismatch"] = before is not None and before != now
+        self.record["optimizer_mismatch"] = before is not None and family(before) != family(now)
         if self.record["optimizer_mismatch"]:
             rank_zero_warn(
-                f"{self.record['base']} was pretrained with {before} and is now trained with {now}: finetuning with "
-                "the optimizer of pretraining forgets less (arXiv 2605.06654)"
+                f"{self.record['base']} was pretrained with {before} and is now trained with {now}, of another family: "
+                "finetuning with the optimizer of pretraining forgets less (arXiv 2605.06654)"
             )
 
     @rank_zero_only
     def _write_start(self) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.directory / "config.yaml", self.config_yaml)
+        remove_leftovers(self.directory)
+        self.folder.write_config(self.config_yaml)
         self._write()
 
     @rank_zero_only
     def _write(self) -> None:
-        write_atomically(self.directory / "run.json", json.dumps(self.record, indent=2, default=str) + "\n")
+        self.folder.write_record(self.record)
 
     def _finish(self, trainer: Trainer, status: str, module: LitLanguageModel) -> None:
         forgetting, throughput = _find(trainer, Forgetting), _find(trainer, Throughput)
@@ -212,7 +228,9 @@ class RunRecord(Callback):
             "speed": throughput.latest if throughput else {},
         }
         self._write()
-        if status == "finished" and forgetting:
+        if status == FINISHED and forgetting:
+            if trainer.is_global_zero:
+                forgetting.write_items(self.folder.last_measured)
             module.log_now({f"final/{name}": value for name, value in _headlines(forgetting.latest).items()})
 
     def _log_hyperparameters(self, trainer: Trainer, measured: dict[str, float]) -> None:
@@ -227,7 +245,7 @@ class RunRecord(Callback):
     def _save_model(self, trainer: Trainer, module: LitLanguageModel) -> None:
         state = module.merged_state()
         if trainer.is_global_zero:
-            out_dir = self.final_dir or self.directory / "model"
+            out_dir = self.final_dir or self.folder.model
             data = trainer.datamodule  # type: ignore[attr-defined]
             save_model(
                 out_dir,
@@ -255,14 +273,31 @@ class RunRecord(Callback):
             "steps": trainer.global_step,
             "seed": self.record["seed"],
             "command": self.record["command"],
+            **_configured(self.config_yaml),
+            "final_metrics": self._final_metrics(trainer),
         }
         before = read_provenance(module.checkpoint_dir) if module.checkpoint_dir is not None else None
         return before.next_stage(**stage) if before else Provenance(**stage)
 
+    def _final_metrics(self, trainer: Trainer) -> dict[str, float | None]:
+        """Losses and what judges the run; what is no number is None."""
+        forgetting = _find(trainer, Forgetting)
+        losses = {key: float(value) for key, value in trainer.callback_metrics.items() if key in LOSSES}
+        numbers = {**losses, **_headlines(forgetting.latest if forgetting else {})}
+        return {name: value if math.isfinite(value) else None for name, value in sorted(numbers.items())}
 
-def _keep_until(trainer: Trainer, step: int) -> None:
+
+def _configured(config_yaml: str) -> dict[str, Any]:
+    """Options of optimizer and schedule, as they stand in the configuration."""
+    model = (yaml.safe_load(config_yaml) or {}).get("model", {})
+    schedule = model.get("schedule")
+    options = (model.get("optimizer") or {}).get("init_args", {})
+    return {"optimizer_options": options, "schedule": schedule if isinstance(schedule, Mapping) else None}
+
+
+def _keep_until(trainer: Trainer, kind: type[MetricsFile] | type[TensorBoardRunLogger], step: int) -> None:
     for logger in trainer.loggers:
-        if isinstance(logger, MetricsFile):
+        if isinstance(logger, kind):
             logger.keep_until(step)
 
 

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from lit_consistency.checkpointing.io import AtomicCheckpointIO, checkpoints, step_of
 from lit_consistency.checkpointing.manifest import has_manifest, manifest_of, write_manifest
+from lit_consistency.records.run_folder import RunFolder
 
 
 class StepCheckpoint(Checkpoint):
@@ -40,11 +41,11 @@ class StepCheckpoint(Checkpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checkpoints go into the run's folder."""
-        self.folder = Path(trainer.strategy.broadcast(trainer.default_root_dir)) / "checkpoints"
+        self.folder = RunFolder(Path(trainer.strategy.broadcast(trainer.default_root_dir))).checkpoints
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set aside what lies ahead: a branch that this run has left, which must not be taken for its newest."""
+        """Move checkpoints of later steps aside: a branch that this run has left, which is not its newest."""
         assert self.folder is not None
         ahead = [path for path in checkpoints(self.folder) if step_of(path) > trainer.global_step]
         if not ahead:

@@ -3,7 +3,7 @@
 Tokens per second (all, and supervised), the time of a step split into data, forward and backward, optimizer,
 evaluation, and saving, the share of the machine's peak where that is known, and peak memory. The numbers are those of
 rank 0 as if all ranks were alike; only the tokens of the whole run are summed over the ranks. Waiting for the batch
-after a checkpoint counts as saving: nothing tells where the one ends and the other begins.
+after a checkpoint counts as saving, since Lightning calls nothing between the two.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lit_consistency.callbacks.clock import Clock
 from lit_consistency.callbacks.forgetting import Forgetting
 from lit_consistency.module import LitLanguageModel, language_model
 
-UNPRODUCTIVE = ("evaluation", "saving")  # parts of the time in which nothing is trained: not in tokens per second
+UNPRODUCTIVE = ("evaluation", "saving")  # phases in which nothing is trained, left out of tokens per second
 
 # Peaks by the exact name of the device, dense, operations per second: the SXM board calls itself "NVIDIA H200", which
 # Lightning 2.6 does not recognize, and its own numbers for the H200 are those with sparsity.
@@ -53,8 +53,9 @@ class Throughput(Callback):
         self.latest: dict[str, float] = {}
         self.total_tokens_all: int | None = None
         self._clock = Clock(torch.device("cpu"))
-        self._tokens = torch.zeros(2, dtype=torch.int64)  # all and supervised, since the last numbers
-        self._total = torch.zeros(2, dtype=torch.int64)  # before those, since the start or the resume, on this rank
+        # two counts each, of all tokens and of supervised ones
+        self._tokens = torch.zeros(2, dtype=torch.int64)  # since the last numbers, on this rank
+        self._total = torch.zeros(2, dtype=torch.int64)  # from start or resume to the last numbers, on this rank
         self._before = torch.zeros(2, dtype=torch.int64)  # up to the resume, on all ranks
         self._peak: int | None = None
         self._saved = False
@@ -72,13 +73,13 @@ class Throughput(Callback):
         self._reset(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """What passed since the last batch, or since the validation after it, was data or saving."""
+        """The time since the last batch, or since the validation after it, was that of data or of saving."""
         self._between(trainer)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Gradients are there."""
+        """The gradients are computed: forward and backward end."""
         self._lap(trainer, "forward_backward")
 
     def on_train_batch_end(
@@ -99,7 +100,7 @@ class Throughput(Callback):
             self._reset(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lightning's validation begins: what passed since the last batch was data or saving."""
+        """Lightning's validation begins: the time since the last batch was that of data or of saving."""
         self._between(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -107,7 +108,7 @@ class Throughput(Callback):
         self._lap(trainer, "evaluation")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint is about to be written, which is credited at the next mark."""
+        """A checkpoint is about to be written; the time until the next mark counts as saving."""
         self._saved = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -118,8 +119,8 @@ class Throughput(Callback):
         """Tokens trained on since the run began, padding excluded.
 
         Args:
-            world_size: number of ranks. It is used only until training has ended, when the other ranks' tokens are
-                not known: then as if all ranks had as many as this one.
+            world_size: number of ranks. Until training has ended the other ranks' tokens are not known, and they are
+                taken to have as many as this one.
         """
         if self.total_tokens_all is not None:
             return self.total_tokens_all
@@ -130,7 +131,7 @@ class Throughput(Callback):
         return {"total": self._all_ranks()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Count on: every rank is given the sum over the ranks, which no rank may add to its own tokens."""
+        """Go on counting; every rank gets the sum over all ranks, which is therefore not added to its own tokens."""
         self._before = state_dict["total"]
         self._total.zero_()
         self._tokens.zero_()
@@ -144,12 +145,12 @@ class Throughput(Callback):
 
     def _log(self, trainer: Trainer, pl_module: LitLanguageModel) -> None:
         all_tokens, supervised = (int(n) * trainer.world_size for n in self._tokens)
-        parts = {"saving": 0.0} | self._clock.seconds()
-        busy = sum(seconds for part, seconds in parts.items() if part not in UNPRODUCTIVE)
+        phases = {"saving": 0.0} | self._clock.seconds()
+        busy = sum(seconds for phase, seconds in phases.items() if phase not in UNPRODUCTIVE)
         numbers = {
             "speed/tokens_per_second": all_tokens / busy,
             "speed/supervised_tokens_per_second": supervised / busy,
-            **{f"speed/{part}_ms": 1000 * seconds / self._steps for part, seconds in parts.items()},
+            **{f"speed/{phase}_ms": 1000 * seconds / self._steps for phase, seconds in phases.items()},
             "speed/peak_memory_gib": peak_memory_gib(pl_module.device),
         }
         if self._peak:
@@ -169,9 +170,9 @@ class Throughput(Callback):
         self._lap(trainer, "saving" if self._saved else "data")
         self._saved = False
 
-    def _lap(self, trainer: Trainer, part: str) -> None:
+    def _lap(self, trainer: Trainer, phase: str) -> None:
         evaluated = _evaluation_seconds(trainer)
-        self._clock.lap(part, evaluated - self._evaluated)
+        self._clock.lap(phase, evaluated - self._evaluated)
         self._evaluated = evaluated
 
 

@@ -1,6 +1,6 @@
-"""How far the weights are from where they started, per role, and which share of the coordinates has ever moved.
+"""Distance of the weights from where they started, per role, and the share of the coordinates that have ever moved.
 
-One tensor is looked at at a time; what is kept between measurements is one bit per coordinate, on the CPU.
+One tensor is read at a time; between measurements one bit per coordinate is kept, on the CPU.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class WeightChange:
-    """Distances between the start and now, and the coordinates that were found moved at any measurement.
+    """Distances between the start and now, and the coordinates that had moved at this or an earlier measurement.
 
     Args:
         roles: name of a base-format tensor -> its role (``hidden``, ``embedding``, ...).
@@ -39,9 +39,9 @@ class WeightChange:
             if name in self._moved:
                 bits |= self._moved[name]
             self._moved[name] = bits
-            found = (_squared_norm(change), _squared_norm(start), float(count_bits(bits)), float(change.numel()))
+            terms = (_squared_norm(change), _squared_norm(start), float(count_bits(bits)), float(change.numel()))
             for key in (self.roles.get(name, "other"), "all"):
-                sums[key] = [a + b for a, b in zip(sums[key], found, strict=True)]
+                sums[key] = [a + b for a, b in zip(sums[key], terms, strict=True)]
         numbers = {}
         for role, (change2, start2, moved, numel) in sums.items():
             numbers[f"distance/{role}"] = change2**0.5
@@ -55,22 +55,22 @@ class WeightChange:
         return dict(self._moved)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take up the moved coordinates of an earlier part of the run."""
+        """Go on from the moved coordinates of a checkpoint."""
         self._moved = {name: bits.cpu() for name, bits in state.items()}
 
 
 def pack_bits(mask: Tensor) -> Tensor:
-    """A bool tensor as uint8 (numel / 8, rounded up), eight coordinates a byte, the places behind the end zero."""
+    """A bool tensor as uint8 (numel / 8, rounded up), eight coordinates a byte, the last byte filled up with zeros."""
     flat = torch.nn.functional.pad(mask.flatten().to(torch.uint8), (0, -mask.numel() % 8))
-    return (flat.view(-1, 8) * _places(mask.device)).sum(-1, dtype=torch.uint8)
+    return (flat.view(-1, 8) * _bit_values(mask.device)).sum(-1, dtype=torch.uint8)
 
 
 def count_bits(bits: Tensor) -> int:
-    """How many coordinates were true in the tensor that was packed."""
-    return int(((bits[:, None] & _places(bits.device)) != 0).sum())
+    """Number of true coordinates in the tensor that was packed."""
+    return int(((bits[:, None] & _bit_values(bits.device)) != 0).sum())
 
 
-def _places(device: torch.device) -> Tensor:
+def _bit_values(device: torch.device) -> Tensor:
     return 2 ** torch.arange(8, dtype=torch.uint8, device=device)
 
 

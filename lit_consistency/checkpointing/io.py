@@ -1,15 +1,13 @@
 """Checkpoints that survive a kill, a full disk and a flipped bit.
 
 Lightning writes to a temporary place and moves: a kill or a full disk in the move destroys the previous good file, and
-a flipped bit loads without a word. Here: a temporary file in the same folder, fsync, ``os.replace``, and last a
-manifest with the size and SHA-256 of what was written. A checkpoint without a matching manifest does not count.
+a flipped bit loads without a word. Here: a file beside it, fsync, a rename (records/atomic.py), and last a manifest
+with the size and SHA-256 of what was written. A checkpoint without a matching manifest does not count.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,9 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import CheckpointIO
 
-from lit_consistency.checkpointing.manifest import CheckpointError, describe, manifest_of, remove_leftovers, verify
+from lit_consistency.checkpointing.manifest import CheckpointError, describe, manifest_of, verify
 from lit_consistency.checkpointing.sharded import read_folder, read_meta
-from lit_consistency.records.atomic import TEMPORARY, flush, write_atomically
+from lit_consistency.records.atomic import flush, new_file, remove_leftovers, write_text
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -32,22 +30,17 @@ class AtomicCheckpointIO(CheckpointIO):
             CheckpointError: naming the path and the cause (disk full, read-only, no permission); what was there stays.
         """
         path = Path(path)
-        temporary = path.with_name(TEMPORARY + path.name)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             remove_leftovers(path.parent)
-            with open(temporary, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            manifest = describe(temporary)
-            manifest_of(path).unlink(missing_ok=True)
-            os.replace(temporary, path)
-            flush(path.parent)
-            write_atomically(manifest_of(path), json.dumps({path.name: manifest}))
+            with new_file(path) as temporary:
+                with open(temporary, "wb") as file:
+                    torch.save(checkpoint, file)
+                flush(temporary)
+                manifest = describe(temporary)
+                # the file that stands there counts until the very moment it is replaced
+                manifest_of(path).unlink(missing_ok=True)
+            write_text(manifest_of(path), json.dumps({path.name: manifest}))
         except (OSError, RuntimeError) as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
             raise CheckpointError(f"could not save the checkpoint {path}: {error}") from error
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
@@ -83,8 +76,8 @@ def newest_valid(folder: Path, among: list[Path] | None = None) -> tuple[Path | 
 
 def checkpoints(folder: Path) -> list[Path]:
     """Checkpoints of the folder, oldest first; whether they are valid is not looked at."""
-    found = [path for path in folder.glob("step-*.ckpt") if path.stem.removeprefix("step-").isdigit()]
-    return sorted(found, key=step_of)
+    named = [path for path in folder.glob("step-*.ckpt") if path.stem.removeprefix("step-").isdigit()]
+    return sorted(named, key=step_of)
 
 
 def step_of(path: Path) -> int:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
-from lit_consistency.records.atomic import TEMPORARY, write_atomically
+from lit_consistency.records.atomic import write_text
 from lit_consistency.records.fingerprints import sha256
 
 MANIFEST = ".manifest.json"
@@ -34,8 +32,8 @@ def verify(path: Path) -> None:
             raise CheckpointError(f"{file}: missing")
         if file.stat().st_size != expected["bytes"]:
             raise CheckpointError(f"{file}: {file.stat().st_size} bytes, expected {expected['bytes']}")
-        if (found := sha256(file)) != expected["sha256"]:
-            raise CheckpointError(f"{file}: sha256 {found}, expected {expected['sha256']}")
+        if (digest := sha256(file)) != expected["sha256"]:
+            raise CheckpointError(f"{file}: sha256 {digest}, expected {expected['sha256']}")
 
 
 def has_manifest(path: Path) -> bool:
@@ -46,7 +44,7 @@ def has_manifest(path: Path) -> bool:
 def write_manifest(path: Path) -> None:
     """Describe a checkpoint folder (distributed checkpoints) after all of its files are on disk."""
     files = {str(file.relative_to(path)): describe(file) for file in sorted(path.rglob("*")) if file.is_file()}
-    write_atomically(manifest_of(path), json.dumps(files))
+    write_text(manifest_of(path), json.dumps(files))
 
 
 def describe(file: Path) -> dict[str, Any]:
@@ -54,13 +52,6 @@ def describe(file: Path) -> dict[str, Any]:
     return {"bytes": file.stat().st_size, "sha256": sha256(file)}
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files of saves that were killed."""
-    for file in folder.glob(TEMPORARY + "*"):
-        with contextlib.suppress(OSError):
-            shutil.rmtree(file) if file.is_dir() else file.unlink()
-
-
 def manifest_of(path: Path) -> Path:
-    """Where the manifest of a checkpoint stands: beside it."""
+    """The manifest of a checkpoint stands beside it."""
     return path.with_name(path.name + MANIFEST)

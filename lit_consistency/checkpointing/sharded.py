@@ -3,7 +3,7 @@
 The tensors are stored by ``torch.distributed.checkpoint`` under flat names, so that any number of ranks, or one
 process, reads them; everything else stands in ``meta.pt``. The folder is written beside its place, each file is hashed
 by the rank that wrote it, and it is moved into place before the manifest is written: whole or not at all, as
-checkpoint_io.py does for a file. The index of the tensors is a pickle; it is read by an unpickler that makes nothing
+io.py does for a file. The index of the tensors is a pickle; it is read by an unpickler that makes nothing
 but the classes of such an index.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import pickle
 import shutil
 import warnings
@@ -26,8 +25,8 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.tensor import DTensor
 
-from lit_consistency.checkpointing.manifest import CheckpointError, describe, manifest_of, remove_leftovers
-from lit_consistency.records.atomic import TEMPORARY, flush, write_atomically
+from lit_consistency.checkpointing.manifest import CheckpointError, describe, manifest_of
+from lit_consistency.records.atomic import flush, publish, remove_leftovers, unfinished, write_text
 
 META = "meta.pt"
 INDEX = ".metadata"
@@ -45,13 +44,13 @@ def save_folder(checkpoint: dict[str, Any], path: Path) -> None:
         CheckpointError: on every rank, naming the path and the cause on any of them.
     """
     tensors, rest = _divide(checkpoint)
-    temporary = path.with_name(TEMPORARY + path.name)
+    temporary = unfinished(path)
     first = dist.get_rank() == 0
     _together(path, lambda: _make(temporary) if first else None)
     _together(path, lambda: dcp.save(tensors, storage_writer=dcp.FileSystemWriter(temporary)))
     _together(path, lambda: _write_meta(rest, temporary) if first else None)
     described = _together(path, lambda: {file.name: describe(file) for file in _own_files(temporary)})
-    manifest = {name: entry for part in described for name, entry in part.items()}
+    manifest = {name: entry for files in described for name, entry in files.items()}
     _together(path, lambda: _publish(temporary, path, manifest) if first else None)
 
 
@@ -74,9 +73,9 @@ def fill(tensors: dict[str, Tensor], path: Path) -> None:
     """
     stored = stored_tensors(path)
     for name, tensor in tensors.items():
-        found = tuple(stored[name][0]) if name in stored else "nothing"
-        if found != tuple(tensor.shape):
-            raise CheckpointError(f"{path}: {name}: expected {tuple(tensor.shape)}, found {found}")
+        shape = tuple(stored[name][0]) if name in stored else "nothing"
+        if shape != tuple(tensor.shape):
+            raise CheckpointError(f"{path}: {name}: expected {tuple(tensor.shape)}, found {shape}")
     sharded = any(isinstance(tensor, DTensor) for tensor in tensors.values())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*assuming the intent is to load in a single process")
@@ -176,8 +175,7 @@ def _make(temporary: Path) -> None:
 def _write_meta(rest: dict[str, Any], folder: Path) -> None:
     with open(folder / META, "wb") as file:
         torch.save(rest, file)
-        file.flush()
-        os.fsync(file.fileno())
+    flush(folder / META)
 
 
 def _own_files(folder: Path) -> list[Path]:
@@ -191,9 +189,8 @@ def _publish(temporary: Path, path: Path, manifest: dict[str, Any]) -> None:
     if path.exists():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     flush(temporary)
-    os.replace(temporary, path)
-    flush(path.parent)
-    write_atomically(manifest_of(path), json.dumps(manifest))
+    publish(temporary, path)
+    write_text(manifest_of(path), json.dumps(manifest))
 
 
 class _IndexUnpickler(pickle.Unpickler):
@@ -201,13 +198,13 @@ class _IndexUnpickler(pickle.Unpickler):
         """Only the classes of an index and plain values: it may name nothing that does something."""
         expected = module in (*INDEX_CLASSES, "torch", "torch.serialization") or module.partition(".")[0] == "pathlib"
         # asked before: to look a name up imports its module, and importing runs code
-        found = super().find_class(module, name) if expected and "." not in name else None
-        own = module in INDEX_CLASSES and isinstance(found, type) and found.__module__ == module
-        plain = module == "torch" and (found is torch.Size or isinstance(found, torch.dtype))
-        path = module.partition(".")[0] == "pathlib" and isinstance(found, type) and issubclass(found, PurePath)
+        kind = super().find_class(module, name) if expected and "." not in name else None
+        own = module in INDEX_CLASSES and isinstance(kind, type) and kind.__module__ == module
+        plain = module == "torch" and (kind is torch.Size or isinstance(kind, torch.dtype))
+        path = module.partition(".")[0] == "pathlib" and isinstance(kind, type) and issubclass(kind, PurePath)
         # the name of a layout, as `strided`, to the layout
         if own or plain or path or (module, name) == ("torch.serialization", "_get_layout"):
-            return found
+            return kind
         raise pickle.UnpicklingError(f"{module}.{name}: not expected in the index of a checkpoint")
 
 

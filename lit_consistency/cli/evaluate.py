@@ -32,7 +32,7 @@ OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
     ),
     ("shots", list[int], [0], "numbers of few-shot examples, from the task's training split, fixed by the seed"),
     ("limit", int, 0, "questions of each task at most, drawn by the seed (of texts the first windows); 0: all"),
-    ("seed", int, 0, "of the draws of examples and questions, and of the bootstrap"),
+    ("seed", int, 0, "of the draws of examples and questions, and of the exchanges that compare two models"),
     (
         "batch_tokens",
         int,

@@ -36,8 +36,9 @@ from lit_consistency.cli.fit_parser import Parser
 from lit_consistency.cli.resume import check_changes, find_checkpoint, has_finished
 from lit_consistency.cli.trainer_options import check_trainer, sharded_options
 from lit_consistency.data import TokenData
+from lit_consistency.data.worlds import World
 from lit_consistency.loggers.metrics_file import MetricsFile
-from lit_consistency.loggers.tensorboard import RunBoard
+from lit_consistency.loggers.tensorboard import TensorBoardRunLogger
 from lit_consistency.module import LitLanguageModel
 
 TRAINER_DEFAULTS = {
@@ -59,6 +60,14 @@ class ConsistencyCLI(LightningCLI):
         parser.add_lightning_class_args(Throughput, "throughput")
         parser.add_lightning_class_args(RunRecord, "run")  # after those whose numbers it records
         parser.add_lightning_class_args(StepCheckpoint, "checkpoint")
+        parser.add_argument(
+            "--world",
+            type=World | None,
+            default=None,
+            help="Of which all sources, rows and watched tasks are that name no world of their own; "
+            "--world.init_args.seed 1 is another one for all of them.",
+        )
+        parser.shares_world = True  # type: ignore[attr-defined]
         parser.add_argument(
             "--allow_changes",
             type=bool,
@@ -114,7 +123,7 @@ class ConsistencyCLI(LightningCLI):
     def execute(self) -> None:
         """Run the chosen subcommand, unless it is a fit that has been run to its end."""
         record, section = self._get(self.config_init, "run"), self.config[str(self.subcommand)]
-        if self.subcommand == "fit" and self.asked_for == "auto" and has_finished(record.directory, section["trainer"]):
+        if self.subcommand == "fit" and self.asked_for == "auto" and has_finished(record.folder, section["trainer"]):
             rank_zero_info(f"{record.directory}: the run has finished, there is nothing left to train")
             return
         super()._run_subcommand(str(self.subcommand))
@@ -128,8 +137,8 @@ class ConsistencyCLI(LightningCLI):
 
 def _loggers(record: RunRecord) -> list[Any]:
     return [
-        RunBoard(str(record.root), name=record.name, version="", default_hp_metric=False),
-        MetricsFile(record.directory / "metrics.jsonl"),
+        TensorBoardRunLogger(str(record.root), name=record.name, version="", default_hp_metric=False),
+        MetricsFile(record.folder),
     ]
 
 

@@ -12,10 +12,12 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import NoReturn
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse import DefaultHelpFormatter
+
+from lit_consistency.cli.overlays import REFUSED, OverlayParser
 
 
-class ShortErrors(ArgumentParser):
+class ShortErrors(OverlayParser):
     """Ends with exit status 2 and the error in a few lines, not with a hundred lines of usage."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -23,7 +25,7 @@ class ShortErrors(ArgumentParser):
         if not self.exit_on_error:
             super().error(message, ex)
         message = self.in_words(message, ex)
-        sys.stderr.write(f"error: {message}\n{self._hint(message)}the options are explained by --help\n")
+        sys.stderr.write(f"error: {one_line(message)}\n{self._hint(message)}the options are explained by --help\n")
         sys.exit(2)
 
     def in_words(self, message: str, ex: Exception | None) -> str:
@@ -42,6 +44,32 @@ class ShortErrors(ArgumentParser):
         known = sorted({option.lstrip("-") for action in self._actions for option in action.option_strings})
         close = get_close_matches(found[1], known) or get_close_matches(found[1].rpartition(".")[2], known)
         return f"did you mean {' or '.join(close)}?\n" if close else ""
+
+
+# jsonargparse's account of an error has a line for every level of the key
+STEP = re.compile(
+    r"\s*(?:Parser key \"(?P<key>[^\"]+)\"(?: element \d+)?:"
+    r"|(?P<init_args>Problem with given class_path '.*':|Type \S*Callable\S.*? expects a function or a callable class:)"
+    r"|Validation failed:|- Expected a config path but .* either not accessible or invalid\n\s*- )\s*"
+)
+CHOICES = re.compile(r"Does not validate against any of the Union subtypes\s+Subtypes: .*\s+Errors:\n(.*)", re.DOTALL)
+
+
+def one_line(message: str) -> str:
+    """The key in full and what is wrong with its value, for jsonargparse's account of an error."""
+    key, rest = "", message
+    while step := STEP.match(rest):
+        key += f".{step['key']}" if step["key"] else ".init_args" if step["init_args"] else ""
+        rest = rest[step.end() :]
+    if not key:
+        return message
+    rest = rest.partition(REFUSED)[2].partition("\n")[0] or rest.strip()
+    rest = re.sub(r"\. Got value: Namespace\(.*\)$", "", rest, flags=re.DOTALL)
+    if choices := CHOICES.match(rest):
+        reasons, _, given = choices[1].partition("Given value type:")
+        texts = [" ".join(text.split()) for text in re.split(r"^\s*- ", reasons, flags=re.MULTILINE) if text.strip()]
+        rest = f"{'; or '.join(texts)}. Got value: {given.partition('Given value:')[2].strip()}"
+    return f"{key.removesuffix('.init_args')[1:]}: {rest}"
 
 
 class HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):

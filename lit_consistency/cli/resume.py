@@ -6,7 +6,6 @@ configurations differ, the run is refused with the list of differing keys, unles
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from lit_consistency.checkpointing.io import checkpoints, config_of, newest_valid, step_of
 from lit_consistency.checkpointing.manifest import verify
 from lit_consistency.records.differences import differences
+from lit_consistency.records.run_folder import RunFolder
 
 # what may differ without changing what is computed: where the run is written, shown and executed
 FREE = (
@@ -63,28 +63,28 @@ def find_checkpoint(section: Mapping[str, Any]) -> Path | None:
     if section["ckpt_path"] == "auto":
         if not run["name"]:
             raise ValueError("ckpt_path = 'auto': expected run.name too, the run to continue")
-        return _newest(Path(run["root"]) / run["name"], section["trainer"])
+        return _newest(RunFolder(Path(run["root"]) / run["name"]), section["trainer"])
     path = Path(section["ckpt_path"])
     verify(path)
-    if not run["name"] and path.parent.name == "checkpoints":
-        run["name"], run["root"] = path.parent.parent.name, str(path.parent.parent.parent)
+    if not run["name"] and (folder := RunFolder.of_checkpoint(path)) is not None:
+        run["name"], run["root"] = folder.path.name, str(folder.path.parent)
     return path
 
 
-def has_finished(directory: Path, trainer: Mapping[str, Any]) -> bool:
+def has_finished(folder: RunFolder, trainer: Mapping[str, Any]) -> bool:
     """Whether the run of this folder has trained to the end that is configured now, and written everything."""
-    return _record(directory).get("status") == "finished" and _same_end(directory, trainer)
+    return folder.is_finished and folder.has_length(trainer)
 
 
-def _newest(directory: Path, trainer: Mapping[str, Any]) -> Path | None:
+def _newest(folder: RunFolder, trainer: Mapping[str, Any]) -> Path | None:
     """The newest valid checkpoint that leaves something to train.
 
     A run that was killed after its last step, before its model was written, does that step again: Lightning skips a
     loop that is done, and with it everything that is to happen at the end.
     """
-    path, skipped = newest_valid(directory / "checkpoints")
-    total = _record(directory).get("total_steps")
-    if path is not None and total is not None and step_of(path) >= total and _same_end(directory, trainer):
+    path, skipped = newest_valid(folder.checkpoints)
+    total = folder.read_record().get("total_steps")
+    if path is not None and total is not None and step_of(path) >= total and folder.has_length(trainer):
         earlier = [p for p in checkpoints(path.parent) if step_of(p) < total]
         path, skipped = newest_valid(path.parent, among=earlier)
     for reason in skipped:
@@ -93,23 +93,11 @@ def _newest(directory: Path, trainer: Mapping[str, Any]) -> Path | None:
     return path
 
 
-def _record(directory: Path) -> dict[str, Any]:
-    file = directory / "run.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-
-
-def _same_end(directory: Path, trainer: Mapping[str, Any]) -> bool:
-    """Whether the number of steps and epochs is what it was when the run was recorded."""
-    file = directory / "config.yaml"
-    before = yaml.safe_load(file.read_text(encoding="utf-8"))["trainer"] if file.is_file() else {}
-    return all(before.get(key) == trainer[key] for key in ("max_steps", "max_epochs"))
-
-
 def check_changes(path: Path, config: str, allow: bool) -> None:
     """ValueError with the differing keys when the checkpoint was made by another configuration."""
     before = yaml.safe_load(config_of(path))
-    found = differences(before, yaml.safe_load(config))
-    differing = [f"  {text}" for key, text in found.items() if not _is_free(key)]
+    changed = differences(before, yaml.safe_load(config))
+    differing = [f"  {text}" for key, text in changed.items() if not _is_free(key)]
     if not differing:
         return
     message = f"{path} was made with another configuration:\n" + "\n".join(differing)

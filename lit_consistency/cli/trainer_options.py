@@ -7,17 +7,22 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
+from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 
+from lit_consistency.cli.moved import MOVED, refuse_moved
 from lit_consistency.distributed.strategy import FSDP2Strategy, fsdp2_of
 
 # these cut epochs or batches to pieces: a global batch would be left half done, and the schedule would not know
 CUTTING = {"limit_train_batches": (None, 1.0), "overfit_batches": (0.0, 0), "fast_dev_run": (False, 0)}
 
+# these change weights behind the optimizer's back: what is saved would not be what was measured
+SWAPPING = (WeightAveraging, StochasticWeightAveraging, ModelPruning)
+
 
 def check_trainer(trainer: Mapping[str, Any]) -> None:
-    """See that a run has an end, that steps are whole, and that the strategy leaves the optimizer whole tensors.
+    """See that a run has an end, steps are whole, and nobody but the optimizer, on whole tensors, changes the weights.
 
     Raises:
         ValueError: naming the option, its value and what is allowed.
@@ -27,6 +32,7 @@ def check_trainer(trainer: Mapping[str, Any]) -> None:
     _at_least("log_every_n_steps", trainer.get("log_every_n_steps"), 1, unless=(None,))
     _at_least("gradient_clip_val", trainer.get("gradient_clip_val"), 0, unless=(None,))
     check_strategy(trainer.get("strategy"))
+    check_callbacks(trainer.get("callbacks"))
     if trainer.get("max_steps") in (-1, None) and trainer.get("max_epochs") in (-1, None):
         raise ValueError("trainer.max_steps = -1 and trainer.max_epochs = None: expected one of them")
     for key, allowed in CUTTING.items():
@@ -37,6 +43,27 @@ def check_trainer(trainer: Mapping[str, Any]) -> None:
             f"trainer.accumulate_grad_batches = {trainer['accumulate_grad_batches']}: expected it unset; set "
             "data.init_args.global_batch_size and micro_batch_size, from which it follows"
         )
+
+
+def check_callbacks(callbacks: Any) -> None:
+    """Refuse callbacks that put other weights in the place of the trained ones.
+
+    Lightning's averages are swapped in for validation and copied over the model when training ends, after the last
+    measurement: the saved model, its step checkpoints and the reported numbers would be of different weights.
+
+    Args:
+        callbacks: one, several, or None, as the Trainer takes them.
+
+    Raises:
+        ValueError: naming the callback.
+    """
+    for callback in callbacks if isinstance(callbacks, list | tuple) else [callbacks]:
+        if isinstance(callback, SWAPPING):
+            raise ValueError(
+                f"trainer.callbacks: {type(callback).__name__}: expected callbacks that leave the weights to the "
+                "optimizer, since the model that is saved must be the one that is measured; two saved models are "
+                "averaged by `export --interpolate`"
+            )
 
 
 def check_strategy(strategy: Any) -> None:
@@ -89,6 +116,8 @@ def _resolved(strategy: Any) -> Any:
         return FSDP2Strategy()
     if not isinstance(strategy, str) or "." not in strategy:
         return strategy
+    if moved := next((refuse_moved(old) for old in MOVED if old in strategy), None):
+        raise ValueError(f"trainer.strategy: {moved}")
     module, _, name = strategy.rpartition(".")
     found = getattr(import_module(module), name, None) if find_spec(module.partition(".")[0]) else None
     if not (isinstance(found, type) and issubclass(found, Strategy)):

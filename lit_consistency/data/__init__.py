@@ -6,7 +6,7 @@ from lit_consistency.data.pretrain_data import PretrainData
 from lit_consistency.data.sft_data import SFTData
 from lit_consistency.data.sources.documents import JsonLines, Parquet, Source, TextFiles
 from lit_consistency.data.sources.hub import HubDataset, HubRows
-from lit_consistency.data.sources.rows import Row, RowFiles, Rows
+from lit_consistency.data.sources.rows import Conversation, RowFiles, Rows
 from lit_consistency.data.token_data import TokenData
 from lit_consistency.data.tokens.prompts import Example, PromptEncoder
 from lit_consistency.data.tokens.tokenizer import Tokenizer, write_tokenizer
@@ -20,7 +20,7 @@ __all__ = [
     "PretrainData",
     "PromptEncoder",
     "Replay",
-    "Row",
+    "Conversation",
     "RowFiles",
     "Rows",
     "SFTData",

@@ -20,13 +20,7 @@ class PretrainData(TokenData):
         source: Documents to train on.
         validation: Held-out documents, such as the same source with `part: validation`; None validates on nothing.
         replay: Documents of an earlier pretraining that are mixed in, or None.
-        global_batch_size: Rows of one optimizer step, over all devices.
-        micro_batch_size: Rows a device takes at once; divides the global batch.
-        block_size: Tokens of a row, at most the model's block_size.
-        num_workers: Processes that prepare batches.
-        seed: Seed of the order of rows; None takes the run's seed.
-        tokenizer_dir: Folder of the tokenizer; None takes the model's checkpoint, else the source's own tokenizer.
-        cache_dir: Folder for tokens; None is ~/.cache/lit_consistency/tokens.
+        **kwargs: See ``TokenData``: batch sizes, block size, workers, seed, folders.
     """
 
     packing = True  # rows hold several documents, so the model must be able to mask
@@ -36,29 +30,12 @@ class PretrainData(TokenData):
         source: Source,
         validation: Source | None = None,
         replay: Replay | None = None,
-        global_batch_size: int = 32,
-        micro_batch_size: int = 8,
-        block_size: int = 512,
-        num_workers: int = 0,
-        seed: int | None = None,
-        tokenizer_dir: Path | None = None,
-        cache_dir: Path | None = None,
+        **kwargs: Any,
     ) -> None:
         for name, part in replay.parts.items() if replay is not None else ():
             if not isinstance(part, Source):
                 raise ValueError(f"replay.parts.{name} = {type(part).__name__}: expected documents, such as TextFiles")
-        super().__init__(
-            source,
-            validation,
-            replay,
-            global_batch_size=global_batch_size,
-            micro_batch_size=micro_batch_size,
-            block_size=block_size,
-            num_workers=num_workers,
-            seed=seed,
-            tokenizer_dir=tokenizer_dir,
-            cache_dir=cache_dir,
-        )
+        super().__init__(source, validation, replay, **kwargs)
 
     def _fingerprint(self, part: Source) -> dict[str, Any]:
         return document_fingerprint(part, self.tokenizer)

@@ -34,13 +34,7 @@ class SFTData(TokenData):
         packing: Several conversations in a row; attention and positions stay within each.
         too_long: `truncate` cuts a conversation of more than `block_size + 1` tokens at its end and counts it,
             `refuse` stops with its file and row.
-        global_batch_size: Rows of one optimizer step, over all devices.
-        micro_batch_size: Rows a device takes at once; divides the global batch.
-        block_size: Tokens of a row, at most the model's block_size.
-        num_workers: Processes that prepare batches.
-        seed: Seed of the order of rows and of packing; None takes the run's seed.
-        tokenizer_dir: Folder of the tokenizer; None takes the model's checkpoint, else the rows' own tokenizer.
-        cache_dir: Folder for tokens; None is ~/.cache/lit_consistency/tokens.
+        **kwargs: See ``TokenData``: batch sizes, block size, workers, seed, folders.
     """
 
     def __init__(
@@ -52,13 +46,7 @@ class SFTData(TokenData):
         loss_on: LossOn = "completion",
         packing: bool = True,
         too_long: TooLong = "truncate",
-        global_batch_size: int = 32,
-        micro_batch_size: int = 8,
-        block_size: int = 512,
-        num_workers: int = 0,
-        seed: int | None = None,
-        tokenizer_dir: Path | None = None,
-        cache_dir: Path | None = None,
+        **kwargs: Any,
     ) -> None:
         check_style(prompt_style)
         for key, value, allowed in (
@@ -67,18 +55,7 @@ class SFTData(TokenData):
         ):
             if value not in allowed:
                 raise ValueError(f"{key} = {value!r}: expected {' or '.join(allowed)}")
-        super().__init__(
-            rows,
-            validation,
-            replay,
-            global_batch_size=global_batch_size,
-            micro_batch_size=micro_batch_size,
-            block_size=block_size,
-            num_workers=num_workers,
-            seed=seed,
-            tokenizer_dir=tokenizer_dir,
-            cache_dir=cache_dir,
-        )
+        super().__init__(rows, validation, replay, **kwargs)
         self.prompt_style = prompt_style
         self.loss_on: LossOn = loss_on
         self.packing = packing

@@ -38,7 +38,7 @@ class TokenData(LightningDataModule, ABC):
         micro_batch_size: Rows a device takes at once; divides the global batch.
         block_size: Tokens of a row, at most the model's block_size.
         num_workers: Processes that prepare batches.
-        seed: Seed of the order of rows; None takes the run's seed.
+        seed: Seed of the order of rows, and of their packing; None takes the run's seed.
         tokenizer_dir: Folder of the tokenizer; None takes the model's checkpoint, else the data's own.
         cache_dir: Folder for tokens; None is ~/.cache/lit_consistency/tokens.
     """
@@ -46,15 +46,15 @@ class TokenData(LightningDataModule, ABC):
     def __init__(
         self,
         train: Source | Rows,
-        validation: Source | Rows | None,
-        replay: Replay | None,
-        global_batch_size: int,
-        micro_batch_size: int,
-        block_size: int,
-        num_workers: int,
-        seed: int | None,
-        tokenizer_dir: Path | None,
-        cache_dir: Path | None,
+        validation: Source | Rows | None = None,
+        replay: Replay | None = None,
+        global_batch_size: int = 32,
+        micro_batch_size: int = 8,
+        block_size: int = 512,
+        num_workers: int = 0,
+        seed: int | None = None,
+        tokenizer_dir: Path | None = None,
+        cache_dir: Path | None = None,
     ) -> None:
         super().__init__()
         _at_least(1, global_batch_size=global_batch_size, micro_batch_size=micro_batch_size, block_size=block_size)

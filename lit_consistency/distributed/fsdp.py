@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from lit_consistency.distributed.dtensors import KeptShards, part, whole
+from lit_consistency.distributed.dtensors import KeptShards, full_tensor, local_shard
 
 REPLICATE, SHARD = "replicate", "shard"
 
@@ -63,7 +63,7 @@ def mixed_precision(precision: str) -> MixedPrecisionPolicy:
 
 
 def reshard(model: nn.Module) -> None:
-    """Give back what a forward without backward has left gathered, so that ``parameters()`` are the shards."""
+    """Free the full parameters that a forward without backward leaves behind, so that ``parameters()`` are shards."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
@@ -71,39 +71,35 @@ def reshard(model: nn.Module) -> None:
 
 @contextmanager
 def weights_of(model: nn.Module, kept: KeptShards) -> Iterator[None]:
-    """The model with other weights for a while, put back bit for bit; a sharded model stays sharded.
+    """Within the context the model has other weights; after it, its own, bit for bit. A sharded model stays sharded.
 
     Args:
         model: whose parameters are changed in place.
         kept: name of a parameter -> its other value.
     """
     reshard(model)
-    parameters = {name: p for name, p in model.named_parameters() if name in kept.parts}
-    now = KeptShards(parameters)
+    parameters = {name: p for name, p in model.named_parameters() if name in kept.shards}
+    own = KeptShards(parameters)
     try:
-        _fill(parameters, kept)
+        for name, parameter in parameters.items():
+            local_shard(parameter).copy_(kept.shards[name])
         yield
     finally:
         reshard(model)
-        _fill(parameters, now)
+        for name, parameter in parameters.items():
+            local_shard(parameter).copy_(own.shards[name])
 
 
 def gathered(state: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """A state dict with every tensor whole and on the CPU, gathered one by one.
+    """A state dict of full tensors on the CPU, gathered one by one; a collective call.
 
     Args:
         state: name -> tensor, sharded or not.
-        keep: whether this rank wants it; an empty one is returned where not.
+        keep: whether this rank keeps them; where not, the returned dict is empty.
     """
-    found = {}
+    gathered_state = {}
     for name, tensor in state.items():
-        full = whole(tensor)
+        full = full_tensor(tensor)
         if keep:
-            found[name] = full.detach().cpu()
-    return found
-
-
-@torch.no_grad()
-def _fill(parameters: dict[str, nn.Parameter], kept: KeptShards) -> None:
-    for name, parameter in parameters.items():
-        part(parameter).copy_(kept.parts[name])
+            gathered_state[name] = full.detach().cpu()
+    return gathered_state

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lit_consistency.distributed.dtensors import part, whole
+from lit_consistency.distributed.dtensors import full_tensor, local_shard
 
 
 def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor | None:
     """Euclidean norm of all gradients, shape (), the same on every rank; None where there is none."""
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    return whole(nn.utils.get_total_norm(gradients)) if gradients else None
+    return full_tensor(nn.utils.get_total_norm(gradients)) if gradients else None
 
 
 def clip_gradients(optimizer: torch.optim.Optimizer, limit: float, by_value: bool) -> None:
@@ -28,7 +28,7 @@ def clip_gradients(optimizer: torch.optim.Optimizer, limit: float, by_value: boo
         return
     if by_value:
         for parameter in parameters:
-            part(parameter.grad).clamp_(-limit, limit)
+            local_shard(parameter.grad).clamp_(-limit, limit)
     else:
-        norm = whole(nn.utils.get_total_norm([p.grad for p in parameters]))
+        norm = full_tensor(nn.utils.get_total_norm([p.grad for p in parameters]))
         nn.utils.clip_grads_with_norm_(parameters, limit, norm)

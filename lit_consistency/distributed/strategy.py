@@ -29,10 +29,10 @@ from lit_consistency.checkpointing.sharded import (
     save_folder,
     stored_tensors,
 )
-from lit_consistency.distributed.dtensors import laid_out
+from lit_consistency.distributed.dtensors import shard_like
 from lit_consistency.distributed.fsdp import REPLICATE, SHARD, gathered
 
-FOLDER = "checkpoint_folder"  # where a loaded checkpoint says that its tensors are still on disk
+FOLDER = "checkpoint_folder"  # key of a loaded checkpoint: the folder in which its tensors still lie
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -67,7 +67,11 @@ class FSDP2Strategy(ModelParallelStrategy):
     # -------------------- devices
 
     def check_devices(self, devices: int) -> None:
-        """ValueError when so many devices cannot be shared out."""
+        """See that the replicas divide the devices.
+
+        Raises:
+            ValueError: they do not, or the configuration names another number of devices.
+        """
         if self.expected_devices not in (None, devices):
             raise ValueError(
                 f"trainer.strategy.init_args.data_parallel_size = {self.expected_devices}: expected {devices}, "
@@ -110,13 +114,13 @@ class FSDP2Strategy(ModelParallelStrategy):
         return True
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """The shards; whole tensors, on rank 0, for a checkpoint that is a file."""
+        """The shards; for a checkpoint that is a file, full tensors on rank 0."""
         assert self.lightning_module is not None
         state = self.lightning_module.state_dict()
         return state if self._save_distributed_checkpoint else gathered(state, keep=self.is_global_zero)
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """By names of parameters, in shards; whole, and by number as torch counts, for a checkpoint that is a file."""
+        """Shards by names of parameters; for a checkpoint that is a file, full tensors by number as torch counts."""
         state = named_state(optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer)
         if self._save_distributed_checkpoint:
             return state
@@ -149,7 +153,7 @@ class FSDP2Strategy(ModelParallelStrategy):
             fill({f"model/{name}": tensor for name, tensor in own.items()}, Path(checkpoint[FOLDER]))
             return
         saved = checkpoint["state_dict"]
-        state = {name: laid_out(tensor, own[name]) if name in own else tensor for name, tensor in saved.items()}
+        state = {name: shard_like(tensor, own[name]) if name in own else tensor for name, tensor in saved.items()}
         self.lightning_module.load_state_dict(state, strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
@@ -189,7 +193,7 @@ def _parameters(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def _from_folder(optimizer: torch.optim.Optimizer, saved: dict[str, Any], i: int, path: Path) -> dict[str, Any]:
-    """The saved state with tensors laid out as this run's parameters are."""
+    """The saved state, its tensors sharded as this run's parameters are."""
     parameters = _parameters(optimizer)
     names = [name for group in saved["param_groups"] for name in group["params"]]
     if names != list(parameters):
@@ -198,7 +202,7 @@ def _from_folder(optimizer: torch.optim.Optimizer, saved: dict[str, Any], i: int
     for flat, (size, dtype) in stored_tensors(path).items():
         prefix, name, *_ = flat.split("/")
         if prefix == f"optimizer{i}":
-            tensors[flat] = _room(parameters[name], size, dtype)
+            tensors[flat] = _zeros_of_state(parameters[name], size, dtype)
     fill(tensors, path)
     state: dict[str, dict[str, Any]] = {name: dict(entry) for name, entry in saved["state"].items()}
     for flat, tensor in tensors.items():
@@ -208,21 +212,23 @@ def _from_folder(optimizer: torch.optim.Optimizer, saved: dict[str, Any], i: int
 
 
 def _from_file(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-    """The saved state of a single device, each tensor cut as its parameter is."""
+    """The saved state of a single device, each tensor sharded as its parameter is."""
     numbers = [number for group in saved["param_groups"] for number in group["params"]]
     parameters = dict(zip(numbers, _parameters(optimizer).values(), strict=True))
     state = {}
     for number, entry in saved["state"].items():
         like = parameters[number]
         state[number] = {
-            key: laid_out(value, _room(like, value.shape, value.dtype)) if isinstance(value, Tensor) else value
+            key: shard_like(value, _zeros_of_state(like, value.shape, value.dtype))
+            if isinstance(value, Tensor)
+            else value
             for key, value in entry.items()
         }
     return {"state": state, "param_groups": saved["param_groups"]}
 
 
-def _room(parameter: Tensor, size: torch.Size, dtype: torch.dtype) -> Tensor:
-    """Zeros for a state of the parameter, cut as it is where they have its rows, as one number for each row has."""
+def _zeros_of_state(parameter: Tensor, size: torch.Size, dtype: torch.dtype) -> Tensor:
+    """Zeros of one state of a parameter, sharded as it is if they have its rows (NorMuon's have one number a row)."""
     if not isinstance(parameter, DTensor) or len(size) != parameter.ndim or size[0] != parameter.shape[0]:
         return torch.zeros(size, dtype=dtype)
     return zeros(size, dtype=dtype, device_mesh=parameter.device_mesh, placements=parameter.placements)

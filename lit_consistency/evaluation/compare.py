@@ -1,11 +1,11 @@
 """Two models on the same items: the difference, its interval, and how likely it is by chance.
 
-Items are joined by task, format, number of examples and id, and drawn together in the bootstrap, which is far sharper
-than two separate intervals. Texts that two models read in different windows are joined by document. For scores of 0
-and 1 of single items the p-value is McNemar's exact test; for all others (bits per byte, ROUGE-L, balanced accuracy,
-items in groups) that of a permutation test, in which groups are exchanged as in the bootstrap they are drawn. It is
-about these items: another seed of the finetuning moves a score by more than their sampling error (Sun & Dredze, arXiv
-2408.06663, see ten times as much).
+Items are joined by task, format, number of examples and id, and their difference is taken item by item, which is far
+sharper than two separate intervals. Texts that two models read in different windows are joined by document. For scores
+of 0 and 1 of single items the p-value is McNemar's exact test; for all others (bits per byte, ROUGE-L, balanced
+accuracy, items in groups) that of a permutation test, in which whole groups are exchanged. A model is better where p is
+below 0.05; with fewer than six groups no p can be, and that is said. All of it is about these items: another seed of
+the finetuning moves a score by more than their sampling error (Sun & Dredze, arXiv 2408.06663, see ten times as much).
 """
 
 from __future__ import annotations
@@ -16,17 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_consistency.records.results import Result, read_items, read_results
-from lit_consistency.stats.intervals import (
-    Estimate,
-    Ratio,
-    by_class,
-    estimate,
-    mcnemar,
-    paired_difference,
-    permutation_test,
-    ratio,
-)
+from lit_consistency.records.results import Result, higher_is_better, read_items, read_results
+from lit_consistency.stats.intervals import Estimate, Ratio, by_class, paired_difference, ratio, value_of
+from lit_consistency.stats.paired_tests import LEVEL, least_p_value, mcnemar, permutation_test
 
 
 @dataclass(frozen=True)
@@ -43,7 +35,8 @@ class Comparison:
         second: of the second.
         difference: second minus first.
         p_value: of McNemar's or the permutation test; NaN where a single item, or no number, gives none.
-        better: ``first``, ``second``, or empty where the interval holds 0.
+        better: ``first`` or ``second`` where p is below ``LEVEL``, or empty.
+        undecidable: why no p-value of these items can be below ``LEVEL``, or empty where one can.
         chance: of the metric, on all items of the first; None where it has none.
         majority: likewise.
     """
@@ -58,6 +51,7 @@ class Comparison:
     difference: Estimate
     p_value: float
     better: str
+    undecidable: str
     chance: float | None
     majority: float | None
 
@@ -81,17 +75,17 @@ def compare_folders(first: Path, second: Path, seed: int = 0) -> tuple[list[Comp
     warnings = [f"{key}: only in {first}" for key in left if key not in right]
     warnings += [f"{key}: only in {second}" for key in right if key not in left]
     warnings += [*_of_other_models(first, left), *_of_other_models(second, right)]
-    found = []
+    comparisons = []
     for key in (key for key in left if key in right):
         if left[key].metric != right[key].metric:
             raise ValueError(f"{key}: judged by {left[key].metric} in {first}, by {right[key].metric} in {second}")
         items = read_items(first, key), read_items(second, key)
         pairs, warning = _join(key, *(_documents(*items) if left[key].kind == "text" else items))
         warnings += warning
-        found.append(_compare(left[key], pairs, seed))
-    if not found:
+        comparisons.append(_compare(left[key], pairs, seed))
+    if not comparisons:
         raise ValueError(f"compare: {first} and {second} have no task, format and number of examples in common")
-    return found, warnings
+    return comparisons, warnings
 
 
 def _of_other_models(folder: Path, results: dict[str, Result]) -> list[str]:
@@ -101,8 +95,8 @@ def _of_other_models(folder: Path, results: dict[str, Result]) -> list[str]:
         keys.setdefault(result.model, []).append(key)
     if len(keys) < 2:
         return []
-    parts = (", ".join(names[:3]) + ", ..." * (len(names) > 3) for names in keys.values())
-    return [f"{folder}: holds results of {len(keys)} models: {'; '.join(parts)}"]
+    models = (", ".join(names[:3]) + ", ..." * (len(names) > 3) for names in keys.values())
+    return [f"{folder}: holds results of {len(keys)} models: {'; '.join(models)}"]
 
 
 Pairs = list[tuple[dict[str, Any], dict[str, Any]]]
@@ -139,32 +133,33 @@ def _documents(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> tup
     lengths = {record["id"]: record["weight"] for record in first}
     if all(record["weight"] == lengths.get(record["id"], record["weight"]) for record in second):
         return first, second
-    wholes = _put_together(first), _put_together(second)
-    same = {name for name in wholes[0] if wholes[0][name]["weight"] == wholes[1].get(name, {}).get("weight")}
-    return tuple([record for name, record in side.items() if name in same] for side in wholes)
+    documents = _join_windows(first), _join_windows(second)
+    same = {name for name in documents[0] if documents[0][name]["weight"] == documents[1].get(name, {}).get("weight")}
+    return tuple([record for name, record in side.items() if name in same] for side in documents)
 
 
-def _put_together(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Documents by their id, from their windows."""
-    found: dict[str, dict[str, Any]] = {}
+def _join_windows(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Documents by their id, from their windows: weights add up, scores are the weighted mean."""
+    documents: dict[str, dict[str, Any]] = {}
     for record in records:
         name = record["id"].rpartition("+")[0]
-        whole = found.setdefault(name, {**record, "id": name, "score": 0.0, "weight": 0.0})
-        weight = whole["weight"] + record["weight"]
-        whole["score"] = (whole["score"] * whole["weight"] + record["score"] * record["weight"]) / max(weight, 1e-300)
-        whole["weight"] = weight
-    return found
+        document = documents.setdefault(name, {**record, "id": name, "score": 0.0, "weight": 0.0})
+        weight = document["weight"] + record["weight"]
+        score = document["score"] * document["weight"] + record["score"] * record["weight"]
+        document["score"], document["weight"] = score / max(weight, 1e-300), weight
+    return documents
 
 
 def _compare(result: Result, pairs: Pairs, seed: int) -> Comparison:
     names = [a.get("cluster") or str(a["group"] or a["id"]) for a, _ in pairs]
     clusters = names if 1 < len(set(names)) < len(names) else None
     first, second = (_ratio(result.metric, [pair[side] for pair in pairs]) for side in (0, 1))
-    difference = paired_difference(first, second, clusters, seed)
+    difference = paired_difference(first, second, clusters, share=higher_is_better(result.metric))
     scores = [[float(pair[side]["score"]) for pair in pairs] for side in (0, 1)]
     binary = all(score in (0.0, 1.0) for side in scores for score in side)
     single = binary and clusters is None and result.metric != "balanced_accuracy"
-    values = [estimate(part, n_resamples=1).value for part in (first, second)]
+    p_value = mcnemar(*scores) if single else permutation_test(first, second, clusters, seed)
+    values = [float(value_of(side.numerator.sum(0), side.denominator.sum(0))) for side in (first, second)]
     return Comparison(
         task=result.task,
         format=result.format,
@@ -174,8 +169,9 @@ def _compare(result: Result, pairs: Pairs, seed: int) -> Comparison:
         first=values[0],
         second=values[1],
         difference=difference,
-        p_value=mcnemar(*scores) if single else permutation_test(first, second, clusters, seed),
-        better=_better(difference, result.higher_is_better),
+        p_value=p_value,
+        better=_better(difference.value, p_value, result.higher_is_better),
+        undecidable=_undecidable(len(pairs) if clusters is None else len(set(clusters)), clusters is not None),
         chance=result.baseline("chance", result.metric),
         majority=result.baseline("majority", result.metric),
     )
@@ -189,7 +185,14 @@ def _ratio(metric: str, records: Sequence[dict[str, Any]]) -> Ratio:
     return ratio([score * weight for score, weight in zip(scores, weights, strict=True)], weights)
 
 
-def _better(difference: Estimate, higher_is_better: bool) -> str:
-    if math.isnan(difference.low) or difference.low <= 0 <= difference.high:
+def _better(difference: float, p_value: float, higher: bool) -> str:
+    if math.isnan(difference) or not p_value < LEVEL:
         return ""
-    return "second" if (difference.value > 0) == higher_is_better else "first"
+    return "second" if (difference > 0) == higher else "first"
+
+
+def _undecidable(n: int, grouped: bool) -> str:
+    least = least_p_value(n)
+    if least < LEVEL:
+        return ""
+    return f"cannot be told with {n} {'groups' if grouped else 'items'}, whose least p is {least:.3g}"

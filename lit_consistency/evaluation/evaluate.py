@@ -37,7 +37,7 @@ from lit_consistency.tasks.yaml_file import load_tasks
 
 @dataclass(frozen=True)
 class Options:
-    """The options of the command, see ``lit_consistency/evaluate.py``."""
+    """The options of the command, see ``lit_consistency/cli/evaluate.py``."""
 
     model: Path
     tasks: Sequence[str] = ()
@@ -149,8 +149,8 @@ def compare(first: Path, second: Path, output: Path | None = None, seed: int = 0
     comparisons, warnings = compare_folders(first, second, seed)
     print_comparison(comparisons, warnings, (str(first), str(second)))
     if output is not None:
-        found = {"first": str(first), "second": str(second), "warnings": warnings}
-        write_json(output / "comparison.json", {**found, "comparisons": [c.as_json() for c in comparisons]})
+        folders = {"first": str(first), "second": str(second), "warnings": warnings}
+        write_json(output / "comparison.json", {**folders, "comparisons": [c.as_json() for c in comparisons]})
 
 
 def _check_code(tasks: Sequence[Task], allowed: bool) -> None:
@@ -209,7 +209,7 @@ def _measure(cell: Cell, loaded: Loaded, options: Options, advance: Any) -> Resu
         )
     findings = [*cell.findings, *check_predictions(cell.task, measured.predictions, measured.golds)]
     stop_if_strict(cell.task, findings, options.strict)
-    result = summarize_result(cell.questions, measured, findings, cell.fingerprint, options.seed, cell.model)
+    result = summarize_result(cell.questions, measured, findings, cell.fingerprint, cell.model)
     if options.output is not None:
         write_result(options.output, result, measured.records, options.item_format)
     return result
@@ -217,7 +217,7 @@ def _measure(cell: Cell, loaded: Loaded, options: Options, advance: Any) -> Resu
 
 def _harness(loaded: Loaded, options: Options) -> dict[str, Any]:
     """lm-eval's own tasks; a single number of examples is handed on, 0 leaves it to the task."""
-    found = run_harness(
+    measured = run_harness(
         loaded.model,
         loaded.tokenizer,
         list(options.harness),
@@ -227,10 +227,10 @@ def _harness(loaded: Loaded, options: Options) -> dict[str, Any]:
         batch_tokens=options.batch_tokens,
         device=loaded.device,
     )
-    for task, numbers in found["results"].items():
+    for task, numbers in measured["results"].items():
         shown = {k: v for k, v in numbers.items() if isinstance(v, float)}
         print(f"{task}: " + ", ".join(f"{name} {value:.4f}" for name, value in shown.items()))
-    return {key: found[key] for key in ("results", "versions", "n-shot") if key in found}
+    return {key: measured[key] for key in ("results", "versions", "n-shot") if key in measured}
 
 
 def _write_summary(options: Options, results: Sequence[Result], harness: dict[str, Any]) -> None:

@@ -39,7 +39,7 @@ class Ask:
         formats: of the prompts.
         shots: numbers of few-shot examples.
         limit: questions of each task at most; 0: all.
-        seed: of the draws of examples and rows, and of the bootstrap.
+        seed: of the draws of examples and rows.
         strict: a finding of a guard is an error.
         train_data: files in which the rows are looked for.
         output: folder with results that need not be measured again.

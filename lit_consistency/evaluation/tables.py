@@ -83,8 +83,8 @@ def print_results(results: Sequence[Result], title: str) -> None:
     console = _print_fitting(lambda narrow: results_table(results, sensitivity, title, narrow))
     for result in results:
         for guard, message in result.findings:
-            where = f"{result.task} ({result.format}, {result.shots} shots)"
-            console.print(f"warning: {where}: {guard}: {message}", markup=False, soft_wrap=True)
+            which = f"{result.task} ({result.format}, {result.shots} shots)"
+            console.print(f"warning: {which}: {guard}: {message}", markup=False, soft_wrap=True)
 
 
 def comparison_table(comparisons: Sequence[Comparison], title: str, narrow: bool = False) -> Table:
@@ -105,9 +105,13 @@ def comparison_table(comparisons: Sequence[Comparison], title: str, narrow: bool
 
 
 def print_comparison(comparisons: Sequence[Comparison], warnings: Sequence[str], names: tuple[str, str]) -> None:
-    """One row per task that both folders hold, and below them what they do not share."""
+    """One row per task that both folders hold, and below them what cannot be told, and what they do not share."""
     title = f"second minus first; first: {names[0]}, second: {names[1]}"
     console = _print_fitting(lambda narrow: comparison_table(comparisons, title, narrow))
+    for c in comparisons:
+        if c.undecidable:
+            which = f"{c.task} ({c.format}, {c.shots} shots)"
+            console.print(f"{which}: which is better {c.undecidable}", markup=False, soft_wrap=True)
     for warning in warnings:
         console.print(f"warning: {warning}", markup=False, soft_wrap=True)
 

@@ -1,35 +1,31 @@
-"""Every logged number as a line of JSON: ``{"step": 10, "train/loss": 2.3, ...}``.
-
-JSON has no NaN and no infinity: such a number is written as ``null``.
-"""
+"""Every logged number as a line of JSON in the run's folder: ``{"step": 10, "train/loss": 2.3, ...}``."""
 
 from __future__ import annotations
 
-import json
-import math
 from argparse import Namespace
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from lit_consistency.records.run_folder import RunFolder
+
 
 class MetricsFile(Logger):
-    """Append numbers to a file as they come; a resumed run first drops the lines after the step it resumes from.
+    """Append numbers to ``metrics.jsonl`` as they come; a resumed run first drops the lines after its checkpoint.
 
     Args:
-        path: the file; its folder is made when the first number is written.
+        folder: of the run; it is made when the first number is written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, folder: RunFolder) -> None:
         super().__init__()
-        self.path = Path(path)
+        self.folder = folder
 
     @property
     def name(self) -> str:
         """The file's name."""
-        return self.path.name
+        return self.folder.metrics_file.name
 
     @property
     def version(self) -> str:
@@ -39,11 +35,7 @@ class MetricsFile(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Write one line."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        numbers = {key: float(value) for key, value in metrics.items()}
-        line = {"step": step, **{key: value if math.isfinite(value) else None for key, value in numbers.items()}}
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
+        self.folder.append_metrics(step, metrics)  # at once: what a kill would lose is what explains it
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
@@ -51,11 +43,5 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def keep_until(self, step: int) -> None:
-        """Drop lines of later steps, so that the file equals that of a run without a break."""
-        if not self.path.is_file():
-            return
-        lines = self.path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        temporary.replace(self.path)
+        """Drop the numbers of later steps."""
+        self.folder.keep_metrics_until(step)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
 from litgpt.config import Config
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lit_consistency.distributed.dtensors import whole
+from lit_consistency.distributed.dtensors import KeptShards, full_tensor
 from lit_consistency.model import GPT, DocumentMask
 
 
@@ -45,9 +45,9 @@ class Method(ABC):
         """Set ``requires_grad`` of every parameter."""
 
     def begin(self, model: nn.Module) -> None:  # noqa: B027
-        """Take note of the start: ``model`` holds the weights that training starts from, sharded where it will be.
+        """Remember the start: ``model`` holds the base's weights, already sharded where it is to be.
 
-        A resumed run calls it before the checkpoint's weights are loaded, so the start is the base's here too.
+        A resumed run calls it before the checkpoint's weights are loaded, so that its start is the base, too.
         """
 
     def attach(self, model: nn.Module, optimizer: Optimizer) -> None:  # noqa: B027
@@ -56,12 +56,12 @@ class Method(ABC):
     def before_step(self) -> None:  # noqa: B027
         """Change the gradients of a whole optimizer step: summed over micro-batches and ranks, not yet clipped."""
 
-    def numbers(self) -> dict[str, float]:
-        """What is to be logged of the last step, by tag."""
+    def log_values(self) -> dict[str, float]:
+        """Values of the last step to log, by tag."""
         return {}
 
     def trained_share(self, model: nn.Module) -> float:
-        """Share in [0, 1] of the model's parameters that are trained; ``model`` is one that ``prepare`` has seen."""
+        """Share in [0, 1] of the model's parameters that are trained, after ``prepare``."""
         parameters = list(model.parameters())
         return sum(p.numel() for p in parameters if p.requires_grad) / sum(p.numel() for p in parameters)
 
@@ -70,8 +70,7 @@ class Method(ABC):
 
         Args:
             model: a model that ``build`` made.
-            weights: its state dict where that has to be gathered first, as under FSDP; None takes
-                ``model.state_dict()``.
+            weights: its state dict, gathered where it is sharded; None takes ``model.state_dict()``.
 
         Returns:
             Name to tensor; a tensor that needs no merging is the given one, not a copy.
@@ -79,23 +78,25 @@ class Method(ABC):
         return dict(model.state_dict() if weights is None else weights)
 
     @torch.no_grad()
-    def changes(self, model: nn.Module, start: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
+    def changes(self, model: nn.Module, start: KeptShards) -> Iterator[tuple[str, Tensor, Tensor]]:
         """What training has changed so far, in the base model's terms, one weight at a time.
 
-        All at once would put two more copies of the model beside it.
+        All at once would put two more copies of the model beside it. Each is gathered from its shards: every rank
+        reads all of them.
 
         Args:
             model: a model that ``build`` made.
             start: the trainable parameters as they were at the start, by their names in ``model``.
 
         Yields:
-            Base name, change and start, tensors of the shape of that weight on its device; what is not there has not
+            Base name, change and start, full tensors on the weight's device. A weight that is not yielded has not
             changed.
         """
-        now = dict(model.named_parameters())
-        for name, tensor in start.items():
-            here = tensor.to(now[name].device)
-            yield name, whole(now[name].detach()) - here, here
+        parameters = dict(model.named_parameters())
+        for name in start.names:
+            parameter = parameters[name]
+            before = start.full_tensor(name).to(parameter.device)
+            yield name, full_tensor(parameter.detach()) - before, before
 
 
 def load_checked(model: nn.Module, weights: dict[str, Tensor], may_miss: str | None = None) -> None:

@@ -1,8 +1,8 @@
-"""From a method and a configuration to the model that is trained: weights loaded or drawn, in shards where asked for.
+"""Build the model that is trained, from a method and a configuration: load or draw its weights, and shard it.
 
-The weights are the same on any number of devices. A model whose weights all stand in a checkpoint is built without
-memory and its shards are read from the mapped file, so that no rank ever holds more than its part. What is drawn from
-the seed, as a new model or adapters, is drawn whole by every rank, on the CPU, before it is cut.
+The weights are the same on any number of devices. If a checkpoint holds every weight, the model is built on the meta
+device and each rank copies its shards out of the memory-mapped file, so that none ever holds the full model. Weights
+drawn from the seed (a new model, or adapters) are drawn in full by every rank, on the CPU, before they are sharded.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from litgpt.config import Config
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from lit_consistency.distributed.dtensors import laid_out
+from lit_consistency.distributed.dtensors import shard_like
 from lit_consistency.distributed.fsdp import shard
 from lit_consistency.methods import Method
 from lit_consistency.model import DocumentMask, check_documents, init_weights, load_weights
@@ -26,14 +26,14 @@ from lit_consistency.model import DocumentMask, check_documents, init_weights, l
 def build_model(
     method: Method, config: Config, checkpoint_dir: Path | None, mesh: DeviceMesh | None, precision: str
 ) -> DocumentMask:
-    """The model, with what is trainable marked.
+    """The model, with ``requires_grad`` set on what is trained.
 
     Args:
         method: what is trained.
         config: of the architecture.
         checkpoint_dir: where the weights are; None draws them, a function of the run's seed alone.
-        mesh: the devices to shard over, see ``parallel.data_mesh``; None for a model on one device.
-        precision: Lightning's name, which decides what sharded blocks compute in.
+        mesh: the devices to shard over, see ``fsdp.data_mesh``; None for a model on one device.
+        precision: Lightning's name, as ``bf16-mixed``; it decides the dtype in which sharded blocks compute.
 
     Raises:
         ValueError: the weights do not fit the architecture.
@@ -57,7 +57,7 @@ def build_model(
 
 
 def check_data(data: Any, config: Config) -> None:
-    """See that the model can take the data.
+    """See that the data fit the model.
 
     Raises:
         ValueError: rows are longer than the context, the tokenizer is larger than the model, or packed rows would not
@@ -81,7 +81,7 @@ def check_data(data: Any, config: Config) -> None:
 def _read_into_shards(
     method: Method, config: Config, weights: dict[str, Tensor], mesh: DeviceMesh, precision: str
 ) -> DocumentMask | None:
-    """The sharded model, built without memory; None where something of it is not in the checkpoint."""
+    """The sharded model, filled from the checkpoint's weights; None if it has parameters that these lack."""
     with torch.device("meta"):
         model = method.build(config)
     if not model.state_dict().keys() <= weights.keys():
@@ -91,5 +91,5 @@ def _read_into_shards(
     model.to_empty(device=mesh.device_type)
     model.reset_parameters()  # the rotary angles, which no checkpoint holds
     own = model.state_dict()
-    method.load(model, {name: laid_out(tensor, own.get(name, tensor)) for name, tensor in weights.items()})
+    method.load(model, {name: shard_like(tensor, own.get(name, tensor)) for name, tensor in weights.items()})
     return model

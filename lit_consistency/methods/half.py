@@ -28,7 +28,7 @@ from torch.optim import Optimizer
 from lit_consistency.methods.base import Method
 from lit_consistency.model import DocumentMask
 from lit_consistency.optimizers.core.checks import check_choice
-from lit_consistency.optimizers.core.optimizer import local
+from lit_consistency.optimizers.core.optimizer import local, master_or_parameter
 
 Selection = Literal["alternating", "random"]
 ATTENTION = ("query", "key", "value", "proj")
@@ -87,13 +87,13 @@ class HFT(Method):
         return super().build(config)
 
     def prepare(self, model: nn.Module) -> None:
-        """What has a row that is trained takes a gradient."""
+        """A parameter takes a gradient if any of its rows is trained."""
         frozen = self.frozen_rows(model)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(not frozen[name].all())
 
     def begin(self, model: nn.Module) -> None:
-        """Keep the frozen rows of the matrices that are trained in part."""
+        """Copy the frozen rows of the matrices of which other rows are trained."""
         self._start = {}
         frozen = self.frozen_rows(model)
         for name, parameter in model.named_parameters():
@@ -120,10 +120,10 @@ class HFT(Method):
     @torch.no_grad()
     def _put_back(self, optimizer: Optimizer, *_: Any) -> None:
         for parameter, frozen in self._bound.items():
-            master = optimizer.state.get(parameter, {}).get("master")
-            for tensor in (parameter, master):
-                if tensor is not None:
-                    local(tensor).index_copy_(0, frozen.rows, frozen.values.to(tensor.dtype))
+            local(parameter).index_copy_(0, frozen.rows, frozen.values)
+            master = master_or_parameter(optimizer, parameter)
+            if master is not parameter:
+                local(master).index_copy_(0, frozen.rows, frozen.values.to(master.dtype))
 
     def trained_share(self, model: nn.Module) -> float:
         """Share in [0, 1] of the parameters that are trained; the frozen rows of a fused matrix are not."""
@@ -135,18 +135,19 @@ class HFT(Method):
 
     def frozen_rows(self, model: nn.Module) -> dict[str, Tensor]:
         """Parameter name to the mask of its frozen rows: bool, of the length of its first dimension, on the CPU."""
-        matrices = {path: frozen for layer, block in _layers(model) for path, frozen in self._matrices(layer, block)}
-        found = {}
+        layers = cast(Any, model).transformer.h
+        matrices = {path: frozen for layer, block in enumerate(layers) for path, frozen in self._matrices(layer, block)}
+        by_parameter = {}
         for name, parameter in model.named_parameters():
             path = name.rpartition(".")[0]
             frozen = matrices.get(path)
             if frozen is None:
                 frozen = torch.tensor([not self._trains(path, model.get_submodule(path))])
-            found[name] = frozen.expand(parameter.shape[0])
-        return found
+            by_parameter[name] = frozen.expand(parameter.shape[0])
+        return by_parameter
 
     def _trains(self, path: str, module: nn.Module) -> bool:
-        """Whether something else than a matrix of attention or MLP is trained; a router always is."""
+        """Whether a module other than a matrix of attention or MLP is trained; a router always is."""
         if isinstance(module, nn.Embedding):
             return self.trained["embedding"]
         leaf = path.rpartition(".")[2]
@@ -155,7 +156,7 @@ class HFT(Method):
         return self.trained["norms"]
 
     def _matrices(self, layer: int, block: nn.Module) -> Iterator[tuple[str, Tensor]]:
-        """Path of each matrix of a layer, and its frozen rows or one value for all of them."""
+        """Path of each matrix of a layer, and the mask of its frozen rows, or one value for all its rows."""
         prefix = f"transformer.h.{layer}"
         frozen = self._frozen(layer, "attn", ATTENTION)
         config = cast(Any, block.attn).config
@@ -193,7 +194,3 @@ def local_rows(parameter: Tensor) -> Tensor:
     rows = rows.to(parameter.device_mesh.device_type)
     # without a source rank every rank cuts its own copy, and nothing is sent
     return local(distribute_tensor(rows, parameter.device_mesh, parameter.placements, src_data_rank=None)).cpu()
-
-
-def _layers(model: nn.Module) -> Iterator[tuple[int, nn.Module]]:
-    yield from enumerate(cast(Any, model).transformer.h)

@@ -10,7 +10,7 @@ litgpt/lora.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -20,7 +20,7 @@ from litgpt.config import Config
 from litgpt.lora import LoRALinear, LoRAQKVLinear, mark_only_lora_as_trainable
 from torch import Tensor, nn
 
-from lit_consistency.distributed.dtensors import whole
+from lit_consistency.distributed.dtensors import KeptShards, full_tensor
 from lit_consistency.methods.base import Method, load_checked
 from lit_consistency.model import DocumentMask
 
@@ -108,12 +108,12 @@ class LoRA(Method):
         return merged
 
     @torch.no_grad()
-    def changes(self, model: nn.Module, start: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
+    def changes(self, model: nn.Module, start: KeptShards) -> Iterator[tuple[str, Tensor, Tensor]]:
         """(alpha / r) B A for every adapted matrix, against the frozen weight; see ``Method``."""
         for name, module in model.named_modules():
             if isinstance(module, LoRALinear) and hasattr(module, "lora_A"):
-                update = lora_update(module, whole(module.lora_A), whole(module.lora_B))
-                yield f"{name}.weight", update, whole(module.linear.weight)
+                update = lora_update(module, full_tensor(module.lora_A), full_tensor(module.lora_B))
+                yield f"{name}.weight", update, full_tensor(module.linear.weight)
 
 
 def lora_update(module: LoRALinear, lora_A: Tensor, lora_B: Tensor) -> Tensor:

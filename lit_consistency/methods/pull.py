@@ -37,7 +37,7 @@ from torch.optim import Optimizer
 from lit_consistency.methods.full import Full
 from lit_consistency.optimizers import roles as roles_of
 from lit_consistency.optimizers.core.checks import check_at_least, check_choice, check_choices
-from lit_consistency.optimizers.core.optimizer import GroupOptimizer, local, state_dtype
+from lit_consistency.optimizers.core.optimizer import GroupOptimizer, local, master_or_parameter, state_dtype
 from lit_consistency.optimizers.groups import ROLES
 
 Norm = Literal["l1", "l2"]
@@ -77,7 +77,7 @@ class Pull(Full):
         return f"{self.norm}_decoupled" if self.decoupled else self.norm
 
     def begin(self, model: nn.Module) -> None:
-        """Keep the start.
+        """Copy the weights of the start.
 
         Raises:
             ValueError: no parameter has one of the roles.
@@ -92,7 +92,7 @@ class Pull(Full):
             )
 
     def attach(self, model: nn.Module, optimizer: Optimizer) -> None:
-        """Bring the start to where the parameters are; decoupled, pull after every step of ``optimizer``."""
+        """Move the start to the parameters' device; decoupled, pull after every step of ``optimizer``."""
         parameters = dict(model.named_parameters())
         for name, start in self._start.items():
             self._start[name] = start.to(device=parameters[name].device, dtype=parameters[name].dtype)
@@ -120,20 +120,18 @@ class Pull(Full):
             pull = float(group["lr"]) * self.strength
             for i, parameter in enumerate(group["params"]):
                 if pull and parameter in self._bound:
-                    # the float32 copy of a bfloat16 parameter, where the optimizer has one, is what moves
-                    master = optimizer.state.get(parameter, {}).get("master")
-                    target = parameter if master is None else master
-                    pulled = towards(local(target), local(self._bound[parameter]), self.norm, pull)
+                    moving = master_or_parameter(optimizer, parameter)
+                    pulled = towards(local(moving), local(self._bound[parameter]), self.norm, pull)
                     if parameter.dtype == torch.bfloat16 and rounds_by_chance(optimizer):
                         # to the nearest, every pull would be lost that is below half of bfloat16's gap
                         name = f"{group['param_names'][i] if 'param_names' in group else i}/pull"
                         optimizer.round_by_chance(group, name, local(parameter), pulled)
                         continue
-                    for tensor in (parameter, master):
-                        if tensor is not None:
-                            local(tensor).copy_(pulled)
+                    local(parameter).copy_(pulled)
+                    if moving is not parameter:
+                        local(moving).copy_(pulled)
 
-    def numbers(self) -> dict[str, float]:
+    def log_values(self) -> dict[str, float]:
         """``train/penalty``: the penalty at the weights of the last step, in the loss or not."""
         return {"train/penalty": 0.0 if self._penalty is None else self._penalty.item()}
 

@@ -1,8 +1,8 @@
 """From the scores of single items to the numbers of a task.
 
-An item is a question with one or more candidate answers; a text is an item with a single candidate. What is summed per
-candidate is its negative log-likelihood, its tokens, and how many of them were the model's first choice; everything
-reported is derived here from those sums.
+An item is a question with one or more candidate answers; a text is an item with a single candidate. Of every candidate
+three sums are kept, its negative log-likelihood, its tokens, and those that were the model's first choice; every number
+is derived from them here.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class ItemScores:
     gold: Tensor
 
     @classmethod
-    def concatenate(cls, parts: Sequence[ItemScores]) -> ItemScores:
-        """The scores of several parts of a set, in their order."""
+    def concatenate(cls, scores: Sequence[ItemScores]) -> ItemScores:
+        """The scores of several sets of items as those of one, in their order."""
         names = [entry.name for entry in fields(cls)]
-        return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+        return cls(**{name: torch.cat([getattr(one, name) for one in scores]) for name in names})
 
     @property
     def gold_rows(self) -> Tensor:
@@ -80,9 +80,9 @@ def _gold_wins(scores: ItemScores, cost: Tensor) -> Tensor:
     the right one.
     """
     wins = []
-    for part, gold in zip(cost.split(scores.n_candidates.tolist()), scores.gold.tolist(), strict=True):
-        others = torch.cat([part[:gold], part[gold + 1 :]])
-        wins.append((part[gold] < others).all() & ~part[gold].isnan())
+    for costs, gold in zip(cost.split(scores.n_candidates.tolist()), scores.gold.tolist(), strict=True):
+        others = torch.cat([costs[:gold], costs[gold + 1 :]])
+        wins.append((costs[gold] < others).all() & ~costs[gold].isnan())
     return torch.stack(wins)
 
 

@@ -49,16 +49,17 @@ def _f(prediction: list[str], reference: list[str]) -> float:
 def longest_common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
     """Length of the longest sequence of words that stands in both, in order, with gaps allowed.
 
-    A row of the usual table is kept as the bits of one integer: a 0 bit is a place in ``a`` where the row grows by one.
+    A row of the usual table is kept as the bits of one integer: bit i is 0 where the row grows by one at word i of
+    ``a``.
     Source: Hyyrö 2004, Bit-Parallel LCS-length Computation Revisited.
     """
-    places: dict[str, int] = {}
+    positions: dict[str, int] = {}
     for i, word in enumerate(a):
-        places[word] = places.get(word, 0) | 1 << i
+        positions[word] = positions.get(word, 0) | 1 << i
     ones = (1 << len(a)) - 1
     row = ones
     for word in b:
-        matched = row & places.get(word, 0)
+        matched = row & positions.get(word, 0)
         row = ((row + matched) | (row - matched)) & ones
     return len(a) - row.bit_count()
 

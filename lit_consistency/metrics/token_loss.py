@@ -2,12 +2,14 @@
 
 A mean of batch means depends on how the text was cut into batches, and ``torchmetrics.text.Perplexity`` takes a
 float32 softmax and then its logarithm, which gives infinity where the mean cross-entropy is finite. So: sums in
-float64, counts in int64, the division last.
+float64, counts in int64, the division last. A precision of the Trainer such as ``bf16-true`` casts whatever lies in
+the module, and a bfloat16 sum stops growing once a term is below 1/256 of it; the sums here refuse the cast.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -50,5 +52,14 @@ class TokenLoss(Metric):
         self.n_tokens += n_tokens
 
     def compute(self) -> Tensor:
-        """Nats per token, float32; not a number when nothing was seen."""
-        return (self.nll_sum / self.n_tokens).float()
+        """Nats per token, float64; not a number when nothing was seen."""
+        return self.nll_sum / self.n_tokens
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> TokenLoss:
+        """Follow the module to another device, never to another precision.
+
+        torchmetrics recognizes ``half()`` and ``bfloat16()`` by name and leaves the states alone, but not
+        ``to(dtype)``, by which Lightning casts a module (``HalfPrecision.convert_module``).
+        """
+        super()._apply(lambda tensor: tensor.to(fn(tensor).device), exclude_state)
+        return self

@@ -1,12 +1,12 @@
 """Models on disk, in LitGPT's folder format: weights, ``model_config.yaml``, tokenizer, and the provenance beside them.
 
 A file that came from elsewhere is data, never code: weights are read with ``weights_only=True`` (LitGPT's
-``LLM.load`` is not used, it reads without). Folders are written whole or not at all, see folder.py.
+``LLM.load`` is not used, it reads without). Folders are written whole or not at all (records/atomic.py); what needs no
+tensor to be read, as the hash of the weights, stands in records/model_folder.py.
 """
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import shutil
 import zipfile
@@ -22,34 +22,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lit_consistency.model.tokenizer_files import VOCABULARIES, copy_tokenizer
+from lit_consistency.model.tokenizer_files import copy_tokenizer
 from lit_consistency.records.atomic import new_folder
+from lit_consistency.records.model_folder import weights_path
 from lit_consistency.records.provenance import Provenance
-
-WEIGHTS = ("lit_model.pth", "lit_model.safetensors")
-
-
-def check_checkpoint_dir(checkpoint_dir: Path, needs_tokenizer: bool = True, option: str = "checkpoint_dir") -> None:
-    """See that a folder holds a model: weights, ``model_config.yaml`` and, where needed, a tokenizer.
-
-    Args:
-        checkpoint_dir: the folder.
-        needs_tokenizer: whether it must hold one.
-        option: what the user calls the folder, for the message.
-
-    Raises:
-        FileNotFoundError: naming everything that is missing.
-    """
-    folder = Path(checkpoint_dir)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{option} = {folder}: there is no such folder; expected one in LitGPT's format")
-    needed: list[tuple[str, ...]] = [WEIGHTS, ("model_config.yaml",)]
-    if needs_tokenizer:
-        needed.append(VOCABULARIES)
-    missing = [" or ".join(names) for names in needed if not any((folder / name).is_file() for name in names)]
-    if missing:
-        hint = "; merge LoRA weights first: `litgpt merge_lora`" if (folder / "lit_model.pth.lora").is_file() else ""
-        raise FileNotFoundError(f"{option} = {folder}: missing {', '.join(missing)}{hint}")
 
 
 def load_weights(checkpoint_dir: Path) -> dict[str, Tensor]:
@@ -62,7 +38,7 @@ def load_weights(checkpoint_dir: Path) -> dict[str, Tensor]:
         FileNotFoundError: there is no weights file.
         ValueError: the file is damaged, asks to run code, or holds something other than named tensors.
     """
-    path = _weights_path(checkpoint_dir)
+    path = weights_path(checkpoint_dir)
     try:
         weights = load_file(path) if path.suffix == ".safetensors" else _load_pickled(path)
     except pickle.UnpicklingError as error:
@@ -76,15 +52,6 @@ def load_weights(checkpoint_dir: Path) -> dict[str, Tensor]:
     if not isinstance(weights, dict) or not weights or not all(isinstance(value, Tensor) for value in weights.values()):
         raise ValueError(f"{path}: expected a mapping of names to tensors, or one under the key `model`")
     return dict(weights)
-
-
-def weights_hash(checkpoint_dir: Path) -> str:
-    """sha256 of the weights file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(_weights_path(checkpoint_dir), "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def save_model(
@@ -121,13 +88,6 @@ def save_model(
         if prompt_style is not None:
             save_prompt_style(prompt_style, folder)
         provenance.write(folder)
-
-
-def _weights_path(checkpoint_dir: Path) -> Path:
-    for name in WEIGHTS:
-        if (path := Path(checkpoint_dir) / name).is_file():
-            return path
-    raise FileNotFoundError(f"checkpoint_dir = {checkpoint_dir}: missing {' or '.join(WEIGHTS)}")
 
 
 def _load_pickled(path: Path) -> Any:

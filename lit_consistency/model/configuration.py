@@ -42,7 +42,7 @@ FREE_WITH_CHECKPOINT = (
     "rope_local_base_freq",
     "rope_indices",
 )
-"""What may be overridden on trained weights: these change no shape."""
+"""Keys that may be overridden for trained weights, because they change no shape."""
 
 
 def model_config(
@@ -139,7 +139,13 @@ def _check_shapes_kept(settings: dict[str, Any], overrides: dict[str, Any], chec
 
 
 def _dependents(before: dict[str, Any], settings: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """What follows from overridden sizes unless overridden itself; ``settings`` are ``before`` with overrides."""
+    """Values that follow from overridden sizes and are not overridden themselves.
+
+    Args:
+        before: the named configuration.
+        settings: the same with the overrides.
+        overrides: the overrides alone.
+    """
     default = Config(**before)
     n_embd, n_head = settings.get("n_embd", Config.n_embd), settings.get("n_head", Config.n_head)
     follow: dict[str, Any] = {}

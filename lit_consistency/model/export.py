@@ -11,7 +11,6 @@ rotary settings, which all of these versions read.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,11 @@ from litgpt.tokenizer import Tokenizer
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lit_consistency.model.checkpoint import check_checkpoint_dir, load_weights
+from lit_consistency.model.checkpoint import load_weights
 from lit_consistency.model.configuration import model_config
-from lit_consistency.model.tokenizer_files import VOCABULARIES, copy_tokenizer
-from lit_consistency.records.atomic import new_folder
+from lit_consistency.model.tokenizer_files import copy_tokenizer
+from lit_consistency.records.atomic import new_folder, write_json
+from lit_consistency.records.model_folder import VOCABULARIES, check_checkpoint_dir
 from lit_consistency.records.provenance import Provenance, read_provenance
 
 SHARED: dict[str, Any] = {
@@ -103,11 +103,11 @@ def save_hf(
     tokenizer = Tokenizer(tokenizer_dir) if has_tokenizer else None
     ends = {"bos_token_id": getattr(tokenizer, "bos_id", None), "eos_token_id": getattr(tokenizer, "eos_id", None)}
     with new_folder(out_dir, overwrite) as folder:
-        _write_json(folder / "generation_config.json", ends)
+        write_json(folder / "generation_config.json", ends)
         if has_tokenizer:
             copy_tokenizer(tokenizer_dir, folder)
         dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
-        _write_json(folder / "config.json", {**settings, **ends, "dtype": dtype})
+        write_json(folder / "config.json", {**settings, **ends, "dtype": dtype})
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         if provenance is not None:
             provenance.write(folder)
@@ -207,7 +207,3 @@ def _hf_weights(config: Config, lit_weights: dict[str, Tensor]) -> dict[str, Ten
     copy_weights = copy_weights_llama if config.mlp_class_name == "LLaMAMLP" else copy_weights_gpt_neox
     copy_weights(config, weights, lit_weights)
     return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -40,13 +40,13 @@ class DocumentMask(StockGPT):
         Args:
             tokens: (B, T) int64.
             input_pos: LitGPT's positions in the key-value cache, for generation; not together with ``documents``.
-            input_pos_maxp1: the greatest of them plus one, see LitGPT.
+            input_pos_maxp1: the greatest of them plus one, as in LitGPT.
             lm_head_chunk_size: if positive, a list of logits of so many tokens each, which saves memory.
             positions: (B, T) int64, rotary positions, restarting at 0 with every document. Read only with
                 ``documents``: a row that holds a single document counts from 0 anyway.
             documents: (B, T) integers naming the document of each token, -1 for padding. None runs the stock forward.
-            body: computed instead, from the model; for a caller with its own loop over the blocks. What hangs on this
-                module's call, as FSDP2 does, is then still in its place.
+            body: called with the model, and its result returned; for a caller with its own loop over the blocks. The
+                hooks of this module's call, by which FSDP2 gathers its weights, run around it.
 
         Returns:
             (B, T, V) logits, or the list of their chunks.
@@ -79,7 +79,7 @@ class DocumentMask(StockGPT):
             x = block(x, cos_BTR, sin_BTR, mask)
         x = self.transformer.ln_f(x)
         if lm_head_chunk_size > 0:
-            return [self._logits(part) for part in x.split(lm_head_chunk_size, dim=1)]
+            return [self._logits(chunk) for chunk in x.split(lm_head_chunk_size, dim=1)]
         return self._logits(x)
 
     def _logits(self, x: Tensor) -> Tensor:
@@ -93,9 +93,9 @@ class GPT(DocumentMask):
 
 
 def document_mask(documents: Tensor) -> Tensor:
-    """Who may look at whom: earlier tokens of the same document.
+    """Which tokens attend to which: each to itself and to earlier tokens of its document.
 
-    Padding (-1) counts as one more document, so every row of the mask holds its diagonal and softmax gives no NaN.
+    Padding (-1) counts as one more document, so that no row of the mask is empty, for which softmax gives NaN.
 
     Args:
         documents: (B, T) integers naming the document of each token.

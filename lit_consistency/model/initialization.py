@@ -1,8 +1,8 @@
 """Initial weights of a model trained from scratch.
 
-LitGPT leaves the choice to its pretraining script; this is that script's, GPT-NeoX's, whose scale follows the width.
-GPT-2's fixed 0.02 is right near n_embd 1000 and lets a model of n_embd 128 start on a plateau. Weights are drawn in
-the order of the parameters, adapters last: the same seed gives a LoRA model the same base.
+LitGPT leaves them to its pretraining script. Here they are that script's, which are GPT-NeoX's and scale with the
+width: GPT-2's fixed deviation of 0.02 suits n_embd near 1000, and lets a model of n_embd 128 start on a plateau.
+Weights are drawn in the order of the parameters, adapters last: the same seed gives a LoRA model the same base.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ def init_weights(model: nn.Module, config: Config) -> None:
     """Fill ``model`` in place from the default generator, so ``torch.manual_seed`` decides the result.
 
     Matrices are normal with deviation sqrt(2 / (5 n_embd)); those that write into the residual stream (``*.proj``, two
-    per layer) 1 / (n_layer sqrt(n_embd)); norms pass their input unchanged; biases are 0; LoRA starts as a change of
-    nothing.
+    per layer) 1 / (n_layer sqrt(n_embd)); norms scale by 1; biases are 0; LoRA's product is 0.
 
     Source: Black et al. 2022, GPT-NeoX-20B, arXiv 2204.06745, section 2.1.3; litgpt 0.5.13, litgpt/pretrain.py,
     ``initialize_weights``.

@@ -23,11 +23,11 @@ import torch
 from litgpt.config import Config
 from torch import Tensor
 
-from lit_consistency.model.checkpoint import check_checkpoint_dir, load_weights, save_model, weights_hash
+from lit_consistency.model.checkpoint import load_weights, save_model
 from lit_consistency.model.configuration import model_config
 from lit_consistency.model.export import hf_config, save_hf
-from lit_consistency.model.tokenizer_files import VOCABULARIES
 from lit_consistency.records.atomic import check_free
+from lit_consistency.records.model_folder import VOCABULARIES, check_checkpoint_dir, weights_hash
 from lit_consistency.records.provenance import Provenance, read_provenance
 
 UNCOMPARED = ("name", "hf_config")

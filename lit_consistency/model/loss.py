@@ -1,4 +1,4 @@
-"""The loss of single tokens; whoever sums them divides by the supervised tokens of the whole optimizer step.
+"""The loss of single tokens; the caller sums them and divides by the supervised tokens of the whole optimizer step.
 
 A mean taken here would depend on how a batch is split, and is NaN for a batch in which no token is supervised.
 """

@@ -1,4 +1,4 @@
-"""What LitGPT's ``Config`` allows, said as errors that name key, value and what is allowed.
+"""Checks of LitGPT's ``Config`` with errors that name key, value and what is allowed.
 
 LitGPT itself checks by bare assertions, or fails later in a matrix product.
 """
@@ -29,7 +29,7 @@ AT_LEAST_ONE = (
 
 
 def check_type(key: str, value: Any, where: str = "overrides.") -> None:
-    """See that ``value`` has the type that LitGPT's ``Config`` declares for ``key``.
+    """Refuse a ``value`` that has not the type that LitGPT's ``Config`` declares for ``key``.
 
     Raises:
         ValueError: it has another.
@@ -41,7 +41,7 @@ def check_type(key: str, value: Any, where: str = "overrides.") -> None:
 
 
 def check_sizes(settings: dict[str, Any]) -> None:
-    """See that every size by itself is at least 1.
+    """Refuse a size below 1.
 
     Raises:
         ValueError: naming the key and its value.
@@ -52,10 +52,10 @@ def check_sizes(settings: dict[str, Any]) -> None:
 
 
 def check_config(settings: dict[str, Any]) -> None:
-    """See that the sizes of a configuration are possible, alone and together.
+    """Refuse sizes of a configuration that are impossible, alone or together.
 
     Args:
-        settings: arguments of ``Config``; what is missing has LitGPT's default.
+        settings: arguments of ``Config``; a missing one has LitGPT's default.
 
     Raises:
         ValueError: naming the key, its value and what is allowed.

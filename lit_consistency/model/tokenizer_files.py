@@ -15,7 +15,8 @@ from typing import Any
 
 from litgpt.utils import fix_and_load_json
 
-VOCABULARIES = ("tokenizer.json", "tokenizer.model")
+from lit_consistency.records.model_folder import VOCABULARIES
+
 TOKENIZER_FILES = (
     *VOCABULARIES,
     "tokenizer_config.json",

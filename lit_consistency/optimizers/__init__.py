@@ -2,7 +2,7 @@
 
 from lit_consistency.optimizers.adamw import AdamW
 from lit_consistency.optimizers.filtered_muon import FilteredMuon
-from lit_consistency.optimizers.groups import format_table, group_table, parameter_groups, rehearse, roles
+from lit_consistency.optimizers.groups import dry_build, format_table, group_table, parameter_groups, roles
 from lit_consistency.optimizers.mofo import MoFO
 from lit_consistency.optimizers.muon import Muon
 from lit_consistency.optimizers.schedules import Constant, Cosine, Linear, Schedule, WarmupStableDecay
@@ -19,9 +19,9 @@ __all__ = [
     "Muon",
     "Schedule",
     "WarmupStableDecay",
+    "dry_build",
     "format_table",
     "group_table",
     "parameter_groups",
-    "rehearse",
     "roles",
 ]

@@ -27,7 +27,6 @@ from lit_consistency.optimizers.core.optimizer import (
     Entry,
     GroupOptimizer,
     LowPrecision,
-    decay_by_role,
     local,
     state_dtype,
     zeros_of_state,
@@ -72,7 +71,7 @@ class AdamW(GroupOptimizer):
         check_adam(lr, betas, eps, weight_decay)
         check_choices("decay_roles", decay_roles, ROLES)
         defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
-        super().__init__(decay_by_role(groups, weight_decay, decay_roles), defaults, low_precision, seed)
+        super().__init__(groups, defaults, low_precision, seed, decay_roles)
 
     def update_group(self, group: dict[str, Any], entries: list[Entry]) -> None:
         """One AdamW step of the group."""

@@ -21,8 +21,7 @@ from torch.optim.optimizer import ParamsT
 
 from lit_consistency.optimizers.core.checks import check_choice, check_share
 from lit_consistency.optimizers.core.optimizer import DECAY_ROLES, LowPrecision
-from lit_consistency.optimizers.filtering.passes import number_kept
-from lit_consistency.optimizers.filtering.threshold import select_largest
+from lit_consistency.optimizers.filtering.threshold import number_kept, select_largest
 from lit_consistency.optimizers.muon import Muon
 from lit_consistency.optimizers.muon_step import LrScale
 from lit_consistency.optimizers.orthogonal.choice import NSDtype, NSForm

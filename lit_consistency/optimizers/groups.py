@@ -138,7 +138,7 @@ def blocks(tensor: Tensor, split: Split | None) -> list[Tensor]:
     return [block for matrix in matrices for block in matrix.split(list(split))]
 
 
-def rehearse(factory: Callable[[list[dict[str, Any]]], Any]) -> None:
+def dry_build(factory: Callable[[list[dict[str, Any]]], Any]) -> None:
     """Build the optimizer once on a few numbers, so that a wrong hyperparameter is refused before any work.
 
     There is a parameter of every role: what the model lacks is found out when there is one.

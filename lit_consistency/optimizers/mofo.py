@@ -1,12 +1,20 @@
-"""MoFO: AdamW that moves, of every block, only the coordinates of largest momentum.
+r"""MoFO: AdamW that moves, of every block, only the coordinates of largest momentum.
 
-The moments are dense; the kept coordinates take AdamW's ordinary step, the others stay where they are. With fraction
-1 it is AdamW, bit for bit, because it then is AdamW's own step. A fused query-key-value matrix is three blocks, and a
-block is whole also where its rows are sharded.
+.. math::
+    m \leftarrow m + (1 - \beta_1) (g - m), \quad v \leftarrow \beta_2 v + (1 - \beta_2) g^2, \quad
+    p_i \leftarrow (1 - \eta \lambda) p_i - \frac{\eta m_i}{(1 - \beta_1^t) (\sqrt{v_i / (1 - \beta_2^t)} + \epsilon)}
+    \; \text{ where } |m_i| \text{ is among the } \lceil \text{fraction} \cdot n \rceil \text{ largest of the block}
+
+The means are dense; the other coordinates of p stay where they are. With fraction 1 it is AdamW, bit for bit, because
+it then is AdamW's own step. A fused query-key-value matrix is three blocks, and a block is whole also where its rows
+are sharded.
 
 ``selection: sampled`` finds the threshold of a large block from a sample of its new momentum, before one compiled pass
 over memory; the share that moves is then the fraction within about sqrt((1 - fraction) / (fraction * sample_size)),
 relatively. ``exact`` moves exactly K coordinates and takes two passes and a partition. Small runs are not compiled.
+
+From gradient to weight: ``MoFO.update_group`` here, ``filtering/apply.py`` for a parameter, ``filtering/passes.py`` for
+a coordinate; the thresholds come from ``filtering/blocks.py``.
 
 Given up: shards by columns, and memory where nothing is compiled: a copy of the parameters of one group then lives
 during its step.
@@ -34,16 +42,22 @@ from lit_consistency.optimizers.core.optimizer import (
     GroupOptimizer,
     LowPrecision,
     check_present,
-    decay_by_role,
     local,
     require_roles,
 )
 from lit_consistency.optimizers.core.workspace import Workspace
-from lit_consistency.optimizers.filtering.apply import kind_of, move_exactly, move_masked, move_sampled
-from lit_consistency.optimizers.filtering.blocks import Work, blocks_of
-from lit_consistency.optimizers.filtering.compiled import compiled_one_pass, compiled_two_passes
-from lit_consistency.optimizers.filtering.density import Shares
-from lit_consistency.optimizers.filtering.passes import FILTERS, Filter, Rule, coefficients, key_of
+from lit_consistency.optimizers.filtering.apply import kind_of, move_exactly, move_held, move_sampled
+from lit_consistency.optimizers.filtering.blocks import ParameterStep, blocks_of
+from lit_consistency.optimizers.filtering.density import SelectionStats
+from lit_consistency.optimizers.filtering.passes import (
+    FILTERS,
+    Filter,
+    Rule,
+    coefficients_of,
+    compiled_one_pass,
+    compiled_two_passes,
+    key_of,
+)
 from lit_consistency.optimizers.groups import ROLES
 from lit_consistency.optimizers.sharding.layout import layout_of
 
@@ -111,9 +125,8 @@ class MoFO(GroupOptimizer):
         decay_roles: Sequence[str] = DECAY_ROLES,
         low_precision: LowPrecision = "master",
     ) -> None:
-        shares = dict(role_fractions or {})
         check_adam(lr, betas, eps, weight_decay)
-        _check_shares(fraction, shares, final_fraction, anneal_steps)
+        _check_shares(fraction, role_fractions or {}, final_fraction, anneal_steps)
         check_count("refresh_every", refresh_every, 1)
         check_count("sample_size", sample_size, MIN_SAMPLE)
         check_choice("filter", filter, FILTERS)
@@ -121,53 +134,62 @@ class MoFO(GroupOptimizer):
         check_choice("compile", compile, COMPILES)
         check_choices("unfiltered_roles", unfiltered_roles, ROLES)
         check_choices("decay_roles", decay_roles, ROLES)
-        required = require_roles("MoFO", groups)
-        check_present("role_fractions", shares, required)
+        groups = require_roles("MoFO", groups)
+        check_present("role_fractions", role_fractions or {}, groups)
+        self.unfiltered_roles = tuple(unfiltered_roles)
+        self.role_fractions = dict(role_fractions or {})
+        self.compile = compile
+        self.workspace = Workspace()
+        self._steps_taken: dict[Tensor, int] = {}
+        self._stats = SelectionStats()
+        self._compiler_failed = False
         defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay, "fraction": fraction}
         defaults |= {"final_fraction": final_fraction, "anneal_steps": anneal_steps, "refresh_every": refresh_every}
         defaults |= {"filter": filter, "selection": selection, "sample_size": sample_size}
         defaults |= {"decay_unselected": decay_unselected, "seed": seed}
-        with_roles = [
-            {"filtered": g["role"] not in unfiltered_roles, "fraction": shares.get(g["role"], fraction)} | g
-            for g in required
-        ]
-        self.compile = compile
-        self._steps: dict[Tensor, int] = {}
-        self._shares = Shares()
-        self._compiler_failed = False
-        super().__init__(decay_by_role(with_roles, weight_decay, decay_roles), defaults, low_precision, seed)
-        self.workspace = Workspace()
-        self._numel = sum(p.numel() for group in self.param_groups if group["filtered"] for p in group["params"])
+        super().__init__(groups, defaults, low_precision, seed, decay_roles)
+
+    def complete_group(self, group: dict[str, Any]) -> dict[str, Any]:
+        """See ``GroupOptimizer``; whether a group is filtered, and which share moves, follows from its role."""
+        (group,) = require_roles("MoFO", [group])
+        group.setdefault("filtered", group["role"] not in self.unfiltered_roles)
+        group.setdefault("fraction", self.role_fractions.get(group["role"], self.defaults["fraction"]))
+        return super().complete_group(group)
 
     def update_group(self, group: dict[str, Any], entries: list[Entry]) -> None:
         """One AdamW step of the group; where it is filtered, only the selected coordinates keep it."""
         if not group["filtered"]:
             update_adamw(entries, group)
             return
+        unfiltered: list[Entry] = []
+        filtered: list[tuple[Entry, ParameterStep]] = []
         for entry in entries:
             # the device is asked once, after a start or a resume
-            taken = self._steps.get(entry.param)
-            self._steps[entry.param] = (int(adamw_state(entry)["step"]) if taken is None else taken) + 1
-        fractions = [share_at(group, self._steps[entry.param]) for entry in entries]
-        whole = [entry for entry, fraction in zip(entries, fractions, strict=True) if fraction == 1]
-        update_adamw(whole, group)
-        for entry in whole:
-            self._shares.add_whole(group["role"], entry)
-        works = [(self._work(group, e, f), e) for e, f in zip(entries, fractions, strict=True) if f < 1]
+            taken = self._steps_taken.get(entry.param)
+            number = (int(adamw_state(entry)["step"]) if taken is None else taken) + 1
+            self._steps_taken[entry.param] = number
+            fraction = share_at(group, number)
+            if fraction == 1:
+                unfiltered.append(entry)
+            else:
+                filtered.append((entry, _parameter_step(group, entry, number, fraction)))
+        update_adamw(unfiltered, group)
+        for entry in unfiltered:
+            self._stats.add_unfiltered(group["role"], entry)
         # one process group and one dtype at a time
-        buckets: defaultdict[tuple[Any, torch.dtype], list[Work]] = defaultdict(list)
-        for work, _ in works:
-            buckets[work.layout.group, work.exp_avg.dtype].append(work)
-        for bucket in buckets.values():
-            self._move(group, bucket)
-        for work, entry in works:
-            _write_back(work, entry)
-            self._shares.add(group["role"], work)
+        alike: defaultdict[tuple[Any, torch.dtype], list[ParameterStep]] = defaultdict(list)
+        for _, step in filtered:
+            alike[step.layout.group, step.exp_avg.dtype].append(step)
+        for steps in alike.values():
+            self._move(group, steps)
+        for entry, step in filtered:
+            _write_back(step, entry)
+            self._stats.add(group["role"], step)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """As for every optimizer here; what ``last_density`` tells starts anew."""
-        self._shares = Shares()
+        """As for every optimizer here; the shares of the last step are forgotten."""
+        self._stats = SelectionStats()
         return super().step(closure)
 
     def last_density(self) -> dict[str, float]:
@@ -176,70 +198,53 @@ class MoFO(GroupOptimizer):
         Below ``last_selected`` where the filter spends its budget on zeros, as in an embedding with few active rows.
         Of sharded parameters it is the share over all ranks, which must call this together.
         """
-        return {role: shares[1] for role, shares in self._shares.by_role().items()}
+        return {role: moved for role, (_, moved) in self._stats.shares().items()}
 
     def last_selected(self) -> dict[str, float]:
         """Share in [0, 1] of the coordinates that the filter selected in the last step, likewise."""
-        return {role: shares[0] for role, shares in self._shares.by_role().items()}
+        return {role: selected for role, (selected, _) in self._stats.shares().items()}
+
+    def log_values(self) -> dict[str, float]:
+        """``density/ROLE`` and ``selected/ROLE``: ``last_density`` and ``last_selected``."""
+        density = {f"density/{role}": share for role, share in self.last_density().items()}
+        return density | {f"selected/{role}": share for role, share in self.last_selected().items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a saved state, also of a version that had fewer options."""
         groups = [self.defaults | group for group in state_dict["param_groups"]]
         super().load_state_dict(state_dict | {"param_groups": groups})
-        self._steps = {}
+        self._steps_taken = {}
         for state in self.state.values():
             if "mask" in state:
                 state["mask"] = state["mask"].bool()
 
-    def _work(self, group: dict[str, Any], entry: Entry, fraction: float) -> Work:
-        state, step = adamw_state(entry), self._steps[entry.param]
-        param, grad, mean, square = (
-            t.reshape(-1) for t in (entry.target, entry.grad, state["exp_avg"], state["exp_avg_sq"])
-        )
-        device, dtype = param.device, mean.dtype
-        options = {key: group[key] for key in ("lr", "betas", "eps", "weight_decay")}
-        size = group["sample_size"] if group["selection"] == "sampled" else None
-        return Work(
-            entry.name,
-            param,
-            grad,
-            mean,
-            square,
-            step=state["step"],
-            numbers=coefficients(step, **options, dtype=dtype, device=device),
-            key=key_of(group["seed"], entry.name, step, device),
-            rule=Rule(group["filter"], group["decay_unselected"]),
-            fraction=fraction,
-            layout=layout_of(entry.name, entry.param),
-            blocks=blocks_of(entry.param.shape, group["split"], size, group["seed"], entry.name, step),
-            **_mask(group, entry, step),
-        )
-
-    def _move(self, group: dict[str, Any], works: list[Work]) -> None:
-        """Move works of one process group and one dtype."""
-        held = [work for work in works if not work.choose]
-        if held:
-            move_masked(held, group)
-        choosing = [work for work in works if work.choose]
-        compiled = [work for work in choosing if self._compiles(group, work)]
-        known = {id(work) for work in compiled}
-        eager = [work for work in choosing if id(work) not in known]
-        if choosing:
-            if group["selection"] == "sampled":
-                move_sampled(compiled, eager, group)
+    def _move(self, group: dict[str, Any], steps: list[ParameterStep]) -> None:
+        """Move parameters of one process group and one dtype."""
+        held, compiled, eager = [], [], []
+        numel = sum(p.numel() for group in self.param_groups if group["filtered"] for p in group["params"])
+        wanted = self.compile == "always" or (self.compile == "auto" and numel >= WORTH_COMPILING)
+        for step in steps:
+            if not step.chooses:
+                held.append(step)
+            elif wanted and self._compiles(group, step):
+                compiled.append(step)
             else:
-                move_exactly(compiled, eager, group, self.workspace)
+                eager.append(step)
+        move_held(held, group)
+        if group["selection"] == "sampled":
+            move_sampled(compiled, eager, group)
+        else:
+            move_exactly(compiled, eager, group, self.workspace)
 
-    def _compiles(self, group: dict[str, Any], work: Work) -> bool:
-        """Whether a compiled program moves the work."""
+    def _compiles(self, group: dict[str, Any], step: ParameterStep) -> bool:
+        """Whether a compiled program can move the parameter."""
         exact = group["selection"] == "exact"
-        wanted = self.compile == "always" or (self.compile == "auto" and self._numel >= WORTH_COMPILING)
-        small = min(block.end - block.begin for block in work.blocks) <= group["sample_size"]
-        sharded = work.layout.group is not None
-        if not wanted or small or self._compiler_failed or work.mask is not None or (exact and sharded):
+        small = min(block.numel for block in step.blocks) <= group["sample_size"]
+        sharded = step.layout.group is not None
+        if small or self._compiler_failed or step.mask is not None or (exact and sharded):
             return False
         try:
-            (compiled_two_passes if exact else compiled_one_pass)(kind_of(work))
+            (compiled_two_passes if exact else compiled_one_pass)(kind_of(step))
         except Exception as error:
             # whatever a compiler fails with, the step can do without it; nothing has moved yet
             if self.compile == "always":
@@ -250,32 +255,51 @@ class MoFO(GroupOptimizer):
         return True
 
 
+def _parameter_step(group: Mapping[str, Any], entry: Entry, number: int, fraction: float) -> ParameterStep:
+    """What a parameter's step of this number needs, with flat tensors, and the choice that is kept for later steps."""
+    state = adamw_state(entry)
+    param, grad, mean, square = (
+        tensor.reshape(-1) for tensor in (entry.target, entry.grad, state["exp_avg"], state["exp_avg_sq"])
+    )
+    options = {key: group[key] for key in ("lr", "betas", "eps", "weight_decay")}
+    size = group["sample_size"] if group["selection"] == "sampled" else None
+    step = ParameterStep(
+        param,
+        grad,
+        mean,
+        square,
+        step=state["step"],
+        coefficients=coefficients_of(number, **options, dtype=mean.dtype, device=param.device),
+        key=key_of(group["seed"], entry.name, number, param.device),
+        rule=Rule(group["filter"], group["decay_unselected"]),
+        fraction=fraction,
+        layout=layout_of(entry.name, entry.param),
+        blocks=blocks_of(entry.param.shape, group["split"], size, group["seed"], entry.name, number),
+    )
+    if group["refresh_every"] > 1:
+        step.chooses = (number - 1) % group["refresh_every"] == 0 or "mask" not in entry.state
+        if "mask" not in entry.state:
+            mask = torch.zeros_like(entry.param, dtype=torch.bool, memory_format=torch.contiguous_format)
+            entry.state["mask"] = mask
+        step.mask = local(entry.state["mask"]).view(-1)
+    return step
+
+
+def _write_back(step: ParameterStep, entry: Entry) -> None:
+    """Put the flat copies of tensors of another memory layout back."""
+    state = adamw_state(entry)
+    param, _, mean, square = step.tensors()
+    for flat, tensor in ((param, entry.target), (mean, state["exp_avg"]), (square, state["exp_avg_sq"])):
+        if not tensor.is_contiguous():
+            tensor.copy_(flat.view(tensor.shape))
+
+
 def share_at(group: Mapping[str, Any], step: int) -> float:
     """Share of the coordinates that move in step 1, 2, ...: linear from ``fraction`` to ``final_fraction``."""
     start, end, steps = group["fraction"], group["final_fraction"], group["anneal_steps"]
     if end is None:
         return start
     return end if step > steps else start + (end - start) * (step - 1) / steps
-
-
-def _mask(group: Mapping[str, Any], entry: Entry, step: int) -> dict[str, Any]:
-    """Where the choice of several steps is kept, flat, local, and part of the state; and whether it is due."""
-    if group["refresh_every"] == 1:
-        return {}
-    due = (step - 1) % group["refresh_every"] == 0 or "mask" not in entry.state
-    if "mask" not in entry.state:
-        mask = torch.zeros_like(entry.param, dtype=torch.bool, memory_format=torch.contiguous_format)
-        entry.state["mask"] = mask
-    return {"mask": local(entry.state["mask"]).view(-1), "choose": due}
-
-
-def _write_back(work: Work, entry: Entry) -> None:
-    """Put the flat copies of tensors of another memory layout back."""
-    state = adamw_state(entry)
-    pairs = ((work.param, entry.target), (work.exp_avg, state["exp_avg"]), (work.exp_avg_sq, state["exp_avg_sq"]))
-    for flat, tensor in pairs:
-        if not tensor.is_contiguous():
-            tensor.copy_(flat.view(tensor.shape))
 
 
 def _check_shares(

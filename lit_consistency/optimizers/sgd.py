@@ -20,7 +20,6 @@ from lit_consistency.optimizers.core.optimizer import (
     Entry,
     GroupOptimizer,
     LowPrecision,
-    decay_by_role,
     local,
     state_dtype,
     zeros_of_state,
@@ -63,7 +62,7 @@ class SGD(GroupOptimizer):
         check_at_least("weight_decay", weight_decay, 0)
         check_choices("decay_roles", decay_roles, ROLES)
         defaults = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
-        super().__init__(decay_by_role(groups, weight_decay, decay_roles), defaults, low_precision, seed)
+        super().__init__(groups, defaults, low_precision, seed, decay_roles)
 
     def update_group(self, group: dict[str, Any], entries: list[Entry]) -> None:
         """One SGD step of the group."""

@@ -19,6 +19,6 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one mapping with dotted keys."""
     if isinstance(value, Mapping) and value:
-        parts = (flatten(part, f"{prefix}.{key}" if prefix else str(key)) for key, part in value.items())
-        return {key: leaf for part in parts for key, leaf in part.items()}
+        branches = (flatten(entry, f"{prefix}.{key}" if prefix else str(key)) for key, entry in value.items())
+        return {key: leaf for branch in branches for key, leaf in branch.items()}
     return {prefix: value}

@@ -4,28 +4,46 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 
 def sha256(file: Path) -> str:
     """SHA-256 of a file's content, as hexadecimal digits."""
+    digest = hashlib.sha256()
     with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(stream)
-
-
-def _digest(stream: Any) -> str:
-    digest = hashlib.sha256()  # Python 3.10 has no file_digest
-    while block := stream.read(1 << 20):
-        digest.update(block)
+        while block := stream.read(1 << 20):  # hashlib.file_digest does the same from Python 3.11 on
+            digest.update(block)
     return digest.hexdigest()
 
 
-def fingerprint_of(parts: Any) -> str:
-    """sha256 of the JSON of what a result depends on; the order counts, as that of a task's fields does."""
-    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
+def sha256_once(file: Path) -> str:
+    """As ``sha256``; read once a process as long as the file keeps its size and time."""
+    stat = file.stat()
+    return _sha256_at(str(file), stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _sha256_at(path: str, inode: int, size: int, mtime_ns: int) -> str:
+    return sha256(Path(path))
+
+
+def sha256_of_text(text: str) -> str:
+    """SHA-256 of a text in UTF-8; half a character, which JSON can spell, counts too."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def fingerprint_of(parts: Any, sort_keys: bool = False) -> str:
+    """SHA-256 of the JSON of what a result depends on.
+
+    Args:
+        parts: anything; what is no JSON goes by its text.
+        sort_keys: whether the order of keys is of no account; that of a task's fields is.
+    """
+    return sha256_of_text(json.dumps(parts, default=str, sort_keys=sort_keys))
 
 
 def seed_of(*parts: object) -> int:
-    """A seed that is the same in every process and on every machine."""
-    return int.from_bytes(hashlib.sha256("\0".join(map(str, parts)).encode()).digest()[:8], "big")
+    """A seed below 2^64 that is the same in every process and on every machine."""
+    return int(sha256_of_text("\0".join(map(str, parts)))[:16], 16)

@@ -14,8 +14,19 @@ from typing import Any
 import yaml
 
 from lit_consistency import __version__
+from lit_consistency.records.atomic import write_text
 
 FILE = "provenance.yaml"
+FAMILIES = {"Adam": "AdamW", "AdamW": "AdamW", "MoFO": "AdamW", "Muon": "Muon", "FilteredMuon": "Muon", "SGD": "SGD"}
+"""Class of an optimizer -> the optimizer whose update it applies, to all coordinates or to those it selects.
+
+MoFO is AdamW on a share of the coordinates (arXiv 2407.20999), FilteredMuon is Muon on such a share.
+"""
+
+
+def family(optimizer: str) -> str:
+    """The family of an optimizer's class; one that is not known is a family of its own."""
+    return FAMILIES.get(optimizer, optimizer)
 
 
 def current_versions() -> dict[str, str]:
@@ -47,6 +58,9 @@ class Provenance:
         versions: package name to version.
         history: the earlier stages, oldest first, each with the keys of this class but ``history``.
         command: the command line of the run.
+        optimizer_options: hyperparameters of the optimizer, as configured.
+        schedule: ``class_path`` and ``init_args`` of the schedule, as configured; None: a constant learning rate.
+        final_metrics: name -> value at the end of this stage, as ``val/loss`` or ``forget/books``; None: no number.
         interpolation: of a model between two others, the share of the way from ``base`` to ``finetuned``, and the
             folders and hashes of both; None for a model that was trained.
     """
@@ -64,6 +78,9 @@ class Provenance:
     versions: dict[str, str] = field(default_factory=current_versions)
     history: list[dict[str, Any]] = field(default_factory=list)
     command: str | None = None
+    optimizer_options: dict[str, Any] = field(default_factory=dict)
+    schedule: dict[str, Any] | None = None
+    final_metrics: dict[str, float | None] = field(default_factory=dict)
     interpolation: dict[str, Any] | None = None
 
     @property
@@ -86,7 +103,7 @@ class Provenance:
     def write(self, folder: Path) -> None:
         """Write ``provenance.yaml`` into ``folder``; a value that is not a plain type is an error of yaml."""
         text = yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)
-        (Path(folder) / FILE).write_text(text, encoding="utf-8")
+        write_text(Path(folder) / FILE, text)
 
 
 def read_provenance(folder: Path) -> Provenance | None:
@@ -99,13 +116,13 @@ def read_provenance(folder: Path) -> Provenance | None:
     if not path.is_file():
         return None
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: expected YAML, got: {error}") from error
-    missing = [key for key in ("model", "optimizer", "method", "stage") if key not in (found or {})]
-    if not isinstance(found, dict) or missing:
+    missing = [key for key in ("model", "optimizer", "method", "stage") if key not in (content or {})]
+    if not isinstance(content, dict) or missing:
         raise ValueError(
             f"{path}: expected a mapping with the keys model, optimizer, method, stage; missing: {missing}"
         )
     known = {entry.name for entry in fields(Provenance)}
-    return Provenance(**{key: value for key, value in found.items() if key in known})
+    return Provenance(**{key: value for key, value in content.items() if key in known})

@@ -8,26 +8,45 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from lit_consistency.records.atomic import flush, plain, write_json, write_text
+from lit_consistency.records.atomic import new_file, plain, write_json, write_text
 from lit_consistency.records.extras import require
 
 ITEM_FORMATS = ("jsonl", "parquet")
-HIGHER_IS_BETTER = {"accuracy", "accuracy_per_byte", "balanced_accuracy", "exact", "exact_match", "rouge_l"} | {
-    "pass",
-    "maj",
+METRICS = {
+    "accuracy": True,
+    "accuracy_per_byte": True,
+    "balanced_accuracy": True,
+    "exact": True,
+    "exact_match": True,
+    "rouge_l": True,
+    "pass": True,
+    "maj": True,
+    "bits_per_byte": False,
+    "nats_per_token": False,
+    "nats_per_word": False,
+    "word_perplexity": False,
+    "loss": False,
+    "perplexity": False,
+    "kl": False,
 }
-"""All other metrics are losses; of ``pass@K`` and ``maj@K`` the name alone."""
+"""Whether more is better; of ``pass@K`` and ``maj@K`` the name alone. What is better higher is a share from 0 to 1."""
 
 
 def higher_is_better(metric: str) -> bool:
-    """Whether more of it is better: shares of right answers, but no loss, divergence or perplexity."""
-    return metric.partition("@")[0] in HIGHER_IS_BETTER
+    """Whether more of it is better: shares of right answers, but no loss and no perplexity.
+
+    Raises:
+        ValueError: no metric of this name is known, so what it means to be worse is not either.
+    """
+    name = metric.partition("@")[0]
+    if name not in METRICS:
+        raise ValueError(f"metric {metric!r}: expected one of {', '.join(METRICS)}")
+    return METRICS[name]
 
 
 @dataclass(frozen=True)
@@ -112,10 +131,8 @@ def write_result(folder: Path, result: Result, records: Sequence[dict[str, Any]]
         import pyarrow
         from pyarrow import parquet
 
-        unfinished = path.with_name(path.name + ".unfinished")
-        parquet.write_table(pyarrow.Table.from_pylist(list(records)), unfinished)
-        flush(unfinished)
-        os.replace(unfinished, path)
+        with new_file(path) as temporary:
+            parquet.write_table(pyarrow.Table.from_pylist(list(records)), temporary)
     else:
         write_text(path, "".join(json.dumps(plain(record), ensure_ascii=False) + "\n" for record in records))
     write_json(numbers, asdict(result))

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
 
 
 class MeanInterval(NamedTuple):
@@ -36,34 +37,5 @@ def mean_interval(values: Sequence[float]) -> MeanInterval:
     mean = float(known.mean()) if n else math.nan
     if n < 2:
         return MeanInterval(mean, math.nan, math.nan, n)
-    half = student_quantile(0.975, n - 1) * float(known.std(ddof=1)) / math.sqrt(n)
+    half = float(stdtrit(n - 1, 0.975)) * float(known.std(ddof=1)) / math.sqrt(n)
     return MeanInterval(mean, mean - half, mean + half, n)
-
-
-def student_quantile(p: float, dof: int) -> float:
-    """The quantile of Student's distribution, by bisection of its closed form.
-
-    Args:
-        p: probability, 0.5 <= p < 1.
-        dof: degrees of freedom, at least 1.
-    """
-    low, high = 0.0, 1.0
-    while _student_cdf(high, dof) < p:
-        high *= 2
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _student_cdf(middle, dof) < p else (low, middle)
-    return (low + high) / 2
-
-
-def _student_cdf(t: float, dof: int) -> float:
-    """P(T <= t) for t >= 0 (Abramowitz & Stegun 1964, 26.7.3 and 26.7.4), with theta = atan(t / sqrt(dof))."""
-    theta = math.atan(t / math.sqrt(dof))
-    cosine, term, total = math.cos(theta), 1.0, 0.0
-    for k in range(1 + dof % 2, dof, 2):
-        total += term
-        term *= k / (k + 1) * cosine**2
-    inside = math.sin(theta) * total
-    if dof % 2:
-        inside = 2 / math.pi * (theta + math.cos(theta) * inside)
-    return 0.5 + inside / 2

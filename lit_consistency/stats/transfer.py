@@ -9,11 +9,11 @@ arXiv 1801.10112 (forgetting); Wang et al. 2023, TRACE, arXiv 2310.06762 (overal
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import ArrayLike
 
 
-def overall_performance(scores: Tensor) -> float:
+def overall_performance(scores: ArrayLike) -> float:
     r"""OP: mean score, after the last stage, of the tasks trained on so far.
 
     .. math::
@@ -25,7 +25,7 @@ def overall_performance(scores: Tensor) -> float:
     return float(_trained(scores)[-1].mean())
 
 
-def backward_transfer(scores: Tensor) -> float:
+def backward_transfer(scores: ArrayLike) -> float:
     r"""BWT: mean change of a task's score between its own stage and the last one; negative is forgetting.
 
     .. math::
@@ -41,7 +41,7 @@ def backward_transfer(scores: Tensor) -> float:
     return float((trained[-1] - trained[1:].diagonal())[:-1].mean())
 
 
-def forgetting(scores: Tensor) -> Tensor:
+def forgetting(scores: ArrayLike) -> np.ndarray:
     r"""How far each task has fallen from the best that any earlier stage gave it, the base among them.
 
     .. math::
@@ -53,12 +53,13 @@ def forgetting(scores: Tensor) -> Tensor:
     Returns:
         (tasks,), negative where the last stage is the best.
     """
-    if scores.ndim != 2 or len(scores) < 2:
-        raise ValueError(f"scores has shape {list(scores.shape)}: expected at least two stages (rows)")
-    return scores[:-1].amax(0) - scores[-1]
+    rows = np.asarray(scores, dtype=np.float64)
+    if rows.ndim != 2 or len(rows) < 2:
+        raise ValueError(f"scores has shape {list(rows.shape)}: expected at least two stages (rows)")
+    return rows[:-1].max(0) - rows[-1]
 
 
-def retained_share(scores: Tensor, at_least: float = 0.01) -> Tensor:
+def retained_share(scores: ArrayLike, at_least: float = 0.01) -> np.ndarray:
     """What is left, after the last stage, of what each task had gained over the base at its best.
 
     Args:
@@ -68,15 +69,18 @@ def retained_share(scores: Tensor, at_least: float = 0.01) -> Tensor:
     Returns:
         (tasks,): 1 keeps all of the gain, 0 is back at the base, NaN where there was no gain.
     """
-    gain = scores.amax(0) - scores[0]
-    return torch.where(gain >= at_least, (scores[-1] - scores[0]) / gain, torch.nan)
+    rows = np.asarray(scores, dtype=np.float64)
+    # the base is among the stages, so no gain is negative
+    gain = rows.max(0) - rows[0]
+    return np.divide(rows[-1] - rows[0], gain, out=np.full_like(gain, np.nan), where=gain >= at_least)
 
 
-def _trained(scores: Tensor, at_least: int = 1) -> Tensor:
-    """Columns of the tasks trained on."""
-    stages = len(scores) - 1
-    if scores.ndim != 2 or stages < at_least or scores.size(1) < stages:
+def _trained(scores: ArrayLike, at_least: int = 1) -> np.ndarray:
+    """Columns of the tasks trained on, as float64."""
+    rows = np.asarray(scores, dtype=np.float64)
+    stages = len(rows) - 1
+    if rows.ndim != 2 or stages < at_least or rows.shape[1] < stages:
         raise ValueError(
-            f"scores has shape {list(scores.shape)}: expected (1 + t, at least t) with t >= {at_least}, the base first"
+            f"scores has shape {list(rows.shape)}: expected (1 + t, at least t) with t >= {at_least}, the base first"
         )
-    return scores[:, :stages]
+    return rows[:, :stages]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lit_consistency.data.sources.rows import Row, RowFiles, Rows
+from lit_consistency.data.sources.rows import Conversation, RowFiles, Rows
 from lit_consistency.data.tokens.prompts import PromptEncoder, check_style
 from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.inference.items import Candidate, Item, text_bytes
@@ -174,5 +174,5 @@ def special_ids(tokenizer: Tokenizer) -> list[int]:
     return sorted(ids)
 
 
-def _answer_bytes(row: Row) -> int:
+def _answer_bytes(row: Conversation) -> int:
     return sum(len(turn["content"].encode()) for turn in row.messages if turn["role"] == "assistant")

@@ -21,7 +21,16 @@ from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.inference.generate import Generation, generate
 from lit_consistency.inference.items import Item
 from lit_consistency.inference.sampling import GenerationOptions
-from lit_consistency.metrics import exact_match, extract, maj_at_k, mean_over_samples, normalize, pass_at_k, rouge_l
+from lit_consistency.metrics import (
+    AnswerRule,
+    NumberRule,
+    exact_match,
+    extract,
+    maj_at_k,
+    mean_over_samples,
+    pass_at_k,
+    rouge_l,
+)
 from lit_consistency.stats.intervals import ratio
 from lit_consistency.tasks.code.run import run_many
 from lit_consistency.tasks.formats import Format
@@ -35,7 +44,7 @@ from lit_consistency.tasks.templates import as_text, render, take
 EXTRACTIONS = ("none", "gsm8k", "last_number", "first_line")
 WORDS = ("none", "first_line")
 """Extractions whose answers are compared without punctuation and articles; of numbers, and of what a regular expression
-cuts out, every sign counts: without it 1.5 would equal 15, and -5 would equal 5."""
+cuts out, every sign counts: without it -x would equal x."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +56,7 @@ class GenerationTask(PromptedTask):
         demonstration: template of the answer in a few-shot example; the first reference when not given.
         generation: how the model is asked to write.
         extraction: of the answer from the text: one of ``EXTRACTIONS`` or a regular expression with one group.
+        numbers: ``value`` (51 is 51.0, $29.00 is 29), or ``string``, as lm-evaluation-harness compares numbers.
         program: template of what stands before the answer in a program, which is run with the references as tests;
             needs ``--allow_code_execution``. Metrics are then pass@K, or exact_match for the share that passes.
     """
@@ -60,6 +70,7 @@ class GenerationTask(PromptedTask):
     demonstration: str | None = None
     generation: GenerationOptions = GenerationOptions()
     extraction: str = "none"
+    numbers: NumberRule = "value"
     program: str | None = None
 
     def _check_metric(self, metric: str) -> None:
@@ -176,10 +187,11 @@ def measure_generation(
         questions: of it, without ``code``.
         generations: the samples of each, in their order.
     """
-    references = [accepted_answers(question.references, task.extraction) for question in questions.questions]
-    answers = [[extract(sample.text, task.extraction) for sample in samples] for samples in generations]
+    rule = answer_rule(task.extraction, task.numbers)
+    references = [accepted_answers(q.references, task.extraction, task.numbers) for q in questions.questions]
+    answers = [[extract(sample.text, task.extraction, task.numbers) for sample in samples] for samples in generations]
     right = [
-        [is_right(answer, accepted, task.extraction) for answer in given]
+        [exact_match(answer, accepted, rule) for answer in given]
         for given, accepted in zip(answers, references, strict=True)
     ]
     values = {
@@ -187,7 +199,7 @@ def measure_generation(
         for metric in task.metrics
     }
     golds = [accepted[0] for accepted in references]
-    baselines = {"majority": _majority(references)} if "exact_match" in task.metrics else {}
+    baselines = {"majority": _majority(references, rule)} if "exact_match" in task.metrics else {}
     return _measured(task, questions, generations, values, answers, golds, baselines)
 
 
@@ -244,23 +256,23 @@ def _measured(
     return Measured(ratios, records, predictions, list(golds), baselines, clusters_of(questions.questions))
 
 
-def _majority(references: Sequence[Sequence[str]]) -> float:
+def _majority(references: Sequence[Sequence[str]], rule: AnswerRule) -> float:
     """Exact match of whoever always writes the answer that is accepted most often."""
-    counts = Counter(answer for accepted in references for answer in set(accepted))
+    counts = Counter(key for accepted in references for key in set(map(rule.key, accepted)))
     return max(counts.values()) / len(references)
 
 
-def accepted_answers(references: Sequence[str], extraction: str) -> list[str]:
+def accepted_answers(references: Sequence[str], extraction: str, numbers: NumberRule = "value") -> list[str]:
     """The references' answers; a reference that is an answer by itself needs no extraction."""
     if extraction == "first_line":
         return [reference.strip() for reference in references]
-    return [extract(reference, extraction) or reference.strip() for reference in references]
+    return [extract(reference, extraction, numbers) or reference.strip() for reference in references]
 
 
-def is_right(answer: str | None, accepted: Sequence[str], extraction: str) -> float:
-    """1 where the answer equals an accepted one, as answers of this extraction are compared, else 0."""
+def answer_rule(extraction: str, numbers: NumberRule = "value") -> AnswerRule:
+    """How answers of this extraction are compared."""
     words = extraction in WORDS
-    return exact_match(answer, accepted, punctuation=words, articles=words)
+    return AnswerRule(punctuation=words, articles=words, numbers=numbers)
 
 
 def _score(
@@ -273,9 +285,7 @@ def _score(
     if name == "pass":
         return pass_at_k(len(right), int(sum(right)), int(k))
     if name == "maj":
-        words = task.extraction in WORDS
-        votes = [None if a is None else normalize(a, punctuation=words, articles=words) for a in answers]
-        return maj_at_k(votes, [normalize(r, punctuation=words, articles=words) for r in accepted], int(k))
+        return maj_at_k(answers, accepted, int(k), answer_rule(task.extraction, task.numbers))
     return mean_over_samples(right)
 
 

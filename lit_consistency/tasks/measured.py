@@ -17,6 +17,7 @@ from torch import nn
 
 from lit_consistency.inference.score import score_items
 from lit_consistency.metrics import ItemScores
+from lit_consistency.records.results import higher_is_better
 from lit_consistency.stats.intervals import Estimate, Ratio, estimate, ratio, value_of
 from lit_consistency.tasks.question import EncodedQuestion, EncodedTask
 from lit_consistency.tasks.task import Advance
@@ -51,9 +52,11 @@ class Measured(NamedTuple):
         values = {name: float(value_of(r.numerator.sum(0), r.denominator.sum(0))) for name, r in self.ratios.items()}
         return {name: perplexity(value) if name == "word_perplexity" else value for name, value in values.items()}
 
-    def estimates(self, seed: int = 0) -> dict[str, Estimate]:
+    def estimates(self) -> dict[str, Estimate]:
         """Metric -> value, standard error and interval, as ``values``."""
-        estimates = {name: estimate(items, self.clusters, seed) for name, items in self.ratios.items()}
+        estimates = {
+            name: estimate(items, self.clusters, share=higher_is_better(name)) for name, items in self.ratios.items()
+        }
         if (words := estimates.get("word_perplexity")) is not None:
             value, low, high = map(perplexity, (words.value, words.low, words.high))
             estimates["word_perplexity"] = Estimate(value, value * words.stderr, low, high)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lit_consistency.data.sources.rows import Row
+from lit_consistency.data.sources.rows import Conversation
 from lit_consistency.inference.items import Item
 from lit_consistency.records.fingerprints import seed_of
 from lit_consistency.tasks.rows import TaskRow, read_rows
@@ -49,7 +49,7 @@ class Question(NamedTuple):
     gold: int = 0
     answer: str = ""
     references: tuple[str, ...] = ()
-    conversation: Row | None = None
+    conversation: Conversation | None = None
 
     @property
     def text(self) -> str:
@@ -162,7 +162,7 @@ def limited(rows: Sequence[Question], limit: int, seed: int, without: Sequence[Q
     return [rows[i] for i in sorted(kept[: limit or None])]
 
 
-def of_conversation(row: Row) -> Question:
+def of_conversation(row: Conversation) -> Question:
     """A conversation as a question: its turns, and the last answer."""
     answer = next(turn["content"] for turn in reversed(row.messages) if turn["role"] == "assistant")
     turns = tuple((turn["role"], turn["content"]) for turn in row.messages)

@@ -18,7 +18,6 @@ def summarize_result(
     measured: Measured,
     findings: Sequence[Finding],
     fingerprint: str,
-    seed: int,
     model: str = "",
 ) -> Result:
     """Numbers with their intervals; what belongs together is drawn together (``measured.clusters``).
@@ -28,7 +27,6 @@ def summarize_result(
         measured: what a model said.
         findings: of the guards.
         fingerprint: of all that the numbers depend on.
-        seed: of the draws of the intervals.
         model: fingerprint of the model alone.
     """
     task = encoded.task
@@ -39,7 +37,7 @@ def summarize_result(
         format=encoded.format,
         shots=encoded.shots,
         n=len(encoded.questions),
-        metrics={name: numbers._asdict() for name, numbers in measured.estimates(seed).items()},
+        metrics={name: numbers._asdict() for name, numbers in measured.estimates().items()},
         baselines=measured.baselines,
         groups=_groups(measured.ratios[task.metric], task.metric, groups),
         findings=[(finding.guard, finding.message) for finding in findings],

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lit_consistency.data.sources.rows import Row, Rows
+from lit_consistency.data.sources.rows import Conversation, Rows
 from lit_consistency.tasks.few_shot import without_shots
 from lit_consistency.tasks.formats import load_format, right_context
 from lit_consistency.tasks.question import Question, limited, read_questions
@@ -70,7 +70,7 @@ class TaskRows(Rows):
             raise ValueError(f"split = 'few_shot': task {task!r} has no key `few_shot`; expected one, or split: scored")
         self.task.check_asked(self.format, 0)
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[Conversation]:
         """Yields every row once; ValueError names file and row of a bad one, or the task where none is left."""
         rows = limited(self._rows(), self.limit, self.seed)
         if not rows:
@@ -79,7 +79,7 @@ class TaskRows(Rows):
             answer = self.format.answer_text(self.task, row.answer)
             if not answer.strip():
                 raise ValueError(f"{row.place}: the answer is empty; expected text to learn")
-            yield Row([*self._question(row), {"role": "assistant", "content": answer}], row.place)
+            yield Conversation([*self._question(row), {"role": "assistant", "content": answer}], row.place)
 
     def fingerprint(self) -> dict[str, Any]:
         """Task, format, options, and the data files by name, size and hash."""

@@ -33,7 +33,8 @@ def world_rows(data: TaskData) -> Iterator[tuple[str, dict[str, Any]]]:
     if data.probes is not None:
         check_choice("probes", data.probes, world.probe_names)
         for number, probe in enumerate(world.probes(data.probes), start=1):
-            fields = {"prompt": probe.prompt, "answer": probe.answer, "choices": list(probe.choices), **probe.tags}
+            fields = {"prompt": probe.prompt, "answer": probe.answer, "choices": list(probe.choices)}
+            fields |= {"cluster": probe.cluster, **probe.tags}
             yield f"{origin}/{data.probes}:{number}", fields
     elif data.documents is not None:
         for number, text in enumerate(world.documents(data.documents), start=1):

@@ -1,22 +1,23 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from lit_consistency.callbacks.summary_table import Measurement, results_table
-from lit_consistency.records.results import higher_is_better
-from lit_consistency.tasks.definition import METRICS
+from lit_consistency.records.results import METRICS, higher_is_better
 
-LOSSES = {"bits_per_byte", "nats_per_token", "word_perplexity"}
-
-
-@pytest.mark.parametrize("metric", sorted({m for metrics in METRICS.values() for m in metrics}))
-def test_every_metric_of_a_task_has_a_direction(metric: str) -> None:
-    assert higher_is_better(metric.replace("@K", "@2")) == (metric not in LOSSES)
+LOSSES = {"bits_per_byte", "nats_per_token", "nats_per_word", "word_perplexity", "perplexity", "loss", "kl"}
 
 
-@pytest.mark.parametrize("metric", ["loss", "kl"])
-def test_the_losses_of_other_sets_are_better_when_lower(metric: str) -> None:
-    assert not higher_is_better(metric)
+def test_every_metric_has_a_direction() -> None:
+    assert {metric for metric in METRICS if not higher_is_better(metric)} == LOSSES
+    assert higher_is_better("pass@2")
+
+
+def test_what_it_means_to_be_worse_is_not_guessed() -> None:
+    with pytest.raises(ValueError, match="metric 'bleu': expected one of accuracy, "):
+        higher_is_better("bleu")
 
 
 @pytest.mark.parametrize(
@@ -31,8 +32,8 @@ def test_the_losses_of_other_sets_are_better_when_lower(metric: str) -> None:
     ],
 )
 def test_the_retained_share_needs_a_base_that_scores(metric: str, base: float, share: float | None) -> None:
-    found = Measurement("retain", "task", metric, base, 0.4).share
-    assert found == (share if share is None else pytest.approx(share))
+    measured = Measurement("retain", "task", metric, base, 0.4).share
+    assert measured == (share if share is None else pytest.approx(share))
 
 
 @pytest.mark.parametrize(("base", "share"), [(0.26, None), (0.29, None), (0.5, 0.8)])
@@ -66,3 +67,20 @@ def test_chance_has_a_column_where_something_can_be_guessed(capsys: pytest.Captu
     assert "0.2500" not in lines["text"]
     results_table([loss], {})
     assert "chance" not in capsys.readouterr().out
+
+
+def test_errors_and_a_second_metric_are_shown_where_they_are_known(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "140")
+    loss = Measurement("retain", "people", "nats_per_token", 0.5, 0.75, base_stderr=0.01, now_stderr=0.02)
+    exact = Measurement(
+        "retain", "people", "exact", 1.0, 1.0, base_stderr=0.0, now_stderr=0.0, worse_stderr=0.0, beside=loss
+    )
+    bare = Measurement("learn", "text", "nats_per_token", 2.0, 1.5, now_stderr=math.nan)
+    results_table([exact, bare], {})
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    learned, first, second = ([cell.strip() for cell in line.strip("│").split("│")] for line in lines)
+    assert learned == ["text", "nats_per_token", "2.0000", "1.5000", "+0.5000", "", ""]
+    assert first == ["people", "exact", "1.0000 ± 0.0000", "1.0000 ± 0.0000", "", "+0.0000 ± 0.0000", "100.0%"]
+    assert second == ["", "nats_per_token", "0.5000 ± 0.0100", "0.7500 ± 0.0200", "", "+0.2500", ""]

@@ -97,7 +97,7 @@ def test_a_full_disk_is_an_error_and_the_last_checkpoint_stays(saved: Path, monk
     monkeypatch.undo()
     assert saved.read_bytes() == before
     assert checkpoints(saved.parent) == [saved]
-    assert not list(saved.parent.glob(".tmp-*"))
+    assert not list(saved.parent.glob(".*"))
 
 
 def test_a_folder_that_may_not_be_written_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,4 +151,4 @@ def test_killed_at_any_moment_a_valid_checkpoint_is_left(tmp_path: Path) -> None
         assert found is not None
         assert AtomicCheckpointIO().load_checkpoint(found)["w"].numel() == 2_000_000
     AtomicCheckpointIO().save_checkpoint(CONTENT, tmp_path / "step-00000009.ckpt")
-    assert not list(tmp_path.glob(".tmp-*"))
+    assert not list(tmp_path.glob(".*"))

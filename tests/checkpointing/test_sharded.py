@@ -25,7 +25,6 @@ from lit_consistency.checkpointing.sharded import (
     save_folder,
     stored_tensors,
 )
-from lit_consistency.records.atomic import TEMPORARY
 
 
 @pytest.fixture(autouse=True)
@@ -118,7 +117,7 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: py
     AtomicCheckpointIO().load_checkpoint(path)
     save_folder(checkpoint(4)[2], path)  # what the failed save has left is in nobody's way
     assert AtomicCheckpointIO().load_checkpoint(path)["global_step"] == 4
-    assert not list(tmp_path.glob(TEMPORARY + "*"))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_save_that_was_killed_before_its_manifest_does_not_count(tmp_path: Path) -> None:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch.callbacks import (
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    ModelPruning,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
-from lit_consistency.cli.trainer_options import check_strategy, sharded_options
+from lit_consistency.cli.trainer_options import check_callbacks, check_strategy, sharded_options
 from lit_consistency.distributed.strategy import FSDP2Strategy
+from tests.runs import fit
 
 
 @pytest.mark.parametrize("given", ["fsdp2", "lit_consistency.distributed.FSDP2Strategy", FSDP2Strategy()])
@@ -45,3 +54,24 @@ def test_other_strategies_are_left_as_they_are(given: Any) -> None:
 def test_a_path_that_leads_to_no_strategy_is_refused(given: str) -> None:
     with pytest.raises(ValueError, match=rf"trainer\.strategy = {given}"):
         sharded_options({"strategy": given})
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [EMAWeightAveraging(), WeightAveraging(), StochasticWeightAveraging(swa_lrs=1e-3), ModelPruning("l1_unstructured")],
+    ids=lambda callback: type(callback).__name__,
+)
+def test_what_is_saved_is_what_is_measured(callback: Any) -> None:
+    """An average once went into the model's folder 0.302 from the base, beside numbers of the trained weights."""
+    name = type(callback).__name__
+    with pytest.raises(ValueError, match=rf"trainer\.callbacks: {name}: .*must be the one that is measured"):
+        check_callbacks([ModelCheckpoint(), callback])
+    check_callbacks([ModelCheckpoint()])
+    check_callbacks(None)
+
+
+def test_an_average_is_refused_before_any_work(tmp_path: Path) -> None:
+    path = "lightning.pytorch.callbacks.EMAWeightAveraging"
+    with pytest.raises(ValueError, match=r"trainer\.callbacks: EMAWeightAveraging"):
+        fit(tmp_path, f"--trainer.callbacks={path}")
+    assert not list(tmp_path.iterdir())

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from lit_consistency.data.sources.documents import Source
-from lit_consistency.data.sources.rows import Row, Rows
+from lit_consistency.data.sources.rows import Conversation, Rows
 from lit_consistency.data.tokens.prompts import Example
 from lit_consistency.data.tokens.tokenizer import Tokenizer
 
@@ -62,9 +62,9 @@ class ListRows(Rows):
     def __init__(self, pairs: list[tuple[str, str]]) -> None:
         self.pairs = pairs
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[Conversation]:
         for number, (prompt, completion) in enumerate(self.pairs, start=1):
-            yield Row([user(prompt), assistant(completion)], f"list:{number}")
+            yield Conversation([user(prompt), assistant(completion)], f"list:{number}")
 
     def fingerprint(self) -> dict[str, Any]:
         return {"kind": "ListRows", "pairs": self.pairs}

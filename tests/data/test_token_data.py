@@ -11,7 +11,9 @@ from lightning.pytorch import Trainer
 
 from lit_consistency.data.pretrain_data import PretrainData
 from lit_consistency.data.sft_data import SFTData
-from lit_consistency.tasks.watched import RowSet, TextSet, held_out_set
+from lit_consistency.tasks.completion import CompletionTask
+from lit_consistency.tasks.text import TextTask
+from lit_consistency.tasks.watched import held_out_task
 from tests.data.helpers import ListRows, ListSource
 from tests.data.training import PAIRS, Bigram, fit, sft
 
@@ -157,12 +159,12 @@ def test_fingerprint_follows_what_changes_batches_and_nothing_else(folder: Path)
         assert sft(folder, **options).fingerprint() != same
 
 
-def test_held_out_parts_can_be_watched(folder: Path) -> None:
-    watched = held_out_set(sft(folder, validation=ListRows(PAIRS[:5]), prompt_style="falcon"))
-    assert isinstance(watched, RowSet)
-    assert watched.prompt_style == "falcon"
+def test_the_held_out_part_of_the_data_is_a_task_in_the_style_of_training(folder: Path) -> None:
+    conversations = sft(folder, validation=ListRows(PAIRS[:5]), prompt_style="falcon")
+    held_out = held_out_task(conversations, conversations.tokenizer, block_size=64)
+    assert isinstance(held_out.task, CompletionTask)
+    assert held_out.task.prompt_style == "falcon"
+    assert len(held_out.encoded.questions) == 5
     source = ListSource(["the day"])
-    assert isinstance(held_out_set(PretrainData(source, source, tokenizer_dir=folder)), TextSet)
-    for data in (sft(folder), PretrainData(source, tokenizer_dir=folder)):
-        with pytest.raises(ValueError, match="data.validation = null"):
-            held_out_set(data)
+    text = PretrainData(source, source, tokenizer_dir=folder)
+    assert isinstance(held_out_task(text, text.tokenizer, block_size=64).task, TextTask)

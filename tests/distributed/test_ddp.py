@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from pathlib import Path
@@ -9,9 +10,14 @@ from pathlib import Path
 import pytest
 
 from lit_consistency.checkpointing.io import checkpoints
-from tests.runs import OPTIMIZERS, SCRATCH, finish, fit, largest_difference, start, weights
+from tests.runs import OPTIMIZERS, SCRATCH, VALIDATION, finish, fit, largest_difference, start, weights
 
 DOUBLE = ["--trainer.precision=64-true", "--forgetting.every_n_steps=2"]
+VALIDATED = [
+    f"--data.init_args.validation={VALIDATION}",
+    "--trainer.limit_val_batches=1.0",
+    "--trainer.val_check_interval=4",
+]
 
 
 @pytest.mark.parametrize(
@@ -19,14 +25,17 @@ DOUBLE = ["--trainer.precision=64-true", "--forgetting.every_n_steps=2"]
 )
 def test_two_processes_equal_one(optimizer: str, tmp_path: Path) -> None:
     assert optimizer in OPTIMIZERS
-    process = start(tmp_path / "two", *SCRATCH, *DOUBLE, devices=2, strategy="ddp", optimizer=optimizer)
-    one = fit(tmp_path / "one", *DOUBLE, optimizer=optimizer)
+    process = start(tmp_path / "two", *SCRATCH, *DOUBLE, *VALIDATED, devices=2, strategy="ddp", optimizer=optimizer)
+    one = fit(tmp_path / "one", *DOUBLE, *VALIDATED, optimizer=optimizer)
     finish(process)
     found = largest_difference(*(weights(tmp_path / name / "run" / "model") for name in ("one", "two")))
     assert found < 1e-9
     assert one.trainer.accumulate_grad_batches == 2  # 8 rows in micro-batches of 4, and of 2 on 2 ranks
     lines = [(tmp_path / name / "run" / "metrics.jsonl").read_text().splitlines() for name in ("one", "two")]
     assert len(lines[0]) == len(lines[1])
+    losses = [[json.loads(line)["val/loss"] for line in each if "val/loss" in line] for each in lines]
+    assert losses[0]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-9)
 
 
 @pytest.mark.slow

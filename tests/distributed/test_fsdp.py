@@ -12,10 +12,10 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from lit_consistency.distributed.dtensors import KeptShards, laid_out, part, whole
+from lit_consistency.distributed.dtensors import KeptShards, full_tensor, local_shard, shard_like
 from lit_consistency.distributed.fsdp import data_mesh, gathered, mixed_precision, reshard, shard, weights_of
 from lit_consistency.distributed.gradients import clip_gradients, gradient_norm
-from lit_consistency.distributed.strategy import _room
+from lit_consistency.distributed.strategy import _zeros_of_state
 from lit_consistency.methods import Full, LoRA
 from lit_consistency.methods.build import build_model
 from lit_consistency.model import GPT
@@ -55,9 +55,9 @@ def test_every_parameter_is_a_shard_of_its_shape(mesh: DeviceMesh) -> None:
 
 def test_one_mesh_for_our_strategy_and_for_lightnings(mesh: DeviceMesh) -> None:
     both = init_device_mesh("cpu", (1, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
-    found = data_mesh(both)
-    assert found is not None
-    assert found.mesh_dim_names == ("data_parallel",)
+    ours = data_mesh(both)
+    assert ours is not None
+    assert ours.mesh_dim_names == ("data_parallel",)
     assert data_mesh(mesh) is mesh
     assert data_mesh(None) is None
 
@@ -98,25 +98,24 @@ def test_other_weights_for_a_while_leave_no_trace(in_shards: bool, mesh: DeviceM
     start = KeptShards(dict(tested.named_parameters()))
     with torch.no_grad():
         for parameter in tested.parameters():
-            part(parameter).mul_(1.5)
+            local_shard(parameter).mul_(1.5)
         changed = tested(TOKENS)
         with weights_of(tested, start):
             assert torch.equal(tested(TOKENS), model(TOKENS))
         assert torch.equal(tested(TOKENS), changed)
         reshard(tested)
     for name, parameter in tested.named_parameters():
-        assert torch.equal(whole(parameter), 1.5 * model.get_parameter(name))
+        assert torch.equal(full_tensor(parameter), 1.5 * model.get_parameter(name))
 
 
-def test_kept_shards_are_whole_when_read(mesh: DeviceMesh) -> None:
+def test_kept_shards_are_gathered_on_demand(mesh: DeviceMesh) -> None:
     model, other = sharded(mesh)
     kept = KeptShards(dict(other.named_parameters()))
-    assert len(kept) == len(list(model.parameters()))
-    assert same({name: tensor.detach() for name, tensor in kept.items()}, dict(model.state_dict()))
-    assert not any(isinstance(tensor, DTensor) for tensor in kept.parts.values())
+    assert same({name: kept.full_tensor(name) for name in kept.names}, dict(model.state_dict()))
+    assert not any(isinstance(tensor, DTensor) for tensor in kept.shards.values())
 
 
-def test_changes_are_told_in_whole_tensors(mesh: DeviceMesh) -> None:
+def test_changes_are_full_tensors(mesh: DeviceMesh) -> None:
     for method in (Full(), LoRA(r=2)):
         model = method.build(tiny_config("pythia-14m"))
         method.prepare(model)
@@ -124,16 +123,16 @@ def test_changes_are_told_in_whole_tensors(mesh: DeviceMesh) -> None:
         start = KeptShards({name: p for name, p in model.named_parameters() if p.requires_grad})
         with torch.no_grad():
             for parameter in model.parameters():
-                part(parameter).add_(0.5 if parameter.requires_grad else 0.0)
-        found = list(method.changes(model, start))
-        assert found
-        for _, change, before in found:
+                local_shard(parameter).add_(0.5 if parameter.requires_grad else 0.0)
+        changes = list(method.changes(model, start))
+        assert changes
+        for _, change, before in changes:
             assert not isinstance(change, DTensor)
             assert not isinstance(before, DTensor)
             assert change.abs().max() > 0
 
 
-def test_a_checkpoint_is_read_into_shards_without_a_whole_model(
+def test_a_checkpoint_is_read_into_shards_without_a_full_model(
     mesh: DeviceMesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved = tiny_checkpoint(tmp_path / "base", "pythia-14m")
@@ -167,15 +166,15 @@ def test_weights_that_do_not_fit_are_refused_in_shards_too(mesh: DeviceMesh, tmp
         build_model(Full(), tiny_config("pythia-14m", n_embd=16, n_head=1), tmp_path / "base", mesh, "32-true")
 
 
-def test_a_whole_tensor_is_laid_out_as_a_shard(mesh: DeviceMesh) -> None:
+def test_a_full_tensor_is_sharded_as_another(mesh: DeviceMesh) -> None:
     _, other = sharded(mesh)
     like = other.lm_head.weight
     tensor = torch.randn(like.shape)
-    found = laid_out(tensor, like)
-    assert isinstance(found, DTensor)
-    assert found.placements == like.placements
-    assert torch.equal(whole(found), tensor)
-    assert laid_out(tensor, tensor) is tensor
+    result = shard_like(tensor, like)
+    assert isinstance(result, DTensor)
+    assert result.placements == like.placements
+    assert torch.equal(full_tensor(result), tensor)
+    assert shard_like(tensor, tensor) is tensor
 
 
 @pytest.mark.parametrize("by_value", [True, False])
@@ -191,9 +190,9 @@ def test_clipping_and_norm_are_those_of_one_device(by_value: bool, mesh: DeviceM
         assert not isinstance(norm, DTensor)
         norms.append(norm)
         clip_gradients(optimizer, 1e-3, by_value)
-        gradients.append({n: whole(p.grad) for n, p in model.named_parameters() if p.grad is not None})
+        gradients.append({n: full_tensor(p.grad) for n, p in model.named_parameters() if p.grad is not None})
         left, clipped = (
-            [whole(p.grad) for group in groups for p in group["params"] if p.grad is not None]
+            [full_tensor(p.grad) for group in groups for p in group["params"] if p.grad is not None]
             for groups in (optimizer.param_groups[:1], optimizer.param_groups[1:])
         )
         greatest = max(float(g.abs().max()) for g in clipped) if by_value else float(nn.utils.get_total_norm(clipped))
@@ -215,21 +214,21 @@ def test_a_rank_takes_its_own_rows_of_a_tensor_and_no_more_memory(rank: int) -> 
         (square, [Replicate(), Shard(0)], [[0, 1, 2], [3, 4]][rank % 2]),
     ):
         like = distribute_tensor(torch.zeros(5, 3), mesh, placements, src_data_rank=None)
-        found = laid_out(tensor, like)
-        assert torch.equal(part(found), tensor[rows])
-        assert part(found).untyped_storage().nbytes() == 4 * 3 * len(rows)
-        assert (found.shape, found.stride()) == (like.shape, like.stride())
-        assert part(found).shape == part(like).shape
+        result = shard_like(tensor, like)
+        assert torch.equal(local_shard(result), tensor[rows])
+        assert local_shard(result).untyped_storage().nbytes() == 4 * 3 * len(rows)
+        assert (result.shape, result.stride()) == (like.shape, like.stride())
+        assert local_shard(result).shape == local_shard(like).shape
 
 
-def test_state_with_a_number_for_each_row_is_cut_as_its_parameter() -> None:
+def test_state_with_a_number_for_each_row_is_sharded_as_its_parameter() -> None:
     store = FakeStore()
     dist.init_process_group("fake", store=store, rank=1, world_size=2)
     mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("shard",))
     parameter = distribute_tensor(torch.zeros(5, 3), mesh, [Shard(0)], src_data_rank=None)
     for shape, rows in (((5, 3), 2), ((5, 1), 2), ((), None), ((16,), None)):
-        found = _room(parameter, torch.Size(shape), torch.float32)
-        assert found.shape == shape
-        assert isinstance(found, DTensor) == (rows is not None)
-        assert rows is None or len(part(found)) == rows
-    assert not isinstance(_room(torch.zeros(5, 3), torch.Size((5, 1)), torch.float32), DTensor)
+        result = _zeros_of_state(parameter, torch.Size(shape), torch.float32)
+        assert result.shape == shape
+        assert isinstance(result, DTensor) == (rows is not None)
+        assert rows is None or len(local_shard(result)) == rows
+    assert not isinstance(_zeros_of_state(torch.zeros(5, 3), torch.Size((5, 1)), torch.float32), DTensor)

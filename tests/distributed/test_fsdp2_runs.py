@@ -17,7 +17,7 @@ from lightning.pytorch import Callback
 
 from lit_consistency.checkpointing.io import checkpoints, newest_valid
 from lit_consistency.cli.fit import build
-from lit_consistency.distributed.dtensors import part, whole
+from lit_consistency.distributed.dtensors import full_tensor, local_shard
 from lit_consistency.module import NonFiniteError
 from tests.distributed.test_fsdp2 import HELD_OUT, OPTIONS
 from tests.runs import ROOT, SCRATCH, arguments, finish, fit, largest_difference, start, weights
@@ -35,13 +35,13 @@ class Poison(Callback):
 
     def on_train_batch_start(self, trainer: Any, module: Any, *_: Any) -> None:
         if trainer.global_step == 2 and self.what == "loss":
-            part(module.gpt.lm_head.weight)[0, 0] = math.nan
+            local_shard(module.gpt.lm_head.weight)[0, 0] = math.nan
 
     def on_after_backward(self, trainer: Any, module: Any) -> None:
         if trainer.global_step == 2 and self.what == "gradient":
-            part(module.gpt.lm_head.weight.grad)[0, 0] = math.inf
+            local_shard(module.gpt.lm_head.weight.grad)[0, 0] = math.inf
         if trainer.global_step == 2:
-            self.before = whole(module.gpt.lm_head.weight.detach()).clone()
+            self.before = full_tensor(module.gpt.lm_head.weight.detach()).clone()
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
@@ -51,7 +51,7 @@ def test_a_number_that_is_not_finite_stops_before_a_shard_moves(what: str, tmp_p
     cli.trainer.callbacks.insert(0, poison)
     with pytest.raises(NonFiniteError, match="step 2: .*stopped before the optimizer moved"):
         cli.execute()
-    torch.testing.assert_close(whole(cli.model.gpt.lm_head.weight), poison.before, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(full_tensor(cli.model.gpt.lm_head.weight), poison.before, rtol=0, atol=0, equal_nan=True)
 
 
 def test_bfloat16_trains_float32_shards_close_to_float32(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lit_consistency.__main__ import main
@@ -14,6 +15,7 @@ from lit_consistency.inference.load import load_model
 from lit_consistency.inference.score import score_items
 from lit_consistency.metrics import summarize
 from lit_consistency.records.results import read_items, read_results
+from lit_consistency.stats.intervals import estimate, ratio
 from tests.tasks.tiny import NLI, PAIRS, built, evaluate, nli_rows, task_of, tiny_model, write_task
 
 
@@ -212,3 +214,21 @@ def test_lm_eval_asks_the_exported_task_in_process_with_the_same_accuracy(
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["harness"]["results"]["lit_nli"]["acc,none"] == summary["results"][0]["metrics"]["accuracy"]["value"]
     assert "lit_nli: " in capsys.readouterr().out
+
+
+def test_the_error_of_a_text_is_that_of_its_documents(tiny_folder: Path, tmp_path: Path) -> None:
+    """Windows of one document are alike: as if they were independent, the error would come out too small."""
+    rng = np.random.default_rng(0)
+    words = [["llama", "hill", "grass"], ["7", "42", "1999"], ["!", "?", "..."]]
+    rows = [{"p": " ".join(rng.choice(words[i % 3], 150))} for i in range(6)]
+    task = write_task(tmp_path / "prose.yaml", kind="text", text="{p}", metrics=["nats_per_token"], data=rows)
+    evaluate(tiny_folder, "--tasks", task, "--output", tmp_path / "out")
+    (result,) = read_results(tmp_path / "out")
+    items = read_items(tmp_path / "out", result.key)
+    assert len(items) > 2 * len(rows)
+    sums = ratio([item["score"] * item["weight"] for item in items], [item["weight"] for item in items])
+    documents = [item["id"].rpartition("+")[0] for item in items]
+    numbers = result.metrics["nats_per_token"]
+    assert numbers["stderr"] == pytest.approx(estimate(sums, documents).stderr)
+    assert numbers["stderr"] > 1.1 * estimate(sums).stderr
+    assert result.groups == {}

@@ -6,12 +6,14 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lit_consistency.__main__ import main
 from lit_consistency.evaluation.compare import compare_folders
-from lit_consistency.records.results import read_items, read_results, write_result
-from lit_consistency.stats.intervals import by_class, mcnemar, permutation_test, ratio
+from lit_consistency.records.results import Result, read_items, read_results, write_result
+from lit_consistency.stats.intervals import by_class, ratio
+from lit_consistency.stats.paired_tests import mcnemar, permutation_test
 from tests.tasks.tiny import NLI, PAIRS, evaluate, nli_rows, tiny_model, write_task
 
 
@@ -30,10 +32,10 @@ def test_the_paired_comparison_of_two_models(
     assert "said.default.0shot: only in" in shown
     comparisons = {c.task: c for c in compare_folders(first, second)[0]}
     left, right = ({r.task: r.value for r in read_results(folder)} for folder in (first, second))
-    for task, found in comparisons.items():
-        if found.metric != "nats_per_word":
-            assert (found.first, found.second) == pytest.approx((left[task], right[task]))
-            assert found.difference.value == pytest.approx(right[task] - left[task])
+    for task, compared in comparisons.items():
+        if compared.metric != "nats_per_word":
+            assert (compared.first, compared.second) == pytest.approx((left[task], right[task]))
+            assert compared.difference.value == pytest.approx(right[task] - left[task])
     assert 0 <= comparisons["nli"].p_value <= 1
     assert (comparisons["nli"].chance, comparisons["nli"].majority) == (0.5, 0.5)
     assert comparisons["prose"].chance is None
@@ -126,3 +128,37 @@ def test_the_p_value_is_that_of_the_metric(tiny_folder: Path, tmp_path: Path) ->
         "pairs": permutation_test(*parts, [row["part"] for row in rows]),
     }
     assert found["single"] < 0.01 < found["pairs"]
+
+
+def write_scores(folder: Path, scores: np.ndarray) -> None:
+    """A result of pairs in groups, as ``evaluate`` leaves it; scores are (groups, items of each)."""
+    groups = {str(g): {"n": scores.shape[1], "value": float(scores[g].mean())} for g in range(len(scores))}
+    metrics = {"accuracy": {"value": float(scores.mean()), "stderr": 0.0, "low": 0.0, "high": 1.0}}
+    result = Result("pairs", "pairs", "none", 0, scores.size, metrics, {"chance": 0.5}, groups, [], 0, "")
+    common = {"weight": 1.0, "gold": 0, "shot_ids": []}
+    records = [{"id": f"{g}-{i}", "group": str(g), "score": x, **common} for (g, i), x in np.ndenumerate(scores)]
+    write_result(folder, result, records)
+
+
+@pytest.mark.parametrize(("n_groups", "most"), [(4, 0.0), (10, 0.1)])
+def test_two_equal_models_are_seldom_told_apart(tmp_path: Path, n_groups: int, most: float) -> None:
+    """The strength of either model differs from group to group by chance alone; .22 of 4 groups were "better" once."""
+    rng = np.random.default_rng(0)
+    n_better = 0
+    for i in range(100):
+        for side in ("first", "second"):
+            strength = rng.uniform(0.2, 0.8, (n_groups, 1))
+            write_scores(tmp_path / str(i) / side, (rng.random((n_groups, 25)) < strength).astype(float))
+        (comparison,), _ = compare_folders(tmp_path / str(i) / "first", tmp_path / str(i) / "second")
+        n_better += bool(comparison.better)
+        expected = "cannot be told with 4 groups, whose least p is 0.125" if n_groups == 4 else ""
+        assert comparison.undecidable == expected
+        assert bool(comparison.better) == (comparison.p_value < 0.05)
+    assert n_better / 100 <= most
+
+
+def test_a_model_that_is_better_in_every_group_is_named(tmp_path: Path) -> None:
+    for side, n_right in (("first", 10), ("second", 20)):
+        write_scores(tmp_path / side, np.tile(np.arange(25) < n_right, (6, 1)).astype(float))
+    (comparison,), _ = compare_folders(tmp_path / "first", tmp_path / "second")
+    assert (comparison.better, comparison.p_value) == ("second", 2 / 2**6)

@@ -32,8 +32,10 @@ def width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
 def test_a_comparison_names_its_tasks_on_any_terminal(width: int, capsys: pytest.CaptureFixture[str]) -> None:
     difference = Estimate(0.0070, 0.0182, -0.0300, 0.0420)
     rows = [
-        Comparison(name, "default", 4, "balanced_accuracy", 67000, 0.5, 0.507, difference, 0.4847, "second", 0.25, 0.3)
-        for name in ("blimp", TASK)
+        Comparison(
+            name, "default", 4, "balanced_accuracy", 67000, 0.5, 0.507, difference, 0.4847, "second", note, 0.25, 0.3
+        )
+        for name, note in (("blimp", "cannot be told with 4 groups"), (TASK, ""))
     ]
     print_comparison(rows, [], ("first/folder", "second/folder"))
     lines = shown(capsys)
@@ -43,6 +45,7 @@ def test_a_comparison_names_its_tasks_on_any_terminal(width: int, capsys: pytest
         assert name in text
     for name in ("67000", "chance", "0.2500", "majority", "0.3000", "better"):
         assert name in text
+    assert lines[-1] == "blimp (default, 4 shots): which is better cannot be told with 4 groups"
     assert TASK in "".join(line[:23].strip() for line in lines) or TASK in text, "folded, not cut"
 
 

@@ -32,15 +32,6 @@ def test_every_overlay_trains_and_gives_a_base_model_back(overlay: Path) -> None
     method.load(fresh, method.merged_state(model))
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
-def test_every_overlay_names_every_option(overlay: Path) -> None:
-    given = yaml.safe_load(overlay.read_text())["model"]["method"]
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--model.method", type=Method)
-    parsed = parser.parse_path(overlay).model.method
-    assert given.get("init_args", {}) == (parsed.init_args.as_dict() if "init_args" in parsed else {})
-
-
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
 def test_every_model_file_gives_a_configuration(path: Path) -> None:
     model = yaml.safe_load(path.read_text())["model"]

@@ -2,6 +2,7 @@ import pytest
 import torch
 from litgpt.config import Config
 
+from lit_consistency.distributed.dtensors import KeptShards
 from lit_consistency.methods import Full
 from lit_consistency.model import GPT, model_config
 
@@ -36,18 +37,18 @@ def test_gathered_weights_are_taken_as_they_are() -> None:
 
 def test_changes_are_the_difference_to_the_start() -> None:
     model = Full().build(small_config())
-    start = {"lm_head.weight": model.lm_head.weight.detach().clone()}
+    start = KeptShards({"lm_head.weight": model.lm_head.weight})
     with torch.no_grad():
         model.lm_head.weight += 0.5
     ((name, change, before),) = Full().changes(model, start)
     assert name == "lm_head.weight"
     torch.testing.assert_close(change, torch.full((64, 32), 0.5))
-    assert torch.equal(before, start["lm_head.weight"])
+    assert torch.equal(before, start.full_tensor("lm_head.weight"))
 
 
 def test_changes_are_computed_one_weight_at_a_time() -> None:
     model = Full().build(small_config())
-    changes = Full().changes(model, {name: value.detach().clone() for name, value in model.named_parameters()})
+    changes = Full().changes(model, KeptShards(dict(model.named_parameters())))
     next(changes)
     with torch.no_grad():
         for parameter in model.parameters():

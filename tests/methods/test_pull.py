@@ -43,7 +43,7 @@ def test_in_the_loss_it_equals_a_penalty_that_autograd_differentiates(norm: Any)
     for name, expected in reference.named_parameters():
         torch.testing.assert_close(model.get_parameter(name), expected, rtol=0, atol=1e-12)
     assert extra > 0
-    assert method.numbers()["train/penalty"] == pytest.approx(float(extra.detach()), rel=1e-12)
+    assert method.log_values()["train/penalty"] == pytest.approx(float(extra.detach()), rel=1e-12)
 
 
 def reduced(groups: list[dict]) -> list[torch.Tensor]:

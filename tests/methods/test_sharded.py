@@ -44,7 +44,7 @@ def steps(method: Method, model: nn.Module) -> tuple[dict[str, torch.Tensor], di
         optimizer.step()
         optimizer.zero_grad()
     whole = {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in model.named_parameters()}
-    return {name: p.detach().clone() for name, p in whole.items()}, method.numbers()
+    return {name: p.detach().clone() for name, p in whole.items()}, method.log_values()
 
 
 def sharded(method: Method, mesh: Any) -> nn.Module:

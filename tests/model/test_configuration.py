@@ -25,15 +25,15 @@ def test_names_of_the_hub_are_taken() -> None:
     assert model_config("Meta-Llama-3-8B", None, {}, None).name == "Llama-3-8B"
 
 
-@pytest.mark.parametrize("name", sorted(name_to_config))
-def test_every_named_configuration_shrinks_to_a_model_that_runs(name: str) -> None:
-    experts = {"n_expert": 4, "n_expert_per_token": 2} if name_to_config[name].get("n_expert") else {}
-    config = model_config(name, None, {**TINY, "n_embd": 64, **experts}, None)
-    assert (config.head_size, config.n_head % config.n_query_groups) == (16, 0)
-    assert config.padded_vocab_size == 96
-    with torch.device("meta"):
-        model = GPT(config)
-    assert sum(parameter.numel() for parameter in model.parameters()) < 500_000
+def test_every_named_configuration_shrinks_to_a_model_that_runs() -> None:
+    for name in sorted(name_to_config):
+        experts = {"n_expert": 4, "n_expert_per_token": 2} if name_to_config[name].get("n_expert") else {}
+        config = model_config(name, None, {**TINY, "n_embd": 64, **experts}, None)
+        assert (config.head_size, config.n_head % config.n_query_groups) == (16, 0), name
+        assert config.padded_vocab_size == 96, name
+        with torch.device("meta"):
+            model = GPT(config)
+        assert sum(parameter.numel() for parameter in model.parameters()) < 500_000, name
 
 
 def test_the_named_configuration_is_not_changed() -> None:
@@ -43,29 +43,29 @@ def test_the_named_configuration_is_not_changed() -> None:
     assert str(name_to_config["Llama-3.2-1B"]) == before
 
 
-@pytest.mark.parametrize(
-    ("name", "overrides", "expected"),
-    [
-        ("Qwen3-0.6B", {"n_layer": 2}, {"head_size": 128, "intermediate_size": 3072, "n_query_groups": 8}),
-        ("Qwen3-0.6B", {"n_embd": 64, "n_head": 4}, {"head_size": 16, "intermediate_size": 192, "n_query_groups": 2}),
-        ("Qwen3-0.6B", {"n_embd": 64, "n_head": 4, "head_size": 32}, {"head_size": 32}),
-        ("Llama-3.2-1B", {"n_embd": 64, "n_head": 8}, {"intermediate_size": 256, "n_query_groups": 2}),
-        ("Llama-3.2-1B", {"n_embd": 64, "n_head": 2}, {"n_query_groups": 1}),
-        ("Llama-3.2-1B", {"n_head": 8, "n_query_groups": 8}, {"n_query_groups": 8, "head_size": 256}),
-        ("Llama-2-7b-hf", {"n_embd": 64, "n_head": 4}, {"n_query_groups": 4, "intermediate_size": 176}),
-        ("SmolLM2-135M", {"n_embd": 128, "n_head": 4}, {"intermediate_size": 344, "n_query_groups": 1}),
-        ("SmolLM2-135M", {"n_embd": 128, "n_head": 4, "intermediate_size": 512}, {"intermediate_size": 512}),
-        ("pythia-14m", {"n_embd": 64}, {"intermediate_size": 256, "n_query_groups": 4, "head_size": 16}),
-        ("Gemma-2-27b", {"n_embd": 64, "n_head": 4}, {"head_size": 16, "attention_scores_scalar": 16}),
-        ("Qwen3-30B-A3B", {"n_embd": 64, "n_head": 4}, {"moe_intermediate_size": 24, "intermediate_size": 192}),
-        ("Llama-3.2-1B", {"vocab_size": 300}, {"vocab_size": 300, "padded_vocab_size": 304}),
-        ("Llama-3.2-1B", {"vocab_size": 300, "padding_multiple": 128}, {"padded_vocab_size": 384}),
-        ("Llama-3.2-1B", {"vocab_size": 300, "padded_vocab_size": 512}, {"padded_vocab_size": 512}),
-    ],
-)
-def test_what_depends_on_a_size_follows_it(name: str, overrides: dict, expected: dict) -> None:
-    config = model_config(name, None, overrides, None)
-    assert {key: getattr(config, key) for key in expected} == expected
+FOLLOWS: list[tuple[str, dict, dict]] = [
+    ("Qwen3-0.6B", {"n_layer": 2}, {"head_size": 128, "intermediate_size": 3072, "n_query_groups": 8}),
+    ("Qwen3-0.6B", {"n_embd": 64, "n_head": 4}, {"head_size": 16, "intermediate_size": 192, "n_query_groups": 2}),
+    ("Qwen3-0.6B", {"n_embd": 64, "n_head": 4, "head_size": 32}, {"head_size": 32}),
+    ("Llama-3.2-1B", {"n_embd": 64, "n_head": 8}, {"intermediate_size": 256, "n_query_groups": 2}),
+    ("Llama-3.2-1B", {"n_embd": 64, "n_head": 2}, {"n_query_groups": 1}),
+    ("Llama-3.2-1B", {"n_head": 8, "n_query_groups": 8}, {"n_query_groups": 8, "head_size": 256}),
+    ("Llama-2-7b-hf", {"n_embd": 64, "n_head": 4}, {"n_query_groups": 4, "intermediate_size": 176}),
+    ("SmolLM2-135M", {"n_embd": 128, "n_head": 4}, {"intermediate_size": 344, "n_query_groups": 1}),
+    ("SmolLM2-135M", {"n_embd": 128, "n_head": 4, "intermediate_size": 512}, {"intermediate_size": 512}),
+    ("pythia-14m", {"n_embd": 64}, {"intermediate_size": 256, "n_query_groups": 4, "head_size": 16}),
+    ("Gemma-2-27b", {"n_embd": 64, "n_head": 4}, {"head_size": 16, "attention_scores_scalar": 16}),
+    ("Qwen3-30B-A3B", {"n_embd": 64, "n_head": 4}, {"moe_intermediate_size": 24, "intermediate_size": 192}),
+    ("Llama-3.2-1B", {"vocab_size": 300}, {"vocab_size": 300, "padded_vocab_size": 304}),
+    ("Llama-3.2-1B", {"vocab_size": 300, "padding_multiple": 128}, {"padded_vocab_size": 384}),
+    ("Llama-3.2-1B", {"vocab_size": 300, "padded_vocab_size": 512}, {"padded_vocab_size": 512}),
+]
+
+
+def test_what_depends_on_a_size_follows_it() -> None:
+    for name, overrides, expected in FOLLOWS:
+        config = model_config(name, None, overrides, None)
+        assert {key: getattr(config, key) for key in expected} == expected, (name, overrides)
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,14 @@ def refused(overrides: dict, match: str, name: str = "pythia-14m") -> None:
         model_config(name, None, overrides, None)
 
 
-@pytest.mark.parametrize("key", ["n_layer", "n_head", "n_embd", "block_size", "vocab_size", "intermediate_size"])
-def test_sizes_are_at_least_one(key: str) -> None:
-    refused({key: 0}, f"overrides.{key} = 0: expected at least 1")
-    refused({key: -4}, f"overrides.{key} = -4: expected at least 1")
+def test_sizes_are_at_least_one() -> None:
+    for key in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "intermediate_size"):
+        for value in (0, -4):
+            refused({key: value}, f"overrides.{key} = {value}: expected at least 1")
 
 
-@pytest.mark.parametrize(
-    ("overrides", "expected"),
-    [
+def test_a_wrong_type_is_named() -> None:
+    for overrides, expected in (
         ({"n_layer": "4"}, "overrides.n_layer = '4': expected int"),
         ({"n_layer": True}, "overrides.n_layer = True: expected int"),
         ({"n_layer": 2.0}, "overrides.n_layer = 2.0: expected int"),
@@ -24,10 +23,8 @@ def test_sizes_are_at_least_one(key: str) -> None:
         ({"norm_eps": "small"}, "overrides.norm_eps = 'small': expected float"),
         ({"norm_class_name": "BatchNorm"}, r"overrides.norm_class_name = 'BatchNorm': expected Literal\['LayerNorm'"),
         ({"rope_indices": [0, "1"]}, r"overrides.rope_indices = \[0, '1'\]: expected list\[int\] \| None"),
-    ],
-)
-def test_a_wrong_type_is_named(overrides: dict, expected: str) -> None:
-    refused(overrides, expected)
+    ):
+        refused(overrides, expected)
 
 
 def test_an_integer_is_a_float_and_none_is_none() -> None:

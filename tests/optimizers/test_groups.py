@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lit_consistency.optimizers import Muon, format_table, group_table, parameter_groups, rehearse, roles
+from lit_consistency.optimizers import Muon, dry_build, format_table, group_table, parameter_groups, roles
 from lit_consistency.optimizers.groups import ROLES, blocks
 from tests.optimizers.models import FAMILIES, small_gpt, small_lora
 
@@ -211,6 +211,6 @@ def test_blocks_are_views_of_each_matrix_of_a_stack() -> None:
 
 
 def test_a_rehearsal_has_what_every_option_asks_for_and_refuses_a_wrong_value() -> None:
-    rehearse(lambda groups: Muon(groups, adapters="paired", role_lr=dict.fromkeys(ROLES, 0.5)))
+    dry_build(lambda groups: Muon(groups, adapters="paired", role_lr=dict.fromkeys(ROLES, 0.5)))
     with pytest.raises(ValueError, match="^lr = -1: "):
-        rehearse(lambda groups: Muon(groups, lr=-1))
+        dry_build(lambda groups: Muon(groups, lr=-1))

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from lit_consistency.optimizers import AdamW, MoFO, parameter_groups
 from lit_consistency.optimizers.core.rounding import seed_of
-from lit_consistency.optimizers.filtering.passes import Filter, number_kept
+from lit_consistency.optimizers.filtering.passes import Filter
+from lit_consistency.optimizers.filtering.threshold import number_kept
 from tests.optimizers.models import follow, one_matrix, random_grads, small_gpt
 from tests.reference.optimizers import largest_by_sort, mofo_trajectory
 

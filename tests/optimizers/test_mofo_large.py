@@ -41,7 +41,7 @@ def test_a_sample_moves_about_the_fraction(filter: str) -> None:
 @pytest.mark.parametrize("columns", [256, 240, 64, 1])
 def test_a_stride_has_no_factor_in_common_with_a_row(columns: int) -> None:
     (block,) = blocks_of((76800 // columns, columns), None, SIZE, 0, "w", 1)
-    seen = {(block.first + i * block.stride) % columns for i in range(block.number)}
+    seen = {(block.first + i * block.stride) % columns for i in range(block.n_sampled)}
     assert block.stride > 1
     assert len(seen) == columns
 
@@ -56,7 +56,7 @@ def test_large_columns_do_not_mislead_the_sample() -> None:
 def test_positions_change_with_seed_name_step_and_stay_inside() -> None:
     def first(seed: int, name: str, step: int) -> list[int]:
         blocks = blocks_of((300, 256), (100, 150, 50), SIZE, seed, name, step)
-        assert all(b.begin <= b.first and b.first + (b.number - 1) * b.stride < b.end for b in blocks)
+        assert all(b.begin <= b.first and b.first + (b.n_sampled - 1) * b.stride < b.end for b in blocks)
         return [block.first - block.begin for block in blocks]
 
     starts = [first(0, "w", 1), first(1, "w", 1), first(0, "v", 1), first(0, "w", 2)]

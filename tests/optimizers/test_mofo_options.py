@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 from typing import Any
 
@@ -87,3 +88,32 @@ def test_a_state_saved_with_fewer_options_is_taken_up() -> None:
     optimizer.load_state_dict(saved)
     follow(optimizer, parameter, random_grads((4, 4), 1))
     assert optimizer.param_groups[0]["selection"] == "sampled"
+
+
+def storages(dtype: torch.dtype) -> dict[int, int]:
+    """Pointer and number of elements of every tensor that is alive."""
+    gc.collect()
+    tensors = [item for item in gc.get_objects() if type(item) in (torch.Tensor, torch.nn.Parameter)]
+    return {t.untyped_storage().data_ptr(): t.numel() for t in tensors if t.dtype == dtype}
+
+
+@pytest.mark.parametrize("filter", ["momentum", "gradient"])
+@pytest.mark.parametrize("refresh_every", [1, 2])
+def test_what_is_kept_for_the_shares_is_no_gradient(filter: Any, refresh_every: int) -> None:
+    parameter, groups = one_matrix(10, 10)
+    optimizer = MoFO(groups, fraction=0.2, filter=filter, refresh_every=refresh_every)
+    parameter.grad = torch.ones(10, 10, dtype=torch.float64)
+    gradient = parameter.grad.untyped_storage().data_ptr()
+    optimizer.step()
+    parameter.grad = None
+    assert gradient not in storages(torch.float64)
+    assert optimizer.last_selected() == {"hidden": 0.2}
+
+
+def test_rounding_by_chance_keeps_no_float32_copy_between_steps() -> None:
+    parameter, groups = one_matrix(13, 17, dtype=torch.bfloat16)
+    optimizer = MoFO(groups, low_precision="stochastic")
+    follow(optimizer, parameter, random_grads((13, 17), 2, dtype=torch.float32))
+    state = optimizer.state[parameter]
+    kept = {pointer for pointer, numel in storages(torch.float32).items() if numel == 13 * 17}
+    assert kept == {state[key].untyped_storage().data_ptr() for key in ("exp_avg", "exp_avg_sq")}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.optimizers.models import small_gpt
-from tests.optimizers.test_contract import SECTIONS, build
+from tests.optimizers.test_contract import SECTIONS, build, defaults_of
 
 ANY_VALUE = {"seed"}  # options without a range
 
@@ -28,8 +28,8 @@ def impossible(default: Any) -> list[Any]:
 
 IMPOSSIBLE = [
     (name, option, value)
-    for name, section in SECTIONS.items()
-    for option, default in section["init_args"].items()
+    for name in SECTIONS
+    for option, default in defaults_of(name).items()
     for value in (impossible(default) if option not in ANY_VALUE else [])
 ]
 

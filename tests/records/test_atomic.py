@@ -1,9 +1,19 @@
+import json
+import math
 import os
 from pathlib import Path
 
 import pytest
 
-from lit_consistency.records.atomic import new_folder
+from lit_consistency.records.atomic import (
+    SUFFIX,
+    new_folder,
+    remove_leftovers,
+    replaced_folder,
+    unfinished,
+    write_json,
+    write_text,
+)
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -65,7 +75,7 @@ def test_a_failing_rename_puts_the_old_folder_back(tmp_path: Path, monkeypatch: 
     rename = os.replace
 
     def failing(source: Path, destination: Path) -> None:
-        if ".new-" in Path(source).name:
+        if Path(source).name.endswith(SUFFIX):
             raise PermissionError("no")
         rename(source, destination)
 
@@ -91,3 +101,42 @@ def test_what_may_not_be_replaced_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=f"out_dir = .*{name}: {message}"), new_folder(tmp_path / name, overwrite):
             pytest.fail("nothing may be written")
     assert tree(tmp_path) == before
+
+
+def test_a_file_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "new" / "run.json"
+    write_text(file, "old")
+
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("lit_consistency.records.atomic.os.fsync", full)
+    with pytest.raises(OSError, match="no space left"):
+        write_text(file, "new")
+    assert tree(tmp_path) == {"new/run.json": b"old"}
+    monkeypatch.undo()
+    write_json(file, {"loss": math.nan, "of": [math.inf, 1.5], "name": "ü"})
+    assert json.loads(file.read_text(encoding="utf-8")) == {"loss": None, "of": [None, 1.5], "name": "ü"}
+
+
+def test_leftovers_of_killed_writers_are_found_and_nothing_else(tmp_path: Path) -> None:
+    kept = [tmp_path / name for name in ("a.json", ".a.old-12", "unfinished", "b.unfinished")]
+    left = [unfinished(tmp_path / "a.json"), unfinished(tmp_path / "model", "0123456789ab")]
+    for path in [*kept, left[0]]:
+        path.write_text("")
+    left[1].mkdir()
+    assert list(tmp_path.glob("*.json")) == [tmp_path / "a.json"], "no pattern of a reader matches the others"
+    remove_leftovers(tmp_path, "a.json")
+    assert not left[0].exists()
+    assert left[1].exists()
+    remove_leftovers(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(kept)
+
+
+def test_a_broken_folder_is_replaced_whatever_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "shard").mkdir()
+    (tmp_path / "shard" / "tokens.bin").write_text("torn")
+    with replaced_folder(tmp_path / "shard") as folder:
+        (folder / "tokens.bin").write_text("whole")
+        assert (tmp_path / "shard" / "tokens.bin").read_text() == "torn"
+    assert tree(tmp_path) == {"shard/tokens.bin": b"whole"}

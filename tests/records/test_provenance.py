@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import yaml
 
-from lit_consistency.records.provenance import Provenance, current_versions, read_provenance
+from lit_consistency.records.provenance import Provenance, current_versions, family, read_provenance
 from tests.model.tiny_models import tiny_provenance
 
 
@@ -24,12 +24,12 @@ def test_history_grows_by_one_entry_per_stage(tmp_path: Path) -> None:
     second = first.next_stage(**fields, optimizer="AdamW", base="checkpoints/a", base_hash="ab")
     third = second.next_stage(**fields, optimizer="SGD", base="checkpoints/b", base_hash="cd")
     third.write(tmp_path)
-    found = read_provenance(tmp_path)
-    assert [len(stage.history) for stage in (first, second, found)] == [0, 1, 2]
-    assert [stage["optimizer"] for stage in found.stages] == ["Muon", "AdamW", "SGD"]
-    assert found.history[0]["tokens"] == 100
-    assert found.pretraining_optimizer == "Muon"
-    assert found.optimizer == "SGD"
+    read = read_provenance(tmp_path)
+    assert [len(stage.history) for stage in (first, second, read)] == [0, 1, 2]
+    assert [stage["optimizer"] for stage in read.stages] == ["Muon", "AdamW", "SGD"]
+    assert read.history[0]["tokens"] == 100
+    assert read.pretraining_optimizer == "Muon"
+    assert read.optimizer == "SGD"
 
 
 def test_a_base_of_unknown_past_has_no_known_pretraining_optimizer() -> None:
@@ -66,3 +66,9 @@ def test_a_broken_file_is_named(tmp_path: Path, text: str) -> None:
 def test_versions_name_what_computes() -> None:
     assert current_versions().keys() == {"lit_consistency", "torch", "lightning", "litgpt"}
     assert Provenance("m", "o", "full", "sft").versions == current_versions()
+
+
+def test_optimizers_of_one_family_apply_one_update() -> None:
+    assert family("MoFO") == family("AdamW") == "AdamW"
+    assert family("FilteredMuon") == family("Muon") == "Muon"
+    assert len({family(name) for name in ("AdamW", "Muon", "SGD", "Lion", "Shampoo")}) == 5

@@ -1,46 +1,52 @@
-"""What is drawn together when a number's error is estimated."""
+"""Results on disk: read as they were written, and not read where they are not whole."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from lit_consistency.evaluation.summarize import clusters_of
-from lit_consistency.records.results import read_items, read_results
-from lit_consistency.stats.intervals import estimate, ratio
-from tests.tasks.tiny import evaluate, write_task
+from lit_consistency.records.results import Result, read_items, read_result, read_results, write_result
 
-
-@pytest.mark.parametrize(
-    ("kind", "groups", "ids", "expected"),
-    [
-        ("choice", ["a", "b", "a"], ["1", "2", "3"], ["a", "b", "a"]),
-        ("choice", ["a", "a", "a"], ["1", "2", "3"], None),
-        ("text", ["", "", ""], ["x+0", "x+64", "y+0"], ["x", "x", "y"]),
-        ("text", ["a", "a", "b"], ["x+0", "x+64", "y+0"], ["a", "a", "b"]),
-        ("text", ["", ""], ["x+0", "y+0"], None),
-        ("text", ["", ""], ["x+0", "x+64"], None),
-    ],
+NUMBERS = {"value": 0.25, "stderr": 0.1, "low": math.nan, "high": math.nan}
+RESULT = Result(
+    "rte", "choice", "default", 2, 2, {"accuracy": NUMBERS}, {"chance": 0.5}, {}, [("labels", "of one class")], 0, "ab"
 )
-def test_what_belongs_together(kind: str, groups: list[str], ids: list[str], expected: list[str] | None) -> None:
-    assert clusters_of(kind, groups, ids) == expected
+ITEMS = [{"id": "a", "score": 1.0}, {"id": "b", "score": math.nan}]
 
 
-def test_the_error_of_a_text_is_that_of_its_documents(tiny_folder: Path, tmp_path: Path) -> None:
-    """Windows of one document are alike: as if they were independent, the error would come out too small."""
-    rng = np.random.default_rng(0)
-    words = [["llama", "hill", "grass"], ["7", "42", "1999"], ["!", "?", "..."]]
-    rows = [{"p": " ".join(rng.choice(words[i % 3], 150))} for i in range(6)]
-    task = write_task(tmp_path / "prose.yaml", kind="text", text="{p}", metrics=["nats_per_token"], data=rows)
-    evaluate(tiny_folder, "--tasks", task, "--output", tmp_path / "out")
-    (result,) = read_results(tmp_path / "out")
-    items = read_items(tmp_path / "out", result.key)
-    assert len(items) > 2 * len(rows)
-    sums = ratio([item["score"] * item["weight"] for item in items], [item["weight"] for item in items])
-    documents = [item["id"].rpartition("+")[0] for item in items]
-    found = result.metrics["nats_per_token"]
-    assert found["stderr"] == pytest.approx(estimate(sums, documents).stderr)
-    assert found["stderr"] > 1.1 * estimate(sums).stderr
-    assert result.groups == {}
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_a_result_is_read_as_it_was_written(form: str, tmp_path: Path) -> None:
+    write_result(tmp_path, RESULT, ITEMS, form)
+    (read,) = read_results(tmp_path)
+    assert repr(read) == repr(RESULT), "NaN, which JSON has not, among it"
+    assert repr(read_items(tmp_path, RESULT.key)) == repr(ITEMS)
+    assert (
+        sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
+        == [
+            f"rte.default.2shot.{form}" if form == "parquet" else "rte.default.2shot.json",
+            "rte.default.2shot.json" if form == "parquet" else "rte.default.2shot.jsonl",
+        ][:: -1 if form == "parquet" else 1]
+    )
+
+
+def test_items_of_another_format_do_not_stay(tmp_path: Path) -> None:
+    write_result(tmp_path, RESULT, ITEMS, "parquet")
+    write_result(tmp_path, RESULT, ITEMS[:1], "jsonl")
+    assert [path.name for path in (tmp_path / "items").iterdir()] == ["rte.default.2shot.jsonl"]
+    assert len(read_items(tmp_path, RESULT.key)) == 1
+
+
+def test_what_is_no_result_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="holds no results"):
+        read_results(tmp_path)
+    (tmp_path / "torn.json").write_text('{"task": "rte"')
+    with pytest.raises(ValueError, match=r"torn.json: no result of this version"):
+        read_result(tmp_path / "torn.json")
+
+
+def test_a_write_that_was_killed_leaves_nothing_that_is_read(tmp_path: Path) -> None:
+    write_result(tmp_path, RESULT, ITEMS)
+    (tmp_path / "results" / ".piqa.default.0shot.json.unfinished").write_text('{"task": "pi')
+    assert [result.task for result in read_results(tmp_path)] == ["rte"]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from itertools import product
 
 import numpy as np
 import pytest
+from scipy.stats import t as student
 
-from lit_consistency.stats.intervals import by_class, estimate, mcnemar, paired_difference, permutation_test, ratio
+from lit_consistency.stats.intervals import by_class, estimate, paired_difference, ratio, standard_error
 
 RNG = np.random.default_rng(0)
 SCORES = (RNG.random(200) < 0.7).astype(float)
@@ -17,27 +17,51 @@ NLL = BYTES * RNG.random(200)
 
 
 def test_a_mean_has_the_usual_standard_error_and_interval() -> None:
-    found = estimate(ratio(SCORES), n_resamples=4000)
-    assert found.value == pytest.approx(SCORES.mean(), abs=1e-12)
-    assert found.stderr == pytest.approx(SCORES.std(ddof=1) / math.sqrt(200), rel=1e-12)
-    assert found.low == pytest.approx(found.value - 1.96 * found.stderr, abs=0.01)
-    assert found.high == pytest.approx(found.value + 1.96 * found.stderr, abs=0.01)
+    result = estimate(ratio(NLL))
+    assert result.value == pytest.approx(NLL.mean(), rel=1e-12)
+    assert result.stderr == pytest.approx(NLL.std(ddof=1) / math.sqrt(200), rel=1e-12)
+    assert result.stderr == standard_error(ratio(NLL))
+    # an even spread is known with 199 degrees of freedom
+    even = estimate(ratio(np.tile([1.0, 3.0], 100)))
+    assert even.high - even.value == pytest.approx(student.ppf(0.975, 199) * even.stderr, rel=1e-9)
 
 
 def test_the_error_of_a_ratio_is_that_of_its_bootstrap() -> None:
-    found = estimate(ratio(NLL, BYTES))
-    assert found.value == pytest.approx(NLL.sum() / BYTES.sum(), rel=1e-12)
+    result = estimate(ratio(NLL, BYTES))
+    assert result.value == pytest.approx(NLL.sum() / BYTES.sum(), rel=1e-12)
     rng = np.random.default_rng(1)
     draws = [rng.integers(0, 200, 200) for _ in range(4000)]
-    assert found.stderr == pytest.approx(np.std([NLL[d].sum() / BYTES[d].sum() for d in draws]), rel=0.05)
+    assert result.stderr == pytest.approx(np.std([NLL[d].sum() / BYTES[d].sum() for d in draws]), rel=0.05)
+
+
+def test_the_variance_and_its_degrees_of_freedom_are_those_of_the_matrices() -> None:
+    """CR2 and Satterthwaite's degrees of freedom with every matrix written out, for clusters of unequal size."""
+    rng = np.random.default_rng(3)
+    sizes = np.array([3.0, 4, 5, 8, 12, 20])
+    centred = np.eye(6) - np.outer(sizes / sizes.sum(), np.ones(6))
+    unequal = np.diag(1 / (1 - sizes / sizes.sum()))
+    quadratic = centred.T @ unequal @ centred @ np.diag((sizes / sizes.sum()) ** 2)
+    dof = np.trace(quadratic) ** 2 / np.trace(quadratic @ quadratic)
+    sums = sizes * rng.choice([1.0, 2.0, 3.0], 6)
+    residuals = (sums - sums.sum() / sizes.sum() * sizes) / sizes.sum()
+    result = estimate(ratio(sums, sizes))
+    squares = residuals**2 / (1 - sizes / sizes.sum())
+    assert result.stderr == pytest.approx(math.sqrt(squares.sum()), rel=1e-12)
+    seen = 2 * squares.sum() ** 2 / ((squares - squares.mean()) ** 2).sum()
+    assert dof < 5
+    expected = student.ppf(0.975, max(min(dof, seen), 1)) * result.stderr
+    assert result.high - result.value == pytest.approx(expected, rel=1e-9)
 
 
 def test_balanced_accuracy_is_the_mean_of_the_recalls() -> None:
     golds = [0] * 150 + [1] * 40 + [2] * 10
-    found = estimate(by_class(SCORES, golds))
-    recalls = [SCORES[:150].mean(), SCORES[150:190].mean(), SCORES[190:].mean()]
-    assert found.value == pytest.approx(np.mean(recalls), rel=1e-12)
-    assert found.low < found.value < found.high
+    result = estimate(by_class(SCORES, golds), share=True)
+    recalls = [SCORES[:150], SCORES[150:190], SCORES[190:]]
+    assert result.value == pytest.approx(np.mean([part.mean() for part in recalls]), rel=1e-12)
+    variance = sum(part.var() * len(part) / (len(part) - 1) / len(part) for part in recalls) / 9
+    # its residuals are divided by 1 - 1 / n, as every class's own variance is
+    assert result.stderr == pytest.approx(math.sqrt(variance), rel=1e-9)
+    assert result.low < result.value < result.high
     always_first = np.asarray([float(gold == 0) for gold in golds])
     assert estimate(by_class(always_first, golds)).value == pytest.approx(1 / 3)
     assert estimate(ratio(always_first)).value == 0.75
@@ -46,105 +70,64 @@ def test_balanced_accuracy_is_the_mean_of_the_recalls() -> None:
 def test_items_of_one_group_are_drawn_together() -> None:
     groups = [i // 20 for i in range(200)]
     same = np.repeat((RNG.random(10) < 0.5).astype(float), 20)
-    alone, together = estimate(ratio(same)), estimate(ratio(same), groups)
+    alone, together = estimate(ratio(same), share=True), estimate(ratio(same), groups, share=True)
     assert together.value == alone.value
     means = same.reshape(10, 20).mean(1)
     assert together.stderr == pytest.approx(means.std(ddof=1) / math.sqrt(10), rel=1e-12)
     assert together.high - together.low > 3 * (alone.high - alone.low)
+    each = [str(i) for i in range(200)]
+    assert estimate(ratio(same), each, share=True) == pytest.approx(alone, rel=1e-12), "clusters of one item"
 
 
-def test_the_interval_is_a_function_of_the_seed() -> None:
-    assert estimate(ratio(SCORES), seed=3) == estimate(ratio(SCORES), seed=3)
-    assert estimate(ratio(NLL, BYTES), seed=3) != estimate(ratio(NLL, BYTES), seed=4)
-
-
-def test_the_interval_holds_the_truth_nineteen_times_in_twenty() -> None:
-    rng = np.random.default_rng(5)
-    hits = 0
-    for i in range(200):
-        found = estimate(ratio((rng.random(100) < 0.4).astype(float)), seed=i, n_resamples=300)
-        hits += found.low <= 0.4 <= found.high
-    assert 180 <= hits <= 198
+def test_a_share_stays_between_zero_and_one() -> None:
+    fractions = [0.0] * 9 + [0.2]
+    result = estimate(ratio(fractions), share=True)
+    assert 0 <= result.low < 0.02 < result.high < 0.5
+    assert estimate(ratio(fractions)).low < 0, "Student's does not"
+    with pytest.raises(ValueError, match=r"numerators from -1.0 to 2.0: expected 0 to the denominator"):
+        estimate(ratio([-1.0, 2.0]), share=True)
 
 
 def test_a_single_item_has_no_interval() -> None:
-    found = estimate(ratio([1.0]))
-    assert found.value == 1.0
-    assert math.isnan(found.stderr)
-    assert math.isnan(found.low)
+    result = estimate(ratio([1.0]))
+    assert result.value == 1.0
+    assert math.isnan(result.stderr)
+    assert math.isnan(result.low)
     assert math.isnan(estimate(ratio([1.0, 0.0]), ["a", "a"]).low)
 
 
 def test_a_paired_difference_is_sharper_than_two_intervals() -> None:
     better = SCORES.copy()
     better[np.flatnonzero(better == 0)[:8]] = 1.0
-    found = paired_difference(ratio(SCORES), ratio(better))
-    assert found.value == pytest.approx(0.04, abs=1e-12)
-    assert found.low > 0
-    first, second = estimate(ratio(SCORES)), estimate(ratio(better))
+    result = paired_difference(ratio(SCORES), ratio(better), share=True)
+    assert result.value == pytest.approx(0.04, abs=1e-12)
+    assert result.low > 0
+    first, second = estimate(ratio(SCORES), share=True), estimate(ratio(better), share=True)
     assert second.low < first.high, "two intervals alone would not tell them apart"
-    assert paired_difference(ratio(better), ratio(better))[:2] == (0.0, 0.0)
+    changes = paired_difference(ratio(NLL, BYTES), ratio(NLL * 1.1, BYTES))
+    assert changes.value == pytest.approx(0.1 * NLL.sum() / BYTES.sum(), rel=1e-9)
+    assert changes.stderr == pytest.approx(0.1 * estimate(ratio(NLL, BYTES)).stderr, rel=1e-9)
 
 
-def test_mcnemar_is_the_binomial_test_of_what_differs() -> None:
-    for b, c in product(range(6), range(6)):
-        first = [1.0] * b + [0.0] * c + [1.0, 0.0]
-        second = [0.0] * b + [1.0] * c + [1.0, 0.0]
-        throws = list(product((0, 1), repeat=b + c))
-        extreme = sum(sum(throw) <= min(b, c) for throw in throws)
-        assert mcnemar(first, second) == pytest.approx(min(1.0, 2 * extreme / len(throws)), rel=1e-12)
-
-
-def test_mcnemar_of_many_items_is_near_the_exact_test() -> None:
-    def p(b: int, c: int) -> float:
-        return mcnemar([1.0] * b + [0.0] * c, [0.0] * b + [1.0] * c)
-
-    assert p(530, 470) == pytest.approx(p(529, 470), rel=0.15)
-    assert p(500, 500) == 1.0
+def test_the_interval_of_a_paired_difference_is_bonett_and_price_s() -> None:
+    """Their formula for 8 of 200 gained and 2 lost, with Student's quantile."""
+    t, n = student.ppf(0.975, 199), 200
+    first, second = np.zeros(200), np.zeros(200)
+    second[:8], first[8:10] = 1.0, 1.0
+    result = paired_difference(ratio(first), ratio(second), share=True)
+    # few changes: the variance is known as well as from so many items
+    squares = (second - first - 0.03) ** 2
+    seen = 2 * squares.sum() ** 2 / ((squares - squares.mean()) ** 2).sum()
+    t = student.ppf(0.975, min(199, seen))
+    up, down = (8 + t * t / 4) / (n + t * t / 2), (2 + t * t / 4) / (n + t * t / 2)
+    half = t * math.sqrt((up + down - (up - down) ** 2) / (n + t * t / 2))
+    assert result[2:] == pytest.approx((up - down - half, up - down + half), rel=1e-9)
+    same = paired_difference(ratio(first), ratio(first), share=True)
+    assert same[:2] == (0.0, 0.0)
+    assert same.low < 0 < same.high, "two models that agree on 200 items may differ on others"
 
 
 def test_what_is_no_number_has_no_interval_and_no_warning_of_numpy() -> None:
     whole, broken = ratio([1.0, 2.0, 3.0]), ratio([1.0, math.nan, 3.0])
     assert all(math.isnan(number) for number in estimate(broken))
     assert all(math.isnan(number) for number in paired_difference(whole, broken))
-
-
-def test_the_permutation_test_counts_exchanges_of_clusters() -> None:
-    """Against every exchange, written out."""
-    rng = np.random.default_rng(0)
-    clusters = rng.integers(0, 6, 40)
-    weights = rng.integers(1, 9, 40).astype(float)
-    scores = rng.normal(size=(2, 40)) + np.array([[0.0], [0.4]])
-    sides = [ratio(side * weights, weights) for side in scores]
-
-    def difference(exchanged: tuple[bool, ...]) -> float:
-        swap = np.array(exchanged)[clusters]
-        first, second = np.where(swap, scores[1], scores[0]), np.where(swap, scores[0], scores[1])
-        return abs(float((second - first) @ weights / weights.sum()))
-
-    found = difference((False,) * 6)
-    share = np.mean([difference(each) >= found - 1e-12 for each in product([False, True], repeat=6)])
-    assert permutation_test(*sides, clusters.tolist(), n_permutations=50_000) == pytest.approx(share, abs=0.01)
-
-
-def test_the_permutation_test_is_right_as_often_as_it_says() -> None:
-    """Two equal models whose scores differ by cluster: below 0.1 in a tenth of the cases, which McNemar's is not."""
-    rng = np.random.default_rng(0)
-    clusters = np.repeat(np.arange(20), 15)
-    found = []
-    for _ in range(300):
-        strength = rng.uniform(0, 1, (2, 20))[:, clusters]
-        first, second = (rng.random((2, 300)) < strength).astype(float)
-        exchanged = permutation_test(ratio(first), ratio(second), clusters.tolist(), n_permutations=199)
-        found.append((exchanged, mcnemar(first, second)))
-    shares = (np.array(found) < 0.1).mean(0)
-    assert shares[0] == pytest.approx(0.1, abs=0.05)
-    assert shares[1] > 0.3
-
-
-def test_the_permutation_test_of_one_cluster_or_of_no_number_says_nothing() -> None:
-    a, b = ratio([1.0, 0.0, 1.0]), ratio([0.0, 0.0, 1.0])
-    assert math.isnan(permutation_test(a, b, ["x", "x", "x"]))
-    assert math.isnan(permutation_test(a, ratio([0.0, math.nan, 1.0])))
-    assert permutation_test(a, a) == 1.0
-    assert 0 < permutation_test(a, b) <= 1

@@ -40,6 +40,7 @@ WRONG_GENERATION: dict[str, tuple[dict[str, Any], str]] = {
     "greedy samples": ({"generation": {"n_samples": 4}}, "temperature above 0"),
     "unknown option": ({"generation": {"max_tokens": 4}}, r"generation\.max_tokens"),
     "unknown extraction": ({"extraction": "number"}, "expected one of none, gsm8k"),
+    "unknown rule for numbers": ({"numbers": "float"}, "numbers = 'float': expected .*'value', 'string'"),
     "overlap of programs": ({"program": "{q}", "metrics": ["rouge_l"]}, "expected pass@K"),
 }
 

@@ -1,8 +1,8 @@
-"""Rows to a batch: the one mapping that every loader yields.
+"""Rows to a batch: the mapping that every loader yields.
 
-`tokens`, `targets`, `positions` (B, T) int64 and `documents` (B, T) int32; padding on the right is token 0, target
--100, position 0, document -1. Batches for training also say how many tokens the whole optimizer step learns from, so
-that any split into micro-batches and ranks gives the same gradient.
+``tokens``, ``targets``, ``positions`` (B, T) int64 and ``documents`` (B, T) int32; padding on the right is token 0,
+target -100, position 0, document -1. Batches for training also hold the number of supervised tokens of the whole
+optimizer step, so that any split into micro-batches and ranks gives the same gradient.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lit_consistency.model import IGNORE
 
 Batch = dict[str, Tensor]
 
-# lengths are rounded up to whole multiples: fewer shapes, and matrix sizes that GPUs like
+# lengths are rounded up to multiples of 8: fewer shapes, and the least that tensor cores want of a 16-bit matrix
 MULTIPLE = 8
 
 EMPTY = PackedSequence(*(np.empty(0, dtype=np.int64) for _ in range(4)))
@@ -28,7 +28,7 @@ def collate(rows: Sequence[PackedSequence], length: int | None = None, supervise
     """Pads rows to one length.
 
     Args:
-        rows: The micro-batch; `EMPTY` rows become padding.
+        rows: The micro-batch; ``EMPTY`` rows become padding.
         length: T; None takes the longest row, rounded up to a multiple of 8.
         supervised: Supervised tokens of the whole optimizer step, for training batches.
 

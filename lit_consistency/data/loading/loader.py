@@ -1,10 +1,10 @@
 """The loader: micro-batches in order, with a position that is saved and resumed exactly.
 
-It holds a torch `DataLoader` and is none: Lightning rebuilds what is one, to put its own shuffling sampler under DDP
+It holds a torch ``DataLoader`` and is none: Lightning rebuilds what is one, to put its own shuffling sampler under DDP
 or an index sampler under predict (pytorch-lightning #10170, #21447), and leaves any other iterable as it is. The
 position counts micro-batches handed out, not those that workers prepared ahead. Workers live for one epoch; those
 that stay are left to the garbage collector, which can wait 10 s for them. The first batch is fetched at the first
-`next`, since Lightning calls `iter` before it says which epoch it is in.
+``next``, since Lightning calls ``iter`` before it says which epoch it is in.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lit_consistency.data.tokens.token_rows import TokenRows
 
 
 class _MicroBatches(Dataset):
-    """What workers hold: rows become batches where they run."""
+    """Batches by their ``MicroBatch``; the workers of the DataLoader hold it, so collating runs in them."""
 
     def __init__(self, rows: TokenRows, training: bool) -> None:
         self.rows = rows
@@ -50,11 +50,11 @@ class TokenLoader:
     Args:
         rows: The rows.
         order: Which rows a micro-batch holds.
-        training: Whether batches say how many tokens of the optimizer step are supervised, and epochs follow each
-            other.
+        training: Whether batches hold the number of supervised tokens of the optimizer step, and every iteration goes
+            on to the next epoch; else every iteration is the same.
         num_workers: Processes that prepare batches; 0 does it here.
-        on_resume: Called with (micro-batches handed out as the checkpoint counted them, as this layout counts them)
-            when a state is loaded.
+        on_resume: Called when a state is loaded, with the micro-batches that the checkpoint counted, the number at
+            which this loader goes on, and whether a global batch that was begun is begun anew.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class TokenLoader:
 
     @property
     def sampler(self) -> TokenLoader:
-        """Itself, for training: there Lightning looks for `set_epoch`. For evaluation it has no sampler."""
+        """The loader itself, for training: Lightning calls ``set_epoch`` of a sampler. None for evaluation."""
         if not self.training:
             raise AttributeError("sampler")
         return self
@@ -123,8 +123,8 @@ class TokenLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues behind the last whole global batch.
 
-        A global batch begun is begun anew: the gradients it had gathered are in no checkpoint, so only this repeats the
-        step exactly. Another number of ranks or another micro-batch size is no matter.
+        A global batch that was begun is begun anew: the gradients it had gathered are in no checkpoint, so only this
+        repeats the step exactly. The number of ranks and the micro-batch size may differ from the checkpoint's.
 
         Raises:
             ValueError: The rows, the global batch size or the seed differ, so that the position means nothing here.

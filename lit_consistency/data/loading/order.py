@@ -1,9 +1,9 @@
 """The order of samples: a function of seed, epoch and global batch index alone.
 
 An epoch is a permutation of the rows, cut into global batches; rank r takes the r-th equal slice of a global batch,
-micro-batch by micro-batch. So another number of ranks or another micro-batch divides the same global batches
-otherwise. The last global batch of an epoch may be partial: every row is seen once per epoch, and the places that are
-left are empty rows, so that all ranks take part in every step.
+micro-batch by micro-batch. The number of ranks and the micro-batch size change how a global batch is divided, not
+which rows it holds. The last global batch of an epoch may be partial: every row is seen once per epoch, and empty rows
+fill it up, so that all ranks take part in every step.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lit_consistency.data.tokens.packing import shuffled
 
 
 class MicroBatch(NamedTuple):
-    """Numbers of the rows of one micro-batch, -1 for an empty row, and the global batch it is a part of."""
+    """Indexes of the rows of one micro-batch, -1 for an empty row, and those of its whole global batch."""
 
     rows: list[int]
     global_batch: list[int]
@@ -62,12 +62,12 @@ class Order:
         return self.steps * self.per_step
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[MicroBatch]:
-        """Yields the micro-batches of an epoch from number `start` on."""
+        """Yields the micro-batches of an epoch from number ``start`` on."""
         rows = np.arange(self.n_rows) if self.seed is None else shuffled(self.n_rows, self.seed, epoch)
         own = self.global_batch_size // self.world_size
         for number in range(start, len(self)):
             step, within = divmod(number, self.per_step)
             global_batch = rows[step * self.global_batch_size : (step + 1) * self.global_batch_size].tolist()
             first = self.rank * own + within * self.micro_batch_size
-            mine = global_batch[first : first + self.micro_batch_size]
-            yield MicroBatch(mine + [-1] * (self.micro_batch_size - len(mine)), global_batch)
+            micro_batch = global_batch[first : first + self.micro_batch_size]
+            yield MicroBatch(micro_batch + [-1] * (self.micro_batch_size - len(micro_batch)), global_batch)

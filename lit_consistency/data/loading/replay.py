@@ -1,9 +1,9 @@
 """Replay: rows of what the model has learned before, mixed into what it learns now.
 
 The share counts learned tokens, because the loss is a mean over them: a row of a book weighs more than a row of short
-answers. Every epoch replays other rows, until all have had their turn: which ones is a function of seed and epoch.
-The order of rows mixes them with the others. Given up: a share that is exact, since whole rows are replayed and as
-many in every epoch.
+answers. Every epoch replays other rows, until all have been replayed once: which ones is a function of seed and epoch.
+The order of rows mixes them with the others. Given up: an exact share, since whole rows are replayed, and as many in
+every epoch.
 
 Source: Robins 1995, Catastrophic Forgetting, Rehearsal and Pseudorehearsal, Connection Science 7(2); Ibrahim et al.
 2024, Simple and Scalable Strategies to Continually Pre-train Large Language Models, arXiv 2403.08763, which finds
@@ -24,12 +24,12 @@ from lit_consistency.data.tokens.token_rows import PackedSequence, TokenRows
 
 
 class Replay:
-    """What is mixed into the training rows.
+    """Sources that are mixed into the training rows.
 
     Args:
-        parts: Text of pretraining or conversations of earlier tasks, by a name each.
-        share: Share of the learned tokens of an epoch that are replayed, 0 < share < 1: one number, of which the
-            parts have equal shares, or a number for each part by its name.
+        parts: Name -> text of pretraining or conversations of earlier tasks.
+        share: Share of the learned tokens of an epoch that are replayed, 0 < share < 1: one number, divided equally
+            among the parts, or a number for each part by its name.
     """
 
     def __init__(self, parts: dict[str, Source | Rows], share: float | dict[str, float] = 0.05) -> None:
@@ -38,7 +38,7 @@ class Replay:
         shares = share if isinstance(share, dict) else dict.fromkeys(parts, share / len(parts))
         if shares.keys() != parts.keys():
             raise ValueError(f"replay.share = {share}: expected a number for each of {', '.join(parts)}")
-        if not (all(part > 0 for part in shares.values()) and sum(shares.values()) < 1):
+        if not (all(one > 0 for one in shares.values()) and sum(shares.values()) < 1):
             raise ValueError(f"replay.share = {share}: expected 0 < share < 1, of all parts together")
         self.parts = parts
         self.share = share
@@ -65,8 +65,8 @@ class MixedRows(TokenRows):
         train: The training set, of which every row is there.
         others: What is replayed.
         counts: How many rows of each of ``others`` are there.
-        seed: Of the draw.
-        epoch: Which of the draws.
+        seed: Seed of the draws.
+        epoch: The epoch, which has a draw of its own.
     """
 
     def __init__(
@@ -76,39 +76,40 @@ class MixedRows(TokenRows):
         self.block_size = train.block_size
         self.seed = seed
         self.counts = list(counts)
-        self.parts = [train, *others]
+        self.sets = [train, *others]
         drawn = [draw(len(rows), n, seed, k, epoch) for k, (rows, n) in enumerate(zip(others, counts, strict=True))]
-        numbers = [np.arange(len(train)), *drawn]
-        self.number = np.concatenate(numbers)
-        self.part = np.repeat(np.arange(len(numbers)), [len(n) for n in numbers])
-        self.supervised = np.concatenate([rows.supervised[n] for rows, n in zip(self.parts, numbers, strict=True)])
+        indexes = [np.arange(len(train)), *drawn]
+        # row i of the mixture is row index_in_set[i] of sets[set_of_row[i]]
+        self.index_in_set = np.concatenate(indexes)
+        self.set_of_row = np.repeat(np.arange(len(indexes)), [len(n) for n in indexes])
+        self.supervised = np.concatenate([rows.supervised[n] for rows, n in zip(self.sets, indexes, strict=True)])
 
     @property
     def n_replayed(self) -> int:
-        """How many of the rows are replayed."""
+        """Number of replayed rows."""
         return sum(self.counts)
 
     def of_epoch(self, epoch: int) -> MixedRows:
-        """As many rows, others of them replayed."""
-        return MixedRows(self.parts[0], self.parts[1:], self.counts, self.seed, epoch)
+        """The mixture of another epoch: as many rows, of which the replayed ones are drawn anew."""
+        return MixedRows(self.sets[0], self.sets[1:], self.counts, self.seed, epoch)
 
     def __getitem__(self, i: int) -> PackedSequence:
-        """Row i: the training set's first."""
-        return self.parts[self.part[i]][int(self.number[i])]
+        """Indexes below ``len(train)`` are training rows, the rest replayed ones."""
+        return self.sets[self.set_of_row[i]][int(self.index_in_set[i])]
 
 
 def draw(n_rows: int, n: int, seed: int, stream: int, epoch: int) -> np.ndarray:
-    """The rows that an epoch replays: the epoch's piece of an endless sequence of permutations.
+    """The rows that an epoch replays: the next ``n`` of an endless sequence of permutations of all rows.
 
     Args:
-        n_rows: How many rows there are.
-        n: How many an epoch takes.
-        seed: Decides the permutations.
-        stream: Apart from other draws with this seed.
-        epoch: Which piece, from 0 on.
+        n_rows: Number of rows.
+        n: Number of rows that an epoch replays.
+        seed: Seed of the permutations.
+        stream: Number of the set, so that two sets of one seed have other permutations.
+        epoch: The epoch, counted from 0.
 
     Returns:
-        (n,) int64; over the epochs every row is taken equally often.
+        (n,) int64 indexes; over the epochs every row is replayed equally often.
     """
     first, last = epoch * n // n_rows, ((epoch + 1) * n - 1) // n_rows
     # the streams from 0 on belong to the order of rows, which numbers them by epoch

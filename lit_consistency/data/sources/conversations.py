@@ -1,8 +1,8 @@
 """Rows of any common kind, normalised to a list of messages.
 
-The kind is detected by the fields of the row itself, in the order of `KINDS`, so one file may mix kinds. It gives up
-tool calls and content in parts (images): a turn is text. A row that does not fit is refused with its place, never
-skipped.
+The kind is detected by the fields of the row itself, in the order of ``KINDS``, so one file may mix kinds. It gives up
+tool calls and content in parts (images): a turn is text. A row that does not fit is an error that names its file and
+line; none is skipped.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Messages = list[dict[str, str]]
 
 ROLES = ("system", "user", "assistant")
 
-# names of the speakers in ShareGPT files, as found in the wild
+# names of the speakers that occur in ShareGPT files
 SPEAKERS = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 
 PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"))
@@ -30,15 +30,15 @@ KINDS = (
 )
 
 
-def conversation(row: Any, place: str) -> Messages:
-    """The messages of a row.
+def messages_of(row: Any, place: str) -> Messages:
+    """The turns of a conversation.
 
     Args:
-        row: One value of a file, an object with the fields of one of `KINDS`.
-        place: Where it stands, `file:line`.
+        row: One value of a file, an object with the fields of one of ``KINDS``.
+        place: Where it stands, ``file:line``, for errors.
 
     Returns:
-        Turns with `role` and `content`; at least one is the assistant's, and none of those is empty.
+        Turns with ``role`` and ``content``; at least one is the assistant's, and none of those is empty.
 
     Raises:
         ValueError: A field is missing or of the wrong type, a role is unknown, a completion is empty, no turn is the
@@ -58,13 +58,27 @@ def conversation(row: Any, place: str) -> Messages:
         messages = _pair(fields, place)
     if "system" in fields and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": take_text(fields, "system", place)})
-    _check(messages, place)
+    if all(message["role"] != "assistant" for message in messages):
+        raise ValueError(f"{place}: no turn of the assistant; expected at least one, there is nothing to learn")
+    for number, message in enumerate(messages, start=1):
+        if message["role"] == "assistant" and not message["content"].strip():
+            raise ValueError(f"{place}: turn {number}: the completion is empty; expected text")
+        if message["role"] == "system" and number > 1:
+            raise ValueError(f"{place}: turn {number}: a system turn; expected it only as the first")
     return messages
 
 
-def conversation_text(messages: Messages) -> str:
-    """One string that tells conversations apart; by it rows are held out."""
-    return "\x1e".join(f"{message['role']}\x1f{message['content']}" for message in messages)
+def held_out_by(messages: Messages) -> str:
+    """The text that decides whether a conversation is held out: its turns up to the first answer.
+
+    Several answers to one question have it in common, also where the question is spaced otherwise. A conversation
+    without a question, which the assistant begins, is told from others by all of its turns.
+    """
+    first_answer = next(i for i, message in enumerate(messages) if message["role"] == "assistant")
+    prompt = messages[:first_answer]
+    asked = any(message["role"] == "user" and message["content"].strip() for message in prompt)
+    turns = [(message["role"], " ".join(message["content"].split())) for message in (prompt if asked else messages)]
+    return "\x1e".join(f"{role}\x1f{content}" for role, content in turns)
 
 
 def _turns(turns: Any, place: str, field: str, speaker: str, text: str, roles: dict[str, str]) -> Messages:
@@ -84,9 +98,9 @@ def _turns(turns: Any, place: str, field: str, speaker: str, text: str, roles: d
 
 def _instruction(fields: dict[str, Any], place: str) -> dict[str, str]:
     instruction = take_text(fields, "instruction", place)
-    given = take_text(fields, "input", place) if "input" in fields else ""
-    content = f"{instruction}\n\n{given}" if given else instruction
-    return {"role": "user", "content": content, "instruction": instruction, "input": given}
+    extra = take_text(fields, "input", place) if "input" in fields else ""
+    content = f"{instruction}\n\n{extra}" if extra else instruction
+    return {"role": "user", "content": content, "instruction": instruction, "input": extra}
 
 
 def _answer(fields: dict[str, Any], *names: str, place: str) -> dict[str, str]:
@@ -97,19 +111,9 @@ def _answer(fields: dict[str, Any], *names: str, place: str) -> dict[str, str]:
 
 
 def _pair(fields: dict[str, Any], place: str) -> Messages:
-    for asked, answered in PAIRS:
-        if asked in fields and answered in fields:
-            question = {"role": "user", "content": take_text(fields, asked, place)}
-            return [question, _answer(fields, answered, place=place)]
-    found = ", ".join(map(repr, fields)) or "none"
-    raise ValueError(f"{place}: fields {found}; expected those of {'; '.join(KINDS)}")
-
-
-def _check(messages: Messages, place: str) -> None:
-    if all(message["role"] != "assistant" for message in messages):
-        raise ValueError(f"{place}: no turn of the assistant; expected at least one, there is nothing to learn")
-    for number, message in enumerate(messages, start=1):
-        if message["role"] == "assistant" and not message["content"].strip():
-            raise ValueError(f"{place}: turn {number}: the completion is empty; expected text")
-        if message["role"] == "system" and number > 1:
-            raise ValueError(f"{place}: turn {number}: a system turn; expected it only as the first")
+    for prompt, completion in PAIRS:
+        if prompt in fields and completion in fields:
+            question = {"role": "user", "content": take_text(fields, prompt, place)}
+            return [question, _answer(fields, completion, place=place)]
+    names = ", ".join(map(repr, fields)) or "none"
+    raise ValueError(f"{place}: fields {names}; expected those of {'; '.join(KINDS)}")

@@ -1,8 +1,8 @@
 """Where the text of pretraining comes from: documents, one by one.
 
-A source hands out documents in a fixed order and says by its fingerprint which ones they are; it knows nothing of
-tokens. It gives up random access: documents are read once, when the tokens are written to disk (`shards.py`).
-Documents without any visible character are left out.
+A source yields documents in a fixed order and identifies them by its fingerprint; it knows nothing of tokens. It gives
+up random access: documents are read once, when their tokens are written to disk (tokens/tokenize.py). Documents of
+white space alone are left out.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Source(ABC):
 
 
 class _FileSource(Source):
-    """What the sources of files share: finding, holding out, the fingerprint."""
+    """Documents of files: which files, which of their documents are held out, the fingerprint."""
 
     suffixes: tuple[str, ...]
 
@@ -67,7 +67,7 @@ class _FileSource(Source):
 
     @abstractmethod
     def _options(self) -> dict[str, Any]:
-        """What, beside the files, the documents depend on."""
+        """The options that change the documents, beside the files."""
 
     @abstractmethod
     def _read(self, file: Path) -> Iterator[str]:
@@ -79,10 +79,10 @@ class TextFiles(_FileSource):
 
     Args:
         path: A file, a folder (its .txt and .md files, with subfolders) or a glob pattern.
-        separator: Text between two documents of one file, such as two blank lines, `"\n\n\n"` in YAML. None: a file
+        separator: Text between two documents of one file, such as two blank lines, ``"\n\n\n"`` in YAML. None: a file
             is a document.
         part: Everything, what trains, or what is held out for validation.
-        validation_share: Share of documents held out, chosen by their content; 0 < share < 1 where `part` is not `all`.
+        validation_share: Share of documents held out, by their text; 0 < share < 1 where ``part`` is not ``all``.
     """
 
     suffixes = (".txt", ".md")
@@ -112,7 +112,7 @@ class JsonLines(_FileSource):
         path: A file, a folder (its .jsonl files, with subfolders) or a glob pattern.
         field: Name of the field that holds the text.
         part: Everything, what trains, or what is held out for validation.
-        validation_share: Share of documents held out, chosen by their content; 0 < share < 1 where `part` is not `all`.
+        validation_share: Share of documents held out, by their text; 0 < share < 1 where ``part`` is not ``all``.
     """
 
     suffixes = (".jsonl",)
@@ -130,13 +130,13 @@ class JsonLines(_FileSource):
 
 
 class Parquet(_FileSource):
-    """Parquet files with a column of text; needs the extra `hf`.
+    """Parquet files with a column of text; needs the extra ``hf``.
 
     Args:
         path: A file, a folder (its .parquet files, with subfolders) or a glob pattern.
         field: Name of the column that holds the text.
         part: Everything, what trains, or what is held out for validation.
-        validation_share: Share of documents held out, chosen by their content; 0 < share < 1 where `part` is not `all`.
+        validation_share: Share of documents held out, by their text; 0 < share < 1 where ``part`` is not ``all``.
     """
 
     suffixes = (".parquet",)

@@ -1,6 +1,6 @@
-"""Files of text, JSON and Parquet: found, identified and read line by line.
+"""Files of text, JSON and Parquet: which ones a path means, their fingerprints, and their lines.
 
-The fingerprint of a file is its name, size and SHA-256, never its place, so a folder that moves keeps its tokens.
+The fingerprint of a file is its name, size and SHA-256, without its folder, so a folder that moves keeps its tokens.
 Hashing reads every byte once per process; that is the price of noticing a file that was edited and kept its size and
 date.
 """
@@ -8,12 +8,12 @@ date.
 from __future__ import annotations
 
 import glob
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from lit_consistency.records.fingerprints import sha256_once
 
 
 def find_files(key: str, path: str, suffixes: Sequence[str]) -> list[Path]:
@@ -21,8 +21,8 @@ def find_files(key: str, path: str, suffixes: Sequence[str]) -> list[Path]:
 
     Args:
         key: The option the path was given for; error messages name it.
-        path: A file, a folder (read with its subfolders) or a glob pattern (`**` goes into subfolders).
-        suffixes: Which files of a folder count, such as `.txt`.
+        path: A file, a folder (read with its subfolders) or a glob pattern (``**`` goes into subfolders).
+        suffixes: Which files of a folder count, such as ``.txt``.
 
     Returns:
         The files, sorted by path.
@@ -30,37 +30,23 @@ def find_files(key: str, path: str, suffixes: Sequence[str]) -> list[Path]:
     Raises:
         FileNotFoundError: Nothing is there.
     """
-    place = Path(path).expanduser()
-    if place.is_file():
-        return [place]
-    if place.is_dir():
-        found = [file for file in place.rglob("*") if file.is_file() and file.suffix in suffixes]
+    given = Path(path).expanduser()
+    if given.is_file():
+        return [given]
+    if given.is_dir():
+        files = [file for file in given.rglob("*") if file.is_file() and file.suffix in suffixes]
         expected = f"a folder that holds {' or '.join(suffixes)} files"
     else:
-        found = [Path(match) for match in glob.glob(str(place), recursive=True) if Path(match).is_file()]
+        files = [Path(match) for match in glob.glob(str(given), recursive=True) if Path(match).is_file()]
         expected = "an existing file or folder, or a pattern that matches a file"
-    if not found:
+    if not files:
         raise FileNotFoundError(f"{key} = {path}: nothing found; expected {expected}")
-    return sorted(found)
+    return sorted(files)
 
 
 def fingerprint_files(files: Sequence[Path]) -> list[dict[str, Any]]:
     """Name, size in bytes and SHA-256 of each file."""
-    found = []
-    for file in files:
-        stat = file.stat()
-        digest = _sha256(str(file), stat.st_size, stat.st_mtime_ns)
-        found.append({"name": file.name, "size": stat.st_size, "sha256": digest})
-    return found
-
-
-@lru_cache(maxsize=4096)
-def _sha256(path: str, size: int, mtime_ns: int) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+    return [{"name": file.name, "size": file.stat().st_size, "sha256": sha256_once(file)} for file in files]
 
 
 def read_text(file: Path) -> str:
@@ -72,20 +58,20 @@ def read_text(file: Path) -> str:
 
 
 def read_separated(file: Path, separator: str) -> Iterator[str]:
-    """The parts of a file between separators, holding one part in memory and not the file."""
+    """The texts of a file between separators, of which one at a time is in memory."""
     rest = ""
     try:
         with open(file, encoding="utf-8-sig") as stream:
             while block := stream.read(1 << 24):
-                *parts, rest = (rest + block).split(separator)
-                yield from parts
+                *texts, rest = (rest + block).split(separator)
+                yield from texts
     except UnicodeDecodeError as error:
         raise _not_utf8(file, error) from None
     yield rest
 
 
 def read_json_lines(file: Path) -> Iterator[tuple[str, Any]]:
-    """Every line that is not blank as (`file:line`, value); ValueError names the line that is not JSON."""
+    """Every line that is not blank as (``file:line``, value); ValueError names the line that is not JSON."""
     try:
         with open(file, encoding="utf-8-sig") as stream:
             for number, line in enumerate(stream, start=1):
@@ -97,7 +83,7 @@ def read_json_lines(file: Path) -> Iterator[tuple[str, Any]]:
 
 
 def read_json_list(file: Path) -> Iterator[tuple[str, Any]]:
-    """Every element of a JSON list as (`file:row`, value), rows counted from 1."""
+    """Every element of a JSON list as (``file:row``, value), rows counted from 1."""
     rows = _parse_json(read_text(file), str(file))
     if not isinstance(rows, list):
         raise ValueError(f"{file}: a JSON {type(rows).__name__}; expected a list of rows")
@@ -106,8 +92,8 @@ def read_json_list(file: Path) -> Iterator[tuple[str, Any]]:
 
 
 def read_parquet(file: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every row of a Parquet file as (`file:row`, values), counted from 1, with a few thousand in memory."""
-    from pyarrow import parquet  # extra `hf`; the caller has checked it by `require`
+    """Every row of a Parquet file as (``file:row``, values), counted from 1; a few thousand rows are in memory."""
+    from pyarrow import parquet  # extra ``hf``; the caller has checked it by ``require``
 
     table = parquet.ParquetFile(file)
     if columns is not None and (missing := sorted(set(columns) - set(table.schema_arrow.names))):
@@ -120,10 +106,10 @@ def read_parquet(file: Path, columns: Sequence[str] | None = None) -> Iterator[t
 
 
 def take_text(fields: Any, name: str, place: str) -> str:
-    """The text in a field of a row.
+    """The text in a field of a row that stands at ``place``, such as ``file:line``.
 
     Raises:
-        ValueError: The row is no object, has no such field, or the field is no text; names the place.
+        ValueError: The row is no object, has no such field, or the field is no text; names ``place``.
     """
     if not isinstance(fields, dict):
         raise ValueError(f"{place}: a {type(fields).__name__}; expected an object with the field {name!r}")

@@ -1,29 +1,33 @@
-"""Holding out: which documents or rows train and which validate, decided by their content.
+"""Holding out: which documents or conversations train and which validate, decided by their content.
 
-Membership is a function of the text alone. The same document is never in both parts, whatever the order of the files,
-and adding files moves nothing from one part to the other. The price: the share holds in expectation, not exactly.
+Membership is a function of a text alone: a document's own, or the prompt of a conversation, so that several answers to
+one question are wholly on one side. The same text is never on both, whatever the order of the files, and adding files
+moves nothing from one side to the other. The price: the share holds in expectation, not exactly.
 """
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
+
+from lit_consistency.records.fingerprints import seed_of
 
 Part = Literal["all", "train", "validation"]
 
 
 @dataclass(frozen=True)
 class HoldOut:
-    """A part of the data.
+    """One side of the data, or all of it.
 
     Args:
         part: Everything, what trains, or what is held out for validation.
-        validation_share: Share of documents held out, 0 <= share < 1; must be above 0 where `part` is not `all`.
+        validation_share: Share held out, 0 <= share < 1; must be above 0 where ``part`` is not ``all``.
+        by: Whose text decides: the ``document`` itself, or the ``prompt`` of a conversation.
     """
 
     part: Part = "all"
     validation_share: float = 0.0
+    by: Literal["document", "prompt"] = "document"
 
     def __post_init__(self) -> None:
         if self.part not in ("all", "train", "validation"):
@@ -34,13 +38,15 @@ class HoldOut:
             raise ValueError(f"part = {self.part} with validation_share = 0: expected 0 < validation_share < 1")
 
     def keeps(self, text: str) -> bool:
-        """Whether the document or row with this text belongs to the part."""
+        """Whether what this text stands for, a document or a prompt, belongs to the part."""
         if self.part == "all":
             return True
-        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-        held_out = int.from_bytes(digest[:8], "big") < self.validation_share * 2**64
+        held_out = seed_of(text) < self.validation_share * 2**64
         return held_out == (self.part == "validation")
 
     def fingerprint(self) -> dict[str, Any]:
-        """The two options, as JSON."""
-        return asdict(self)
+        """The options, as JSON; ``by`` only where it decides anything, so that tokens of whole sets stay valid."""
+        options = asdict(self)
+        if self.part == "all" or self.by == "document":
+            del options["by"]
+        return options

@@ -1,6 +1,6 @@
-"""Data sets of the Hugging Face hub, or local folders in its layout; needs the extra `hf`.
+"""Data sets of the Hugging Face hub, or local folders in its layout; needs the extra ``hf``.
 
-The library `datasets` downloads and caches. The fingerprint is the library's own for the loaded split: it changes
+The library ``datasets`` downloads and caches. The fingerprint is the library's own for the loaded split: it changes
 when the data set changes. Loading waits for the first use, so that a configuration can be parsed without a network.
 """
 
@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
-from lit_consistency.data.sources.conversations import conversation, conversation_text
+from lit_consistency.data.sources.conversations import held_out_by, messages_of
 from lit_consistency.data.sources.documents import Source
 from lit_consistency.data.sources.files import take_text
 from lit_consistency.data.sources.hold_out import HoldOut, Part
-from lit_consistency.data.sources.rows import Row, Rows
+from lit_consistency.data.sources.rows import Conversation, Rows
 from lit_consistency.records.extras import require
 
 
@@ -33,7 +33,11 @@ class _Hub:
 
     @cached_property
     def table(self) -> Any:
-        """The rows; ValueError that names what was asked for when the hub does not give it."""
+        """The rows of the split.
+
+        Raises:
+            ValueError: The hub does not give it; names data set and split.
+        """
         import datasets
 
         try:
@@ -44,29 +48,29 @@ class _Hub:
             raise ValueError(f"name = {self.name}, split = {self.split}: could not be loaded ({error})") from error
 
     def read(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Every row as (`name/split:row`, values), rows counted from 1."""
+        """Every row as (``name/split:row``, values), rows counted from 1."""
         for number, row in enumerate(self.table, start=1):
             yield f"{self.name}/{self.split}:{number}", row
 
     def identity(self) -> dict[str, Any]:
-        """What was asked for and what came, as JSON."""
-        asked = {"name": self.name, "config_name": self.config_name, "split": self.split, "revision": self.revision}
+        """The options, the number of rows and the library's fingerprint of them, as JSON."""
+        options = {"name": self.name, "config_name": self.config_name, "split": self.split, "revision": self.revision}
         if self.data_dir is not None:
-            asked["data_dir"] = self.data_dir
-        return {"kind": type(self).__name__, **asked, "n_rows": len(self.table), "hub": self.table._fingerprint}
+            options["data_dir"] = self.data_dir
+        return {"kind": type(self).__name__, **options, "n_rows": len(self.table), "hub": self.table._fingerprint}
 
 
 class HubDataset(_Hub, Source):
     """Documents of a data set of the Hugging Face hub.
 
     Args:
-        name: Name on the hub, such as `roneneldan/TinyStories`, or a local folder.
+        name: Name on the hub, such as ``roneneldan/TinyStories``, or a local folder.
         split: Name of the split.
         field: Name of the column that holds the text.
         config_name: Configuration of the data set, where it has several.
         revision: Commit, tag or branch; None takes the newest.
         part: Everything, what trains, or what is held out for validation.
-        validation_share: Share of documents held out, chosen by their content; 0 < share < 1 where `part` is not `all`.
+        validation_share: Share of documents held out, by their text; 0 < share < 1 where ``part`` is not ``all``.
     """
 
     def __init__(
@@ -96,16 +100,16 @@ class HubDataset(_Hub, Source):
 
 
 class HubRows(_Hub, Rows):
-    """Conversations of a data set of the Hugging Face hub; the kind of row is detected as in `RowFiles`.
+    """Conversations of a data set of the Hugging Face hub; the kind of row is detected as in ``RowFiles``.
 
     Args:
-        name: Name on the hub, such as `openai/gsm8k`, or a local folder.
+        name: Name on the hub, such as ``openai/gsm8k``, or a local folder.
         split: Name of the split.
         config_name: Configuration of the data set, where it has several.
         revision: Commit, tag or branch; None takes the newest.
         part: Everything, what trains, or what is held out for validation.
-        validation_share: Share of rows held out, chosen by their content; 0 < share < 1 where `part` is not `all`.
-        data_dir: Folder of the repository; names a configuration in the branch `refs/convert/parquet`.
+        validation_share: Share of prompts held out with all their answers; 0 < share < 1 where ``part`` is not ``all``.
+        data_dir: Folder of the repository; names a configuration in the branch ``refs/convert/parquet``.
     """
 
     def __init__(
@@ -119,14 +123,14 @@ class HubRows(_Hub, Rows):
         data_dir: str | None = None,
     ) -> None:
         super().__init__(name, split, config_name, revision, data_dir)
-        self.hold_out = HoldOut(part, validation_share)
+        self.hold_out = HoldOut(part, validation_share, by="prompt")
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[Conversation]:
         """Yields the rows of the part."""
         for place, value in self.read():
-            messages = conversation(value, place)
-            if self.hold_out.keeps(conversation_text(messages)):
-                yield Row(messages, place)
+            messages = messages_of(value, place)
+            if self.hold_out.keeps(held_out_by(messages)):
+                yield Conversation(messages, place)
 
     def fingerprint(self) -> dict[str, Any]:
         """Name, split, options, number of rows and the library's fingerprint."""

@@ -1,19 +1,18 @@
 """Where the rows of finetuning come from: conversations, one by one.
 
-Every kind of row becomes the same thing, a list of messages with the place it came from, so that an error can name
-the file and the row. It gives up random access, as `sources.py` does.
+Every kind of row becomes a ``Conversation``, which knows its file and line, so that an error can name them. It gives up
+random access: rows are read in order, once for every use.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 
-from lit_consistency.data.sources.conversations import conversation, conversation_text
+from lit_consistency.data.sources.conversations import held_out_by, messages_of
 from lit_consistency.data.sources.files import (
     find_files,
     fingerprint_files,
@@ -25,14 +24,14 @@ from lit_consistency.data.sources.hold_out import HoldOut, Part
 from lit_consistency.records.extras import require
 
 
-class Row(NamedTuple):
+class Conversation(NamedTuple):
     """One conversation.
 
     Attributes:
-        messages: Turns `{"role": "system" | "user" | "assistant", "content": text}`; at least one is the assistant's.
-            A user's turn may also carry `instruction` and `input`, for prompt styles that set them apart; `content`
-            holds both.
-        place: Where the row stands, `file:line` or `world:index`, for messages to the user.
+        messages: Turns ``{"role": "system" | "user" | "assistant", "content": text}``; at least one is the assistant's.
+            A user's turn may also have ``instruction`` and ``input``, for prompt styles that write them apart;
+            ``content`` holds both.
+        place: Where the row stands, ``file:line`` or ``world:index``, for messages to the user.
     """
 
     messages: list[dict[str, str]]
@@ -43,7 +42,7 @@ class Rows(ABC):
     """Conversations in a fixed order."""
 
     @abstractmethod
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[Conversation]:
         """Yields every row once, in the same order at every call."""
 
     @abstractmethod
@@ -56,22 +55,22 @@ class Rows(ABC):
 
 
 class RowFiles(Rows):
-    """Rows in .jsonl, .json (a list) or .parquet files (extra `hf`); the kind of each row is detected by its fields.
+    """Rows in .jsonl, .json (a list) or .parquet files (extra ``hf``); the kind of each row is detected by its fields.
 
-    Known kinds: `messages` (role, content), `conversations` (from, value), `instruction`/`input`/`output`,
-    `prompt`/`completion` or `response`, `question`/`answer`.
+    Known kinds: ``messages`` (role, content), ``conversations`` (from, value), ``instruction``/``input``/``output``,
+    ``prompt``/``completion`` or ``response``, ``question``/``answer``.
 
     Args:
         path: A file, a folder (with subfolders) or a glob pattern.
         part: Everything, what trains, or what is held out for validation.
-        validation_share: Share of rows held out, chosen by their content; 0 < share < 1 where `part` is not `all`.
+        validation_share: Share of prompts held out with all their answers; 0 < share < 1 where ``part`` is not ``all``.
     """
 
     readers = {".jsonl": read_json_lines, ".json": read_json_list, ".parquet": read_parquet}
 
     def __init__(self, path: str, part: Part = "all", validation_share: float = 0.0) -> None:
         self.path = str(path)
-        self.hold_out = HoldOut(part, validation_share)
+        self.hold_out = HoldOut(part, validation_share, by="prompt")
         self.files = find_files("path", self.path, tuple(self.readers))
         for file in self.files:
             if file.suffix not in self.readers:
@@ -79,17 +78,14 @@ class RowFiles(Rows):
         if any(file.suffix == ".parquet" for file in self.files):
             require("pyarrow", "RowFiles with .parquet files")
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[Conversation]:
         """Yields the rows of the part, file after file; ValueError names file and row of a bad one."""
         for file in self.files:
-            for place, value in self._read(file):
-                messages = conversation(value, place)
-                if self.hold_out.keeps(conversation_text(messages)):
-                    yield Row(messages, place)
+            for place, value in self.readers[file.suffix](file):
+                messages = messages_of(value, place)
+                if self.hold_out.keeps(held_out_by(messages)):
+                    yield Conversation(messages, place)
 
     def fingerprint(self) -> dict[str, Any]:
         """Kind, options and files."""
         return {"kind": "RowFiles", **self.hold_out.fingerprint(), "files": fingerprint_files(self.files)}
-
-    def _read(self, file: Path) -> Iterator[tuple[str, Any]]:
-        return self.readers[file.suffix](file)

@@ -7,10 +7,7 @@ is whole. It gives up cleaning: old shards stay until the user removes them.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,8 @@ from typing import Any
 from filelock import FileLock
 
 from lit_consistency.data.tokens.token_files import Shard, open_shard
+from lit_consistency.records.atomic import remove_leftovers, replaced_folder
+from lit_consistency.records.fingerprints import fingerprint_of
 
 
 def default_cache_dir() -> Path:
@@ -31,7 +30,7 @@ def default_cache_dir() -> Path:
 
 def digest(fingerprint: dict[str, Any]) -> str:
     """SHA-256 of a fingerprint, independent of the order of its keys."""
-    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
+    return fingerprint_of(fingerprint, sort_keys=True)
 
 
 def open_or_build(cache_dir: Path, fingerprint: dict[str, Any], build: Callable[[Path], None]) -> Shard:
@@ -52,25 +51,9 @@ def open_or_build(cache_dir: Path, fingerprint: dict[str, Any], build: Callable[
     with FileLock(cache_dir / f"{folder.name}.lock"):
         if (shard := open_shard(folder, fingerprint)) is not None:
             return shard  # another process made it while this one waited
-        unfinished = cache_dir / f"{folder.name}.unfinished"
-        shutil.rmtree(unfinished, ignore_errors=True)  # left by a process that was killed
-        unfinished.mkdir()
-        try:
+        remove_leftovers(cache_dir, folder.name)
+        with replaced_folder(folder) as unfinished:  # what stands there is broken, else it would have opened
             build(unfinished)
-            if folder.exists():
-                shutil.rmtree(folder)  # broken, else it would have opened
-            os.replace(unfinished, folder)
-            _sync(cache_dir)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
     shard = open_shard(folder, fingerprint)
     assert shard is not None, f"{folder} was just written and does not open"
     return shard
-
-
-def _sync(folder: Path) -> None:
-    """Forces a rename to disk; only POSIX lets a folder be opened."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)

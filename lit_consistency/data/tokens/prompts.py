@@ -26,7 +26,7 @@ from litgpt.prompts import ChatML, Default, Llama3, prompt_styles
 from litgpt.tokenizer import Tokenizer as LitGPTTokenizer
 
 from lit_consistency.data.sources.conversations import Messages
-from lit_consistency.data.sources.rows import Row
+from lit_consistency.data.sources.rows import Conversation
 from lit_consistency.data.tokens.chat_template import ChatTemplate
 from lit_consistency.data.tokens.tokenizer import Tokenizer
 
@@ -86,7 +86,7 @@ class PromptEncoder:
         self._template = chat_template(tokenizer) if prompt_style == "chat_template" else None
         self._style = prompt_styles[prompt_style]() if prompt_style in prompt_styles else Default()
 
-    def encode(self, row: Row) -> Example:
+    def encode(self, row: Conversation) -> Example:
         """Tokens and mask of a row, up to the end of its last answer.
 
         Raises:

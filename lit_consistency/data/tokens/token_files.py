@@ -9,7 +9,6 @@ a machine.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ FORMAT = 1
 
 
 class ShardWriter:
-    """Appends documents to the files of a folder; `finish` makes them durable.
+    """Appends documents to the files of a folder; who moves the folder into place brings it to the disk (cache.py).
 
     Args:
         folder: An existing, empty folder.
@@ -46,7 +45,7 @@ class ShardWriter:
         self.n_tokens += len(tokens)
 
     def finish(self, meta: dict[str, Any]) -> None:
-        """Writes offsets and meta.json and forces everything to disk.
+        """Writes what is buffered, offsets and meta.json.
 
         Args:
             meta: JSON to keep beside the tokens; `fingerprint` is compared when the shard is opened.
@@ -54,16 +53,14 @@ class ShardWriter:
         offsets = np.zeros(len(self._lengths) + 1, dtype=np.int64)
         np.cumsum(self._lengths, out=offsets[1:])
         for stream in filter(None, (self._tokens, self._supervised)):
-            _to_disk(stream)
+            stream.flush()
         with open(self.folder / "offsets.npy", "wb") as stream:
             np.save(stream, offsets)
-            _to_disk(stream)
         sizes = {file.name: file.stat().st_size for file in sorted(self.folder.iterdir())}
         counts = {"n_documents": len(self._lengths), "n_tokens": self.n_tokens}
         content = {"format": FORMAT, "dtype": self.dtype.name, "sizes": sizes, **counts, **meta}
         with open(self.folder / "meta.json", "wb") as stream:
             stream.write(json.dumps(content, indent=1).encode())
-            _to_disk(stream)
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -119,8 +116,3 @@ def open_shard(folder: Path, fingerprint: dict[str, Any]) -> Shard | None:
 def _map(file: Path, dtype: np.dtype) -> np.ndarray:
     # an empty file cannot be mapped
     return np.memmap(file, dtype=dtype, mode="r") if file.stat().st_size else np.empty(0, dtype=dtype)
-
-
-def _to_disk(stream: Any) -> None:
-    stream.flush()
-    os.fsync(stream.fileno())

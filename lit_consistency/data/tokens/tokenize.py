@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from lit_consistency.data.sources.documents import Source
-from lit_consistency.data.sources.rows import Row, Rows
+from lit_consistency.data.sources.rows import Conversation, Rows
 from lit_consistency.data.tokens.prompts import Example, PromptEncoder
 from lit_consistency.data.tokens.token_files import ShardWriter
 from lit_consistency.data.tokens.tokenizer import Tokenizer
@@ -106,7 +106,7 @@ def conversation_fingerprint(
     }
 
 
-def _cut(example: Example, row: Row, block_size: int, too_long: TooLong) -> Example:
+def _cut(example: Example, row: Conversation, block_size: int, too_long: TooLong) -> Example:
     if too_long == "refuse":
         raise ValueError(
             f"{row.place}: {len(example.tokens)} tokens; expected at most {block_size + 1} (block_size + 1), "

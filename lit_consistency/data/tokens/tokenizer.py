@@ -7,9 +7,7 @@ it once; other special tokens of a post-processor are left out. ``vocab_size`` c
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,12 +20,14 @@ from filelock import FileLock
 from torch import Tensor
 
 from lit_consistency.model.tokenizer_files import (
-    VOCABULARIES,
     adds_bos,
     bos_text,
     read_generation_config,
     read_tokenizer_config,
 )
+from lit_consistency.records.atomic import new_file
+from lit_consistency.records.fingerprints import sha256, sha256_of_text
+from lit_consistency.records.model_folder import VOCABULARIES
 
 # what LitGPT and the chat template read besides tokenizer_config.json; a change in one of them changes the tokens
 HASHED_FILES = (*VOCABULARIES, "generation_config.json", "chat_template.jinja")
@@ -134,12 +134,12 @@ class Tokenizer(litgpt.tokenizer.Tokenizer):
         A copy that only states what the original leaves to be found (``copy_tokenizer``) has the same fingerprint.
         """
         files = [self.folder / name for name in HASHED_FILES]
-        hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
+        hashes = {file.name: sha256(file) for file in files if file.is_file()}
         config = {key: value for key, value in self.config.items() if key != "tokenizer_class"}
         config["add_bos_token"] = self.use_bos
         if config.get("bos_token") is None:
             config["bos_token"] = bos_text(self.folder)
-        hashes["tokenizer_config.json"] = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+        hashes["tokenizer_config.json"] = sha256_of_text(json.dumps(config, sort_keys=True))
         return {"files": hashes, "bos_id": self.bos_id if self.use_bos else None, "eos_id": self.eos_id}
 
     # -------------------- text to tokens
@@ -235,14 +235,13 @@ def write_tokenizer(tokenizer: tokenizers.Tokenizer, folder: Path) -> None:
     if tokenizer.token_to_id(PAD) is not None:
         config["pad_token"] = PAD
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
-    unfinished = folder / "tokenizer.json.unfinished"
-    tokenizer.save(str(unfinished))
-    os.replace(unfinished, folder / "tokenizer.json")
+    with new_file(folder / "tokenizer.json") as temporary:
+        tokenizer.save(str(temporary))
 
 
 def store_tokenizer(tokenizer: tokenizers.Tokenizer, cache_dir: Path) -> Path:
     """A folder of the cache that holds the tokenizer, named by its content; written where it is not there."""
-    name = hashlib.sha256(tokenizer.to_str().encode()).hexdigest()[:24]
+    name = sha256_of_text(tokenizer.to_str())[:24]
     folder = cache_dir / "tokenizers" / name
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f"{name}.lock"):

@@ -11,7 +11,7 @@ import dataclasses
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
 from tokenizers import Tokenizer
 
@@ -27,13 +27,17 @@ class Probe(NamedTuple):
     Attributes:
         prompt: Text up to the answer; it ends without a space.
         answer: The right continuation, with the space before it: one token of the world's tokenizer.
-        choices: All values that could stand there, the answer among them, each one token; chance is `1 / len(choices)`.
-        tags: Where the question belongs, e.g. `{"attribute": "hobby"}`, to report accuracy by group.
+        choices: All values that could stand there, the answer among them, each one token; chance is
+            ``1 / len(choices)``.
+        cluster: Name of what it has in common with other questions that are right or wrong together: a person, a pair
+            of numbers, a state of a chain. Standard errors count clusters, not questions.
+        tags: Where the question belongs, e.g. ``{"attribute": "hobby"}``, to report accuracy by group.
     """
 
     prompt: str
     answer: str
     choices: Sequence[str]
+    cluster: str
     tags: dict[str, str]
 
 
@@ -41,10 +45,13 @@ class World(ABC):
     """A generator of text, rows and questions whose truth is known.
 
     Attributes:
-        tasks: Names of the finetuning tasks; each has the splits `train` and `test`.
+        tasks: Names of the finetuning tasks; each has the splits ``train`` and ``test``.
+        generation: In the fingerprint, so that no cache keeps old text: raised when the same fields give other text,
+            which the golden hashes of the tests notice.
     """
 
     tasks: tuple[str, ...]
+    generation: ClassVar[int] = 1
 
     @property
     @abstractmethod
@@ -53,7 +60,7 @@ class World(ABC):
 
     @abstractmethod
     def documents(self, part: str = "train") -> Iterator[str]:
-        """Yields the documents of a part, `train` or `held_out`, once and in a fixed, shuffled order.
+        """Yields the documents of a part, ``train`` or ``held_out``, once and in a fixed, shuffled order.
 
         Raises:
             ValueError: The world has no such part.
@@ -69,7 +76,7 @@ class World(ABC):
 
     @abstractmethod
     def probes(self, name: str) -> list[Probe]:
-        """The questions of a set, shuffled, so that the first k of them are a fair sample.
+        """Every question of a set, in one fixed, shuffled order: the first k of them are a fair sample.
 
         Raises:
             ValueError: The world has no such set.
@@ -84,8 +91,9 @@ class World(ABC):
         """What a perfect model reaches and what guessing reaches: accuracies as shares of 1, losses in nats."""
 
     def fingerprint(self) -> dict[str, Any]:
-        """Says in JSON what the world depends on."""
-        return {"world": type(self).__name__, **dataclasses.asdict(cast(Any, self))}
+        """Name, generation and fields of the world, as JSON: equal fingerprints, equal text."""
+        own = {"world": type(self).__name__, "generation": self.generation}
+        return {**own, **dataclasses.asdict(cast(Any, self))}
 
 
 def stream(*name: object) -> random.Random:
@@ -104,7 +112,7 @@ def shuffled(items: Collection[T], *name: object) -> list[T]:
 
 
 def check_range(key: str, value: float, low: float, high: float) -> None:
-    """Refuses a value outside of `low <= value <= high`.
+    """Refuses a value outside of ``low <= value <= high``.
 
     Raises:
         ValueError: Names key, value and what is allowed.
@@ -113,7 +121,7 @@ def check_range(key: str, value: float, low: float, high: float) -> None:
         raise ValueError(f"{key} = {value}: expected {low} <= {key} <= {high}")
 
 
-def check_choice(key: str, value: str, allowed: Collection[str]) -> None:
+def check_choice(key: str, value: str | None, allowed: Collection[str]) -> None:
     """Refuses a value that is not among those allowed.
 
     Raises:

@@ -1,4 +1,4 @@
-"""World of biographies: people told in varied words and asked by cloze, so that knowledge is counted exactly.
+"""World of biographies: facts about people in varied words, asked by cloze, so that knowledge is counted exactly.
 
 After bioS of Allen-Zhu & Li, "Physics of Language Models" 3.1 (arXiv 2309.14316: knowledge must be told in several
 wordings to be extractable) and 3.3 (arXiv 2404.05405: bits of knowledge per parameter). Finetuning on new people is the
@@ -30,7 +30,7 @@ from lit_consistency.data.worlds.vocabulary import word_tokenizer
 
 
 class Person(NamedTuple):
-    """A name (first, middle, last) and one value for each of `ATTRIBUTES`."""
+    """A name (first, middle, last) and one value for each of ``ATTRIBUTES``."""
 
     name: str
     values: tuple[str, ...]
@@ -38,20 +38,20 @@ class Person(NamedTuple):
 
 @dataclass(frozen=True)
 class Biographies(World):
-    """People with six attributes, told in shuffled order and in one of four wordings each.
+    """People with six attributes, in shuffled order and in one of four wordings each.
 
-    Parts of the text: `train` (`n_exposures` biographies of every base person) and `held_out` (one more of each, told
-    anew). Tasks: `new_people` (sentences about new people, completed from the value on; `train` tells each fact in
-    three wordings, `test` in the fourth) and `qa` (questions about base people; `train` asks one half of them, `test`
-    the other). Probes: `base_cloze`, `new_cloze` (in the wording of `test`), `qa_train` and `qa_test`.
+    Parts of the text: ``train`` (``n_exposures`` biographies of every base person) and ``held_out`` (one more of each,
+    worded anew). Tasks: ``new_people`` (sentences about new people, completed from the value on; ``train`` has each
+    fact in three wordings, ``test`` in the fourth) and ``qa`` (questions about base people; ``train`` asks one half of
+    them, ``test`` the other). Probes: ``base_cloze``, ``new_cloze`` (in the wording of ``test``), ``qa_train`` and
+    ``qa_test``; each asks every fact of its people once.
 
     Args:
-        n_people: How many people the base text tells of.
-        n_new: How many new people the task `new_people` tells of.
+        n_people: Number of base people, who are in the text.
+        n_new: Number of new people, who are in the task ``new_people``.
         n_exposures: Biographies per base person, on average if there is skew.
-        skew: Zipf exponent s of how often a person is told, proportional to rank ** -s, at least once; 0 = all equally
-            often.
-        seed: Of everything; other sizes with the same seed tell of the same first people.
+        skew: Zipf exponent s: a person has biographies in proportion to rank ** -s, at least one; 0: all as many.
+        seed: Seed of everything; with the same seed, worlds of other sizes have the same first people.
     """
 
     n_people: int = 500
@@ -75,17 +75,17 @@ class Biographies(World):
 
     @cached_property
     def people(self) -> list[Person]:
-        """The base people, the most often told first."""
+        """The base people, those with most biographies first."""
         return _draw_people(self.n_people, 0, self.seed)
 
     @cached_property
     def new_people(self) -> list[Person]:
-        """The people of the task `new_people`; none of them has the name of a base person, whatever the sizes."""
+        """The people of the task ``new_people``; none of them has the name of a base person, whatever the sizes."""
         return _draw_people(self.n_new, 1, self.seed)
 
     @cached_property
     def exposures(self) -> list[int]:
-        """How many documents of `train` tell of each base person."""
+        """Number of biographies of each base person in ``train``."""
         weights = [(rank + 1) ** -self.skew for rank in range(self.n_people)]
         scale = self.n_people * self.n_exposures / sum(weights)
         return [max(1, round(scale * weight)) for weight in weights]
@@ -94,8 +94,8 @@ class Biographies(World):
         """Yields biographies in shuffled order: six sentences with the full name each."""
         check_choice("part", part, PARTS)
         counts = self.exposures if part == "train" else [1] * self.n_people
-        told = [(person, exposure) for person, count in enumerate(counts) for exposure in range(count)]
-        for person, exposure in shuffled(told, "biographies", self.seed, part, "order"):
+        biographies = [(person, exposure) for person, count in enumerate(counts) for exposure in range(count)]
+        for person, exposure in shuffled(biographies, "biographies", self.seed, part, "order"):
             rng = stream("biographies", self.seed, part, person, exposure)
             sentences = [
                 self._sentence(self.people[person], a, rng.randrange(N_TEMPLATES)) for a in range(len(ATTRIBUTES))
@@ -120,34 +120,34 @@ class Biographies(World):
         return shuffled(pairs, "biographies", self.seed, task, split, "order")
 
     def probes(self, name: str) -> list[Probe]:
-        """Questions with all values as choices; tags `attribute`, `person` and, for base people, `frequency`."""
+        """Questions with all values as choices; tags ``attribute``, ``person`` and, for base people, ``frequency``."""
         check_choice("probes", name, self.probe_names)
         if name.startswith("qa"):
             split = name.removeprefix("qa_")
-            found = [self._probe(i, a, self._question(person, a)[0]) for i, person, a in self._asked(split)]
+            probes = [self._probe(i, a, self._question(person, a)[0]) for i, person, a in self._asked(split)]
         else:
             kind = name.removesuffix("_cloze")
             people = self.people if kind == "base" else self.new_people
-            found = [
+            probes = [
                 self._probe(i, a, self._sentence(person, a, self._wording(kind, i, a))[0], kind)
                 for i, person in enumerate(people)
                 for a in range(len(ATTRIBUTES))
             ]
-        return shuffled(found, "biographies", self.seed, "probes", name)
+        return shuffled(probes, "biographies", self.seed, "probes", name)
 
     def tokenizer(self) -> Tokenizer:
         """One token for every name, value and word."""
         return word_tokenizer(every_word())
 
     def optimum(self) -> dict[str, float]:
-        """What can be reached.
+        """The best numbers that a model can reach.
 
         Returns:
-            `accuracy` 1; `chance` (mean) and `chance/<attribute>` of a cloze question by guessing among the values;
-            `attribute_nats`, the entropy of one person's values; `document_nats`, the entropy of a document of `train`
-            for a model that knows all base people (whom it tells of, order of the sentences, wordings), which is the
-            least loss summed over a document, end of text included; and `ignorant_document_nats` for a model that knows
-            the words but no person's values.
+            ``accuracy`` 1; ``chance`` (mean) and ``chance/<attribute>`` of a cloze question by guessing among the
+            values; ``attribute_nats``, the entropy of one person's values; ``document_nats``, the entropy of a document
+            of ``train`` for a model that knows all base people (which person, order of the sentences, wordings), which
+            is the least loss summed over a document, end of text included; and ``ignorant_document_nats`` for a model
+            that knows the words but no person's values.
         """
         shares = [count / sum(self.exposures) for count in self.exposures]
         form = math.log(math.factorial(len(ATTRIBUTES))) + len(ATTRIBUTES) * math.log(N_TEMPLATES)
@@ -185,7 +185,7 @@ class Biographies(World):
         tags = {"attribute": ATTRIBUTES[a].name, "person": str(i)}
         if kind == "base":
             tags["frequency"] = ("head", "middle", "tail")[3 * i // self.n_people] if self.skew else "uniform"
-        return Probe(prompt, " " + people[i].values[a], _CHOICES[a], tags)
+        return Probe(prompt, " " + people[i].values[a], _CHOICES[a], people[i].name, tags)
 
 
 _CHOICES = tuple(tuple(" " + value for value in attribute.values) for attribute in ATTRIBUTES)

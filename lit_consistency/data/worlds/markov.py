@@ -27,22 +27,22 @@ N_TAGS = 40  # tags in the tokenizer, whatever the number of chains
 
 @dataclass(frozen=True)
 class MarkovChains(World):
-    """Documents of a tag and `length` symbols, e.g. `BA ko ri ko ...`, drawn from the chain of the tag.
+    """Documents of a tag and ``length`` symbols, e.g. ``BA ko ri ko ...``, drawn from the chain of the tag.
 
-    A chain starts in its stationary distribution, so every place of a document weighs the rows alike. Parts of the
-    text: `train` and `held_out` (fresh sequences), both of the old chains. Task: `new_chain`, whose prompt is a new tag
-    and the first symbol. Probes: `old` and `new`: the beginning of a fresh sequence, asked for the most probable next
-    symbol, tag `chain`.
+    A chain starts in its stationary distribution, so every position of a document weighs the rows of the chain alike.
+    Parts of the text: ``train`` and ``held_out`` (fresh sequences), both of the old chains. Task: ``new_chain``, whose
+    prompt is a new tag and the first symbol. Probes: ``old`` and ``new``: the beginning of a fresh sequence, asked for
+    the most probable next symbol, tag ``chain``.
 
     Args:
         n_symbols: States of every chain.
-        n_chains: Old chains, told by the text.
-        n_new: New chains, told by the task.
-        concentration: Of the symmetric Dirichlet distribution from which the rows are drawn; small = nearly
-            deterministic.
+        n_chains: Number of old chains, which are in the text.
+        n_new: Number of new chains, which are in the task.
+        concentration: Parameter of the symmetric Dirichlet distribution from which the rows of a chain are drawn; small
+            values make it nearly deterministic.
         length: Symbols in a document; the context needs one token more for the tag.
-        n_documents: Documents per chain in `train`.
-        seed: Of the chains and the sequences; more chains or documents leave the first ones as they are.
+        n_documents: Documents per chain in ``train``.
+        seed: Seed of the chains and the sequences; more chains or documents leave the first ones as they are.
     """
 
     n_symbols: int = 32
@@ -93,12 +93,12 @@ class MarkovChains(World):
         """Yields sequences of the old chains in shuffled order."""
         check_choice("part", part, PARTS)
         n = self.n_documents if part == "train" else N_HELD_OUT
-        told = [(tag, i) for tag in self.chains() for i in range(n)]
-        for tag, i in shuffled(told, "markov", self.seed, part, "order"):
+        sequences = [(tag, i) for tag in self.chains() for i in range(n)]
+        for tag, i in shuffled(sequences, "markov", self.seed, part, "order"):
             yield " ".join([tag, *self._sequence(tag, part, i)])
 
     def rows(self, task: str, split: str = "train") -> list[tuple[str, str]]:
-        """Pairs of `TAG symbol` and the rest of the sequence, so that every token of the completion is a transition."""
+        """Pairs of ``TAG symbol`` and the rest of the sequence: every token of a completion is a transition."""
         check_choice("task", task, self.tasks)
         check_choice("split", split, SPLITS)
         n = self.n_documents if split == "train" else N_HELD_OUT
@@ -110,14 +110,16 @@ class MarkovChains(World):
         """Questions for the most probable next symbol of a fresh sequence, with all symbols as choices."""
         check_choice("probes", name, self.probe_names)
         choices = tuple(f" {symbol}" for symbol in self._symbols)
-        found = []
+        probes = []
         for tag in self.chains(name):
             for i in range(N_HELD_OUT):
                 cut = stream("markov", self.seed, "cut", i).randrange(1, self.length)
                 seen = self._sequence(tag, "probes", i)[:cut]
                 best = int(self.transitions[tag][self._symbols.index(seen[-1])].argmax())
-                found.append(Probe(" ".join([tag, *seen]), choices[best], choices, {"chain": tag}))
-        return shuffled(found, "markov", self.seed, "probes", name, "order")
+                # after the same symbol the answer is the same: one row of the chain, one fact
+                cluster = f"{tag} {seen[-1]}"
+                probes.append(Probe(" ".join([tag, *seen]), choices[best], choices, cluster, {"chain": tag}))
+        return shuffled(probes, "markov", self.seed, "probes", name, "order")
 
     def tokenizer(self) -> Tokenizer:
         """One token for every symbol and every tag."""
@@ -125,11 +127,11 @@ class MarkovChains(World):
         return word_tokenizer([" ".join([*SYLLABLES, *tags])])
 
     def optimum(self) -> dict[str, float]:
-        """What can be reached.
+        """The best numbers that a model can reach.
 
         Returns:
-            `kl` 0; `accuracy` 1 and `chance` 1 / n_symbols of the questions; `nats_per_token/<tag>`, the entropy rate
-            of each chain.
+            ``kl`` 0; ``accuracy`` 1 and ``chance`` 1 / n_symbols of the questions; ``nats_per_token/<tag>``, the
+            entropy rate of each chain.
         """
         rates = {f"nats_per_token/{tag}": rate for tag, rate in self.entropy_rate.items()}
         return {"kl": 0.0, "accuracy": 1.0, "chance": 1 / self.n_symbols, **rates}
@@ -138,11 +140,11 @@ class MarkovChains(World):
         """True log-probabilities at every token of a document but the tag.
 
         Args:
-            document: `TAG symbol symbol ...` of an old or a new chain, or the beginning of one.
+            document: ``TAG symbol symbol ...`` of an old or a new chain, or the beginning of one.
 
         Returns:
-            (T - 1, V) float32 for T tokens: entry [t, v] is the log-probability of token v at place t + 1, minus
-            infinity for what cannot stand there.
+            (T - 1, V) float32 for T tokens: entry [t, v] is the log-probability of token v at position t + 1, minus
+            infinity for tokens that are no symbol.
         """
         tag, *symbols = document.split()
         states = [self._symbols.index(symbol) for symbol in symbols]
@@ -157,7 +159,7 @@ class MarkovChains(World):
         Args:
             log_probs: (n, n_symbols, n_symbols), the model's log-probability of symbol j after symbol i for each chain
                 of the kind; rows need not sum to one over the symbols if the model gives probability to other tokens.
-            kind: `old` or `new` chains.
+            kind: ``old`` or ``new`` chains.
 
         Returns:
             Tag -> nats per symbol.
@@ -176,26 +178,26 @@ class MarkovChains(World):
     ) -> dict[str, float]:
         """Mean of KL(true row || model) per chain over all transitions of fresh sequences.
 
-        Sequences start in the stationary distribution, so in expectation every place weighs the rows by it.
+        Sequences start in the stationary distribution, so in expectation every position weighs the rows by it.
 
         Args:
-            model: Maps tokens (B, T) int64 to logits (B, T, V) of the next token; T is `length`, B 50.
-            kind: `old` or `new` chains.
+            model: Maps tokens (B, T) int64 to logits (B, T, V) of the next token; T is ``length``, B 50.
+            kind: ``old`` or ``new`` chains.
             device: Where the model wants its tokens.
 
         Returns:
             Tag -> nats per symbol.
         """
         tokenizer = self.tokenizer()
-        found = {}
+        by_chain = {}
         for tag in self.chains(kind):
             sequences = [self._sequence(tag, "kl", i) for i in range(N_HELD_OUT)]
             tokens = torch.tensor([tokenizer.encode(" ".join([tag, *symbols[:-1]])).ids for symbols in sequences])
             # to the CPU first: not every device has float64
             log_probs = torch.log_softmax(model(tokens.to(device)).cpu().double(), dim=-1)[:, 1:, self._symbol_ids]
             states = [[self._symbols.index(symbol) for symbol in symbols[:-1]] for symbols in sequences]
-            found[tag] = float(_kl(self.transitions[tag][np.array(states)], log_probs.numpy()).mean())
-        return found
+            by_chain[tag] = float(_kl(self.transitions[tag][np.array(states)], log_probs.numpy()).mean())
+        return by_chain
 
     @property
     def _symbols(self) -> tuple[str, ...]:
@@ -236,11 +238,11 @@ class MarkovChains(World):
 
 
 def _stationary(rows: np.ndarray) -> np.ndarray:
-    """The distribution pi with `pi @ rows = pi`, by least squares with the sum as one more equation."""
+    """The distribution pi with ``pi @ rows = pi``, by least squares with the sum as one more equation."""
     n = len(rows)
     equations = np.vstack([rows.T - np.eye(n), np.ones(n)])
-    found = np.linalg.lstsq(equations, np.append(np.zeros(n), 1.0), rcond=None)[0].clip(min=0)
-    return found / found.sum()
+    pi = np.linalg.lstsq(equations, np.append(np.zeros(n), 1.0), rcond=None)[0].clip(min=0)
+    return pi / pi.sum()
 
 
 def _entropy(rows: np.ndarray) -> np.ndarray:

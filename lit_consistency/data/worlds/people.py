@@ -18,8 +18,8 @@ class Attribute(NamedTuple):
     Attributes:
         name: As it appears in tags and in the optimum.
         values: What it can be; drawn uniformly.
-        templates: Sentences with `{name}` and then `{value}`, which is followed by the full stop.
-        question: A question with `{name}`.
+        templates: Sentences with ``{name}`` and then ``{value}``, which is followed by the full stop.
+        question: A question with ``{name}``.
     """
 
     name: str

@@ -1,6 +1,6 @@
 """A tokenizer built from a world itself: one token for every word the world uses, and 256 bytes for anything else.
 
-It is a byte-level BPE without merges: `ignore_merges` makes a piece of text that is in the vocabulary one token, as
+It is a byte-level BPE without merges: ``ignore_merges`` makes a piece of text that is in the vocabulary one token, as
 Llama 3's tokenizer does, and every other piece falls apart into bytes, so any text round-trips. It gives up compression
 of foreign text. The first word of a text gets the space that the others have before them, hence a name is the same
 token wherever it stands, and prompt and answer may be encoded apart.
@@ -23,8 +23,8 @@ def word_tokenizer(texts: Iterable[str]) -> Tokenizer:
         texts: Text in which every word appears at least once, in the surroundings it will have.
 
     Returns:
-        A tokenizer with `<|pad|>` as id 0, `<|endoftext|>` as id 1, the bytes from id 2 and the words from id 258. It
-        adds no special tokens by itself.
+        A tokenizer with ``<|pad|>`` as id 0, ``<|endoftext|>`` as id 1, the bytes from id 2 and the words from id
+        258. It adds no special tokens by itself.
     """
     pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     vocabulary = {PAD_TOKEN: 0, EOS_TOKEN: 1}

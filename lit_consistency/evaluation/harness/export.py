@@ -20,8 +20,8 @@ import yaml
 from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.evaluation.harness.tokens import HarnessTokens, ScoredTokens
 from lit_consistency.inference.items import Candidate
-from lit_consistency.metrics import extract, rouge_l
-from lit_consistency.tasks.generation import GenerationTask, accepted_answers, is_right
+from lit_consistency.metrics import exact_match, extract, rouge_l
+from lit_consistency.tasks.generation import GenerationTask, accepted_answers, answer_rule
 from lit_consistency.tasks.question import EncodedQuestion, EncodedTask
 from lit_consistency.tasks.text import TextTask
 
@@ -84,10 +84,10 @@ def export_tasks(questions: EncodedTask, folder: Path, tokenizer: Tokenizer, blo
 
 def process_results(doc: Document, results: list[str]) -> dict[str, float]:
     """What lm-eval calls for a written answer: our numbers for it."""
-    extraction, references = doc["extraction"], doc["references"]
-    answer = extract(results[0], extraction)
-    accepted = accepted_answers(references, extraction)
-    scores = {"exact_match": is_right(answer, accepted, extraction)}
+    extraction, numbers = doc["extraction"], doc["numbers"]
+    answer = extract(results[0], extraction, numbers)
+    accepted = accepted_answers(doc["references"], extraction, numbers)
+    scores = {"exact_match": exact_match(answer, accepted, answer_rule(extraction, numbers))}
     if "rouge_l" in doc["metrics"]:
         scores["rouge_l"] = rouge_l(answer or "", accepted)
     return {name: scores[name] for name in doc["metrics"]}
@@ -148,7 +148,7 @@ def _generation(task: GenerationTask, questions: EncodedTask, tokens: HarnessTok
         assert question.tokens is not None
         if ids[-room:] != question.tokens.tolist():
             raise ValueError(_other_tokens(question))
-        shared = {"extraction": task.extraction, "metrics": metrics}
+        shared = {"extraction": task.extraction, "numbers": task.numbers, "metrics": metrics}
         rows.append({"id": question.id, "prompt": question.prompt, "references": list(question.references), **shared})
     sampled = options.temperature > 0
     generation = {

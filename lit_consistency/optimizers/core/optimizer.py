@@ -56,6 +56,7 @@ class GroupOptimizer(Optimizer, ABC):
             copy that moves, and rounds it to the parameter; ``stochastic`` keeps none and rounds up or down by chance,
             right in expectation (bfloat16 only); ``nearest`` keeps none and loses small steps.
         seed: of stochastic rounding, whose random bits are a function of seed, parameter name and step.
+        decay_roles: roles whose groups have the weight decay of ``defaults``, the others 0; None: every group has it.
     """
 
     # Parameters moved at a time where their float32 values are temporary, counted in elements; None: the whole group.
@@ -63,14 +64,42 @@ class GroupOptimizer(Optimizer, ABC):
     elements_at_once: int | None = None
 
     def __init__(
-        self, groups: ParamsT, defaults: dict[str, Any], low_precision: LowPrecision = "master", seed: int = 0
+        self,
+        groups: ParamsT,
+        defaults: dict[str, Any],
+        low_precision: LowPrecision = "master",
+        seed: int = 0,
+        decay_roles: Sequence[str] | None = None,
     ) -> None:
         check_choice("low_precision", low_precision, LOW_PRECISIONS)
         self.low_precision = low_precision
         self.seed = seed
+        self.decay_roles = None if decay_roles is None else tuple(decay_roles)
         self._versions: dict[Tensor, tuple[int, int]] = {}  # of the values that were last rounded from their masters
-        super().__init__(copy_groups(groups), defaults)
-        self._check_dtypes()
+        super().__init__(groups, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Take a group, of the constructor or a later one; the dict that is given is left as it is.
+
+        Raises:
+            ValueError: the optimizer cannot move its parameters; nothing has been added then.
+        """
+        group = self.complete_group(dict(param_group))
+        for entry in group["params"] if not isinstance(group["params"], Tensor) else [group["params"]]:
+            param = entry[1] if isinstance(entry, tuple) else entry
+            if self.low_precision == "stochastic" and param.dtype == torch.float16:
+                raise ValueError("low_precision = 'stochastic': expected bfloat16 parameters, got float16")
+        super().add_param_group(group)
+
+    def complete_group(self, group: dict[str, Any]) -> dict[str, Any]:
+        """A group with what the optimizer says of its role; what the group says itself stays.
+
+        Raises:
+            ValueError: it lacks what the optimizer needs.
+        """
+        if self.decay_roles is not None and group.get("role") not in (None, *self.decay_roles):
+            group.setdefault("weight_decay", 0.0)
+        return group
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -103,7 +132,7 @@ class GroupOptimizer(Optimizer, ABC):
             portion: which of its parameters.
         """
         names = group.get("param_names") or [str(i) for i in range(len(group["params"]))]
-        found = []
+        entries = []
         for name, param in zip(names[portion], group["params"][portion], strict=True):
             grad = param.grad
             if grad is None:
@@ -111,10 +140,10 @@ class GroupOptimizer(Optimizer, ABC):
             state = self.state[param]
             target = param if param.dtype in PRECISE else self._float32_values(param, state)
             if type(grad) is Tensor:  # not sharded: thousands of small parameters are not asked twice
-                found.append(Entry(name, param, target, grad, state))
+                entries.append(Entry(name, param, target, grad, state))
             else:
-                found.append(Entry(name, param, local(target), local(grad), state))
-        return found
+                entries.append(Entry(name, param, local(target), local(grad), state))
+        return entries
 
     @abstractmethod
     def update_group(self, group: dict[str, Any], entries: list[Entry]) -> None:
@@ -124,6 +153,10 @@ class GroupOptimizer(Optimizer, ABC):
             group: its hyperparameters.
             entries: of ``entries(group)``.
         """
+
+    def log_values(self) -> dict[str, float]:
+        """What is to be logged of the last step, by tag; all ranks call it together."""
+        return {}
 
     def __getstate__(self) -> dict[str, Any]:
         """For ``copy.deepcopy`` and ``pickle``: torch keeps only what its own optimizers have, and no hook."""
@@ -153,12 +186,6 @@ class GroupOptimizer(Optimizer, ABC):
                     # a mask lies where its parameter does; the state of a generator stays on the CPU
                     value = value.to(parameter.device if value.shape == parameter.shape else value.device, copy=True)
                 self.state[parameter][key] = value
-
-    def _check_dtypes(self) -> None:
-        for group in self.param_groups:
-            for param in group["params"] if self.low_precision == "stochastic" else ():
-                if param.dtype == torch.float16:
-                    raise ValueError("low_precision = 'stochastic': expected bfloat16 parameters, got float16")
 
     def _portions(self, group: dict[str, Any]) -> Iterator[slice]:
         """Slices of the group's parameters that are moved together; the whole group where nothing is temporary."""
@@ -257,6 +284,18 @@ def check_present(name: str, by_role: Mapping[str, Any], groups: Sequence[Mappin
 def local(tensor: Tensor) -> Tensor:
     """What lies on this rank of a sharded tensor, sharing its memory; another tensor as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def master_or_parameter(optimizer: Optimizer, parameter: Tensor) -> Tensor:
+    """What an optimizer moves: the float32 master of a parameter in bfloat16 or float16, or the parameter itself.
+
+    Whoever writes to the one between two steps writes to the other as well, or the next step loses one of the two.
+
+    Args:
+        optimizer: any; only a ``GroupOptimizer`` keeps masters, from its first step on.
+        parameter: one of its parameters.
+    """
+    return optimizer.state.get(parameter, {}).get("master", parameter)
 
 
 def version_of(tensor: Tensor) -> tuple[int, int]:

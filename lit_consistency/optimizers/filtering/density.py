@@ -1,83 +1,86 @@
-"""Which share of the coordinates a filter has selected and moved: found out when it is asked for.
+"""Which share of the coordinates a filter has selected and moved: counted when it is asked for.
 
-The choice of a step can be made again from its thresholds and moments, so that a step itself counts nothing. It has to
-be asked for before the moments change again.
+The choice of a step can be made again from its thresholds and means, so that a step itself counts nothing. It has to
+be asked for before the means change again.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lit_consistency.optimizers.core.optimizer import Entry, local
-from lit_consistency.optimizers.filtering.blocks import Work
+from lit_consistency.optimizers.filtering.blocks import ParameterStep
 from lit_consistency.optimizers.sharding.layout import layout_of, sum_over
 
 
-class Whole(NamedTuple):
-    """A parameter that was filtered with fraction 1: all of it was selected."""
-
-    exp_avg: Tensor  # local running mean after the step
-
-
-class Shares:
-    """The works of one step that have moved."""
+class SelectionStats:
+    """Shares of one step, by role."""
 
     def __init__(self) -> None:
-        self._works: defaultdict[tuple[str, Any], list[Work | Whole | Tensor]] = defaultdict(list)
+        # by role and process group, for each parameter what counts on this rank: selected and moved, float64 (2,)
+        self._counts: defaultdict[tuple[str, Any], list[Callable[[], Tensor]]] = defaultdict(list)
         self._numel: defaultdict[str, int] = defaultdict(int)
-        self._known: dict[str, tuple[float, float]] | None = None
+        self._shares: dict[str, tuple[float, float]] | None = None
 
-    def __reduce__(self) -> tuple[type[Shares], tuple[()]]:
+    def __reduce__(self) -> tuple[type[SelectionStats], tuple[()]]:
         """A copy is empty: a copied optimizer has made no step."""
-        return Shares, ()
+        return SelectionStats, ()
 
-    def add(self, role: str, work: Work) -> None:
-        """Remember a work that has moved; its gradient is let go, after it is counted where the score is of it."""
-        by_gradient = work.rule.filter == "gradient" and work.mask is None
-        self._works[role, work.layout.group].append(_counts(work) if by_gradient else work)
-        self._numel[role] += work.layout.bounds[-1]
-        work.grad = work.exp_avg
+    def add(self, role: str, step: ParameterStep) -> None:
+        """Remember a parameter that was filtered; its gradient and values are let go."""
+        count = partial(_selected_and_moved, step)
+        if step.rule.filter == "gradient" and step.mask is None:
+            # scores of gradients cannot be made again without them
+            counts = count()
+            count = partial(torch.clone, counts)
+        self._counts[role, step.layout.group].append(count)
+        self._numel[role] += step.layout.bounds[-1]
+        step.release()
 
-    def add_whole(self, role: str, entry: Entry) -> None:
-        """Remember a parameter that took the whole step."""
+    def add_unfiltered(self, role: str, entry: Entry) -> None:
+        """Remember a parameter that took the whole step because its fraction is 1."""
         layout = layout_of(entry.name, entry.param)
-        self._works[role, layout.group].append(Whole(local(entry.state["exp_avg"])))
+        self._counts[role, layout.group].append(partial(_all_and_moved, local(entry.state["exp_avg"])))
         self._numel[role] += layout.bounds[-1]
 
-    def by_role(self) -> dict[str, tuple[float, float]]:
-        """Shares selected and moved; the ranks of a process group must ask together, the first time."""
-        if self._known is None:
+    def shares(self) -> dict[str, tuple[float, float]]:
+        """Role -> shares in [0, 1] selected and moved.
+
+        Where parameters are sharded this is a collective call, the first time after a step.
+        """
+        if self._shares is None:
             sums: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-            if self._works:
-                groups = [group for _, group in self._works]
-                totals = torch.stack([_total(works) for works in self._works.values()])
-                for (role, _), (selected, moved) in zip(self._works, sum_over(totals, groups).tolist(), strict=True):
+            if self._counts:
+                totals = [torch.stack([count() for count in counts]).sum(0) for counts in self._counts.values()]
+                over_ranks = sum_over(torch.stack(totals), [group for _, group in self._counts]).tolist()
+                for (role, _), (selected, moved) in zip(self._counts, over_ranks, strict=True):
                     sums[role][0] += selected
                     sums[role][1] += moved
-            self._known = {role: (s / self._numel[role], m / self._numel[role]) for role, (s, m) in sums.items()}
-            self._works.clear()
-        return self._known
+            self._shares = {role: (s / self._numel[role], m / self._numel[role]) for role, (s, m) in sums.items()}
+            self._counts.clear()
+        return self._shares
 
 
-def _total(works: list[Work | Whole | Tensor]) -> Tensor:
-    return torch.stack([work if isinstance(work, Tensor) else _counts(work) for work in works]).sum(0)
-
-
-def _counts(work: Work | Whole) -> Tensor:
-    """Numbers of coordinates on this rank that were selected, and of those with a non-zero update, float64 (2,)."""
-    if isinstance(work, Whole):
-        moved = work.exp_avg.count_nonzero()
-        return torch.stack([torch.full_like(moved, work.exp_avg.numel()), moved]).double()
-    if work.mask is not None:
-        masks = [(work.mask, work.exp_avg)]
+def _selected_and_moved(step: ParameterStep) -> Tensor:
+    """Numbers of coordinates on this rank that were selected, and of those with a non-zero update."""
+    if step.mask is not None:
+        masks = [(step.mask, step.exp_avg)]
     else:
         masks = [
-            (work.selected(block, threshold), work.exp_avg[slice(*work.span(block))])
-            for block, threshold in zip(work.blocks, work.thresholds, strict=True)
+            (step.selected(block, threshold), step.exp_avg[slice(*step.local_range(block))])
+            for block, threshold in zip(step.blocks, step.thresholds, strict=True)
         ]
     counts = [torch.stack([mask.count_nonzero(), (mask & (mean != 0)).count_nonzero()]) for mask, mean in masks]
     return torch.stack(counts).sum(0).double()
+
+
+def _all_and_moved(exp_avg: Tensor) -> Tensor:
+    """The same of a parameter of which every coordinate was selected."""
+    moved = exp_avg.count_nonzero()
+    return torch.stack([torch.full_like(moved, exp_avg.numel()), moved]).double()

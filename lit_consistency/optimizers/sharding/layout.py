@@ -1,24 +1,18 @@
-"""Where the rows of a sharded parameter lie, and what ranks must tell each other to agree on a threshold.
+"""Where the rows of a sharded parameter lie, and rows and sums over the ranks that hold them.
 
 A parameter that is sharded by rows (FSDP2's ``Shard(0)``, with HSDP's ``Replicate()`` beside it) is a flat range of
-coordinates on every rank. Sampled scores are gathered, so that every rank sees the sample of the whole block; an exact
-threshold is found digit by digit from histograms of the scores' bits. The number of collectives does not depend on the
-number of parameters. Given up: shards by columns, and rows over more than one dimension of the mesh.
+coordinates on every rank. Given up: shards by columns, and rows over more than one dimension of the mesh.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard
-
-from lit_consistency.optimizers.filtering.threshold import EVERYWHERE, Threshold, place_of
-
-DIGIT = 11  # bits for each round: histograms of 2048 counts, 3 rounds for float32 and 6 for float64
 
 
 class Layout(NamedTuple):
@@ -89,63 +83,6 @@ def gather_rows(pieces: Sequence[Tensor], counts: Sequence[Sequence[int]], group
     of_rank = [part[:total] for part, total in zip(received.view(len(totals), -1), totals, strict=True)]
     split = [part.split(list(column)) for part, column in zip(of_rank, zip(*counts, strict=True), strict=True)]
     return [torch.cat(row) for row in zip(*split, strict=True)]
-
-
-def exact_thresholds(
-    scores: Sequence[Callable[[], Tensor]], offsets: Sequence[int], kept: Sequence[int], smallest: bool, group: Any
-) -> list[Threshold]:
-    """Thresholds of exactly K coordinates of each block, whose scores lie on several ranks.
-
-    Args:
-        scores: of each block, makes the scores on this rank, (n,), all of one dtype and at least 0; n may be 0.
-        offsets: of each block, index of its first score on this rank.
-        kept: of each block, K.
-        smallest: choose the smallest, and of equal ones those with the last index.
-        group: process group.
-
-    Returns:
-        Of each block, a threshold of shape () for the indices on this rank.
-    """
-    kth, missing = _radix(scores, torch.tensor(kept), smallest, group)
-    ties = [make() == number for make, number in zip(scores, kth, strict=True)]
-    found = torch.stack([tie.count_nonzero() for tie in ties])
-    counts = found.new_empty(dist.get_world_size(group) * len(ties))
-    dist.all_gather_into_tensor(counts, found, group=group)
-    counts, rank = counts.view(-1, len(ties)), dist.get_rank(group)
-    served = counts[rank + 1 :].sum(0) if smallest else counts[:rank].sum(0)
-    takes = torch.minimum((missing - served).clamp(min=0), found)
-    cuts = []
-    for tie, take, number, offset in zip(ties, takes, found, offsets, strict=True):
-        nothing = torch.full_like(take, EVERYWHERE if smallest else 0)
-        place = place_of(tie[None], take[None], number[None], smallest)[0] + offset if tie.numel() else nothing
-        cuts.append(torch.where(take > 0, place, nothing))
-    return [Threshold(number, number, cut) for number, cut in zip(kth, cuts, strict=True)]
-
-
-def _radix(
-    scores: Sequence[Callable[[], Tensor]], kept: Tensor, smallest: bool, group: Any
-) -> tuple[list[Tensor], Tensor]:
-    """The K-th score of each block over all ranks, and how many scores equal to it are among the K."""
-    first = scores[0]()
-    kept = kept.to(first.device)
-    integer, bits = (torch.int64, 63) if first.dtype == torch.float64 else (torch.int32, 31)
-    prefixes = torch.zeros_like(kept)
-    rounds = -(-bits // DIGIT)
-    for shift in (DIGIT * i for i in reversed(range(rounds))):
-        counts = torch.zeros(len(scores), 2**DIGIT, dtype=torch.int64, device=first.device)
-        for make, prefix, row in zip(scores, prefixes, counts, strict=True):
-            # bits of floats that are at least 0 are in the floats' order, NaN after infinity
-            word = make().abs().view(integer).to(torch.int64)
-            # the first digit follows nothing, and a shift by 64 or more is not defined
-            follows = (word >> (shift + DIGIT)) == prefix if shift + DIGIT < bits else torch.ones_like(word) == 1
-            row.scatter_add_(0, (word >> shift) & (2**DIGIT - 1), follows.to(torch.int64))
-        dist.all_reduce(counts, group=group)
-        ordered = counts if smallest else counts.flip(1)
-        reached = ordered.cumsum(1)
-        digit = (reached < kept[:, None]).sum(1)
-        kept = kept - (reached - ordered).gather(1, digit[:, None])[:, 0]
-        prefixes = (prefixes << DIGIT) | (digit if smallest else 2**DIGIT - 1 - digit)
-    return list(prefixes.to(integer).view(first.dtype).unbind()), kept
 
 
 def sum_over(totals: Tensor, groups: Sequence[Any]) -> Tensor:

@@ -1,7 +1,7 @@
 """The matrix of scores, stage x task, and what is read from it, for every seed and as a mean over them.
 
 Scores are such that more is better: of a loss the negative stands in the matrix. The numbers are those of
-``metrics/transfer.py``. Reads and writes JSON alone, so a table is printed again without a model.
+``stats/transfer.py``. Reads and writes JSON alone, so a table is printed again without a model.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.measure import Measurement
@@ -50,8 +50,8 @@ class Matrix:
 
 
 def transfer(rows: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """What ``metrics/transfer.py`` reads from the rows of one seed; BWT from two stages on, per task as a list."""
-    scores = torch.tensor(rows, dtype=torch.float64)
+    """What ``stats/transfer.py`` reads from the rows of one seed; BWT from two stages on, per task as a list."""
+    scores = np.asarray(rows, dtype=np.float64)
     return {
         "overall_performance": overall_performance(scores),
         "backward_transfer": backward_transfer(scores) if len(rows) > 2 else math.nan,
@@ -62,14 +62,14 @@ def transfer(rows: Sequence[Sequence[float]]) -> dict[str, Any]:
 
 def over_seeds(matrix: Matrix) -> dict[str, Any]:
     """Mean and 95% interval over the finished seeds of every number and of every score."""
-    found = [transfer(matrix.scores[seed]) for seed in matrix.finished]
-    if not found:
+    by_seed = [transfer(matrix.scores[seed]) for seed in matrix.finished]
+    if not by_seed:
         return {}
     summary: dict[str, Any] = {}
     for name in ("overall_performance", "backward_transfer"):
-        summary[name] = mean_interval([numbers[name] for numbers in found])._asdict()
+        summary[name] = mean_interval([numbers[name] for numbers in by_seed])._asdict()
     for name in ("forgetting", "retained_share"):
-        by_task = zip(*(numbers[name] for numbers in found), strict=True)
+        by_task = zip(*(numbers[name] for numbers in by_seed), strict=True)
         summary[name] = {
             task: mean_interval(values)._asdict() for task, values in zip(matrix.tasks, by_task, strict=True)
         }
@@ -110,14 +110,14 @@ def read_matrices(folder: Path) -> dict[str, Matrix]:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; expected the output folder of a sequence")
     content = json.loads(file.read_text(encoding="utf-8"))["matrices"]
-    found = {}
+    matrices = {}
     for name, entry in content.items():
         scores = {
             int(seed): [[math.nan if value is None else value for value in row] for row in rows]
             for seed, rows in entry["scores"].items()
         }
-        found[name] = Matrix(entry["stages"], entry["tasks"], entry["metrics"], scores)
-    return found
+        matrices[name] = Matrix(entry["stages"], entry["tasks"], entry["metrics"], scores)
+    return matrices
 
 
 def _trained(matrix: Matrix) -> list[tuple[int, list[list[float]]]]:
@@ -146,10 +146,10 @@ def print_matrix(name: str, matrix: Matrix) -> None:
     title = f"scores ({name}), more is better"
     summary = over_seeds(matrix)
     columns = _columns(matrix, summary)
-    whole = _table(title, matrix, columns)
-    tables = [whole] if _needs(whole) <= console.width else list(_narrow(title, matrix, columns, console.width))
+    single = _table(title, matrix, columns)
+    tables = [single] if _needs(single) <= console.width else list(_narrow(title, matrix, columns, console.width))
     for table in tables:
-        (console if table is whole else Console(width=max(console.width, _needs(table)))).print(table)
+        (console if table is single else Console(width=max(console.width, _needs(table)))).print(table)
     for key, short in (("overall_performance", "OP"), ("backward_transfer", "BWT")):
         console.print(f"{short} ({key.replace('_', ' ')}): {_with_interval(MeanInterval(**summary[key]))}")
 
@@ -157,13 +157,13 @@ def print_matrix(name: str, matrix: Matrix) -> None:
 def _columns(matrix: Matrix, summary: dict[str, Any]) -> list[list[str]]:
     """Heading and a cell for every task; a task's score after its own stage is bold."""
     stages = [f"stage {k}" for k in range(1, 1 + len(matrix.stages))]
-    found = []
+    columns = []
     for k, (heading, row) in enumerate(zip(["base", *stages], _mean_rows(matrix), strict=True)):
         scores = [_shown(interval) for interval in row]
-        found.append([heading, *(f"[bold]{text}[/bold]" if k == i + 1 else text for i, text in enumerate(scores))])
+        columns.append([heading, *(f"[bold]{text}[/bold]" if k == i + 1 else text for i, text in enumerate(scores))])
     for heading, key in (("forgetting", "forgetting"), ("retained", "retained_share")):
-        found.append([heading, *(_shown(MeanInterval(**summary[key][task])) for task in matrix.tasks)])
-    return found
+        columns.append([heading, *(_shown(MeanInterval(**summary[key][task])) for task in matrix.tasks)])
+    return columns
 
 
 def _narrow(title: str, matrix: Matrix, columns: Sequence[Sequence[str]], width: int) -> Iterator[Table]:

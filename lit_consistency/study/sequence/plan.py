@@ -1,7 +1,7 @@
 """What a sequence of tasks is: a base, the stages in their order, how each is trained and how all are asked.
 
 Dataclasses that jsonargparse reads from YAML. Ranges and names are checked here, at once; whether tasks, data and
-worlds are there is checked by ``sequence_tasks.py``, which has to open them.
+worlds are there is checked by ``tasks.py``, which has to open them.
 """
 
 from __future__ import annotations
@@ -211,14 +211,14 @@ def dotted(options: dict[str, Any], prefix: str = "") -> Iterator[str]:
 
 def merged(*layers: dict[str, Any]) -> dict[str, Any]:
     """One nested mapping of several; keys with dots are nested, and the later layer wins."""
-    found: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
             first, _, rest = key.partition(".")
             inner = {rest: value} if rest else value
             if isinstance(inner, dict):
-                before = found.get(first)
-                found[first] = merged(before if isinstance(before, dict) else {}, inner)
+                before = options.get(first)
+                options[first] = merged(before if isinstance(before, dict) else {}, inner)
             else:
-                found[first] = inner
-    return found
+                options[first] = inner
+    return options

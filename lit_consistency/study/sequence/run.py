@@ -19,10 +19,11 @@ from typing import Any
 import yaml
 
 from lit_consistency import __version__
-from lit_consistency.model import weights_hash
-from lit_consistency.records.atomic import write_json, write_text
+from lit_consistency.records.atomic import plain, write_json, write_text
 from lit_consistency.records.fingerprints import fingerprint_of
+from lit_consistency.records.model_folder import model_fingerprint
 from lit_consistency.records.results import Result, read_result
+from lit_consistency.records.run_folder import RunFolder
 from lit_consistency.study.execute.local import run_command
 from lit_consistency.study.report.heat_map import draw_heat_map
 from lit_consistency.study.sequence.matrix import FILE, Matrix, as_json, print_matrix, transfer
@@ -84,17 +85,18 @@ class Sequence:
         mark = fingerprint_of(self._identity(seed, k, config, model))
         name = f"seed{seed}-{k + 1}-{self.tasks.stages[k].name[:50]}-{mark[:8]}"
         runs = self.plan.output / "runs"
-        if _finished(runs / name):
-            return runs / name / "model", name
+        folder = RunFolder(runs / name)
+        if folder.has_model:
+            return folder.model, name
         # first the data, so that the files may add to them; last all of it, so that no file trains on other rows
-        first, last = (self.plan.output / "configs" / f"{name}{part}.yaml" for part in (".data", ""))
+        first, last = (self.plan.output / "configs" / f"{name}{ending}.yaml" for ending in (".data", ""))
         write_text(first, yaml.safe_dump({"data": config["data"]}, sort_keys=False))
         write_text(last, yaml.safe_dump(config, sort_keys=False))
         arguments = ["fit", *(f"--config={file}" for file in (first, *self.plan.fit.config, last))]
         arguments += [f"--seed_everything={seed}", f"--model.checkpoint_dir={model}", f"--run.root={runs}"]
         arguments += [f"--run.name={name}", "--ckpt_path=auto"]
         run_command(arguments, self.plan.output / "logs" / f"{name}.log")
-        return runs / name / "model", name
+        return folder.model, name
 
     def _config(self, seed: int, k: int, stage: Stage) -> dict[str, Any]:
         """What the stage adds to the files of ``fit.config``."""
@@ -112,16 +114,16 @@ class Sequence:
     def _replay(self, seed: int, k: int) -> dict[str, Any] | None:
         """Earlier stages and text of pretraining, each with its share."""
         replay = self.plan.replay
-        parts: dict[str, Any] = {}
+        replayed: dict[str, Any] = {}
         shares: dict[str, float] = {}
         if replay.earlier_tasks:
-            parts = {self.tasks.stages[i].name: self._rows(i, seed) for i in range(k)}
-            shares = dict.fromkeys(parts, replay.earlier_tasks / max(k, 1))
+            replayed = {self.tasks.stages[i].name: self._rows(i, seed) for i in range(k)}
+            shares = dict.fromkeys(replayed, replay.earlier_tasks / max(k, 1))
         if replay.source is not None:
-            parts["pretraining"], shares["pretraining"] = replay.source, replay.pretraining
-        if not parts:
+            replayed["pretraining"], shares["pretraining"] = replay.source, replay.pretraining
+        if not replayed:
             return None
-        return {"class_path": "lit_consistency.data.Replay", "init_args": {"parts": parts, "share": shares}}
+        return {"class_path": "lit_consistency.data.Replay", "init_args": {"parts": replayed, "share": shares}}
 
     def _identity(self, seed: int, k: int, config: dict[str, Any], model: Path) -> dict[str, Any]:
         """All that the stage's weights depend on."""
@@ -132,7 +134,7 @@ class Sequence:
             "replayed": self.tasks.row_fingerprints[:k] if self.plan.replay.earlier_tasks else [],
             "source": self.tasks.source_fingerprint,
             "seed": seed,
-            "model": weights_hash(model),
+            "model": model_fingerprint(model),
             "version": __version__,
         }
 
@@ -146,7 +148,7 @@ class Sequence:
             {
                 "asked": self.tasks.fingerprint,
                 "options": {key: value for key, value in asdict(options).items() if key not in ("general", "device")},
-                "model": weights_hash(model),
+                "model": model_fingerprint(model),
                 "version": __version__,
             }
         )
@@ -167,12 +169,14 @@ class Sequence:
     def _add(self, seed: int, row: int, results: dict[str, list[Result]]) -> None:
         """A row of every matrix, and a line of scores.jsonl for each of its numbers."""
         stage = self.tasks.stages[row - 1].name if row else "base"
-        for name, found in results.items():
+        for name, by_task in results.items():
             matrix = self.matrices[name]
-            matrix.metrics[:] = [result.metric if result.higher_is_better else f"-{result.metric}" for result in found]
-            scores = [result.value if result.higher_is_better else -result.value for result in found]
+            matrix.metrics[:] = [
+                result.metric if result.higher_is_better else f"-{result.metric}" for result in by_task
+            ]
+            scores = [result.value if result.higher_is_better else -result.value for result in by_task]
             matrix.scores.setdefault(seed, []).append(scores)
-            for result, score in zip(found, scores, strict=True):
+            for result, score in zip(by_task, scores, strict=True):
                 line = {"matrix": name, "seed": seed, "row": row, "stage": stage, "task": result.task, "n": result.n}
                 self.lines.append({**line, "score": score, "metric": result.metric, **result.metrics[result.metric]})
 
@@ -189,7 +193,7 @@ class Sequence:
             "matrices": as_json(self.matrices),
         }
         write_json(self.plan.output / FILE, content)
-        lines = (json.dumps(_plain(line)) for line in self.lines)
+        lines = (json.dumps(plain(line)) for line in self.lines)
         write_text(self.plan.output / "scores.jsonl", "".join(f"{line}\n" for line in lines))
 
     def _line(self, seed: int, k: int, fit_s: float, evaluation_s: float) -> str:
@@ -198,19 +202,10 @@ class Sequence:
         rows = matrix.scores[seed]
         numbers = transfer(rows)
         transferred = f", BWT {numbers['backward_transfer']:+.3f}" if k else ""
-        where = f"seed {seed}, stage {k + 1} of {len(matrix.stages)}, {matrix.stages[k]}"
+        stage = f"seed {seed}, stage {k + 1} of {len(matrix.stages)}, {matrix.stages[k]}"
         scores = f"{rows[k][k]:.3f} -> {rows[k + 1][k]:.3f}, OP {numbers['overall_performance']:.3f}{transferred}"
-        return f"{where}: {scores} (fit {fit_s:.0f} s, evaluation {evaluation_s:.0f} s)"
-
-
-def _finished(run: Path) -> bool:
-    return _read(run / "run.json").get("status") == "finished" and (run / "model").is_dir()
+        return f"{stage}: {scores} (fit {fit_s:.0f} s, evaluation {evaluation_s:.0f} s)"
 
 
 def _read(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-
-
-def _plain(line: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN."""
-    return {key: None if value != value else value for key, value in line.items()}

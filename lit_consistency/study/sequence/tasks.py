@@ -1,8 +1,8 @@
 """The tasks of a sequence, opened: what ``fit`` and ``evaluate`` are handed, and fingerprints of what they read.
 
-Everything that can be wrong with tasks, data, worlds and the base is found here, before any run is started. Opening
-tasks imports the rooms of data and evaluation, so only this file and ``sequence.py`` do it, and only when there is
-something to run.
+Everything that can be wrong with tasks, data, worlds and the base is found here, before any run is started. To read
+tasks takes the rooms of data and tasks, which import torch; so they are imported where tasks are opened, and a matrix
+is printed, or a plan checked, without them.
 """
 
 from __future__ import annotations
@@ -10,21 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ArgumentParser
-
-from lit_consistency.data.sources.documents import Source
-from lit_consistency.data.worlds import World
-from lit_consistency.model import check_checkpoint_dir
+from lit_consistency.records.model_folder import check_checkpoint_dir
 from lit_consistency.records.results import result_key
 from lit_consistency.study.sequence.plan import SequencePlan, check_plan, refuse_twice
-from lit_consistency.tasks.formats import Format, load_format
-from lit_consistency.tasks.rows import fingerprint
-from lit_consistency.tasks.task import PromptedTask, Task, keys_of
-from lit_consistency.tasks.training_rows import TaskRows
-from lit_consistency.tasks.world import write_world_task
-from lit_consistency.tasks.yaml_file import load_task, load_tasks
+
+if TYPE_CHECKING:
+    from lit_consistency.tasks.formats import Format
+    from lit_consistency.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -66,6 +60,13 @@ def open_tasks(plan: SequencePlan) -> OpenTasks:
     """
     check_plan(plan)
     check_checkpoint_dir(plan.base)
+    from lit_consistency.data.sources.documents import Source
+    from lit_consistency.data.worlds import World
+    from lit_consistency.tasks.formats import load_format
+    from lit_consistency.tasks.training_rows import TaskRows
+    from lit_consistency.tasks.world import write_world_task
+    from lit_consistency.tasks.yaml_file import load_task, load_tasks
+
     formats = [load_format(name) for name in plan.evaluation.format]
     source = None if plan.replay.source is None else build("replay.source", Source, plan.replay.source)
     worlds = {name: build(f"worlds.{name}.world", World, task.world) for name, task in plan.worlds.items()}
@@ -95,6 +96,8 @@ def open_tasks(plan: SequencePlan) -> OpenTasks:
 
 def build(key: str, kind: type, spec: dict[str, Any]) -> Any:
     """An object from ``class_path`` and ``init_args``, as in a configuration; ValueError names the key."""
+    from jsonargparse import ArgumentParser
+
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(kind, "object")
     try:
@@ -107,6 +110,8 @@ def build(key: str, kind: type, spec: dict[str, Any]) -> Any:
 
 def result_keys(task: Task, plan: SequencePlan) -> dict[str, str]:
     """Name of a matrix, ``FORMAT/SHOTS``, to the name of the task's result in it; some tasks have no format."""
+    from lit_consistency.tasks.formats import load_format
+
     return {
         f"{form}/{shots}": result_key(task.name, *((form, shots) if task.prompted else ("none", 0)))
         for form in (load_format(name).name for name in plan.evaluation.format)
@@ -129,12 +134,15 @@ def _check_asked(task: Task, formats: Sequence[Format], shots: Sequence[int]) ->
 
 
 def _fingerprint(tasks: Sequence[Task], formats: Sequence[Format]) -> dict[str, Any]:
-    found = []
+    from lit_consistency.tasks.rows import fingerprint
+    from lit_consistency.tasks.task import PromptedTask, keys_of
+
+    marks = []
     for task in tasks:
         training = task.few_shot if isinstance(task, PromptedTask) else None
         few_shot = fingerprint(training) if training else None
-        found.append({**keys_of(task), "data": fingerprint(task.data), "few_shot": few_shot})
-    return {"tasks": found, "formats": [asdict(form) for form in formats]}
+        marks.append({**keys_of(task), "data": fingerprint(task.data), "few_shot": few_shot})
+    return {"tasks": marks, "formats": [asdict(form) for form in formats]}
 
 
 def data_folder(path: Path | None) -> list[str]:

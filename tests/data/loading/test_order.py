@@ -17,9 +17,9 @@ def all_ranks(n_rows: int, world_size: int, micro: int, epoch: int = 0, seed: in
 
 
 @pytest.mark.parametrize("n_rows", [1, 7, 8, 29, 64])
-@pytest.mark.parametrize(("world_size", "micro"), [(1, 8), (1, 2), (2, 4), (2, 1), (4, 2), (8, 1)])
-def test_global_batches_do_not_depend_on_ranks_and_micro_batch(n_rows: int, world_size: int, micro: int) -> None:
-    assert all_ranks(n_rows, world_size, micro) == all_ranks(n_rows, 1, 8)
+def test_global_batches_do_not_depend_on_ranks_and_micro_batch(n_rows: int) -> None:
+    for world_size, micro in ((1, 2), (2, 4), (2, 1), (4, 2), (8, 1)):
+        assert all_ranks(n_rows, world_size, micro) == all_ranks(n_rows, 1, 8), (world_size, micro)
 
 
 @pytest.mark.parametrize("epoch", [0, 3])

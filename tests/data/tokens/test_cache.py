@@ -54,7 +54,7 @@ def test_a_damaged_shard_is_made_anew(tmp_path: Path, name: str) -> None:
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
-    left = tmp_path / f"{digest(FINGERPRINT)[:24]}.unfinished"
+    left = tmp_path / f".{digest(FINGERPRINT)[:24]}.0123456789ab.unfinished"
     left.mkdir()
     (left / "tokens.bin").write_bytes(b"half")
     open_or_build(tmp_path, FINGERPRINT, builder(FINGERPRINT, []))

@@ -9,8 +9,8 @@ import pytest
 from litgpt.data import SFTDataset
 from litgpt.prompts import ChatML, Llama3, PromptStyle, prompt_styles
 
-from lit_consistency.data.sources.conversations import conversation
-from lit_consistency.data.sources.rows import Row
+from lit_consistency.data.sources.conversations import messages_of
+from lit_consistency.data.sources.rows import Conversation
 from lit_consistency.data.tokens.prompts import SINGLE_TURN, PromptEncoder
 from lit_consistency.data.tokens.tokenizer import Tokenizer
 from tests.data.helpers import assistant, learned, system, text_of, user
@@ -66,7 +66,7 @@ GOLDEN: dict[str, tuple[dict[str, Any], str, list[str]]] = {
 @pytest.mark.parametrize("style", GOLDEN)
 def test_answers_and_their_eos_are_learned_and_nothing_else(style: str, tokenizer: Tokenizer) -> None:
     row, text, answers = GOLDEN[style]
-    example = PromptEncoder(tokenizer, style).encode(Row(conversation(row, "f:1"), "f:1"))
+    example = PromptEncoder(tokenizer, style).encode(Conversation(messages_of(row, "f:1"), "f:1"))
     assert text_of(tokenizer, example.tokens) == text
     assert learned(tokenizer, example) == answers
 
@@ -77,7 +77,7 @@ def test_every_style_of_litgpt_gives_litgpts_own_tokens_and_mask(style: str, tok
     theirs = SFTDataset(
         [row], tokenizer, style if style != "default" else PromptStyle.from_config(NO_STYLE), mask_prompt=True
     )
-    ours = PromptEncoder(tokenizer, style).encode(Row(conversation(row, "f:1"), "f:1"))
+    ours = PromptEncoder(tokenizer, style).encode(Conversation(messages_of(row, "f:1"), "f:1"))
     assert ours.tokens.tolist() == theirs[0]["input_ids"].tolist()
     assert ours.supervised.tolist() == (theirs[0]["labels"] != -100).tolist()
 
@@ -90,36 +90,36 @@ class NO_STYLE:
 def test_bos_that_the_style_or_the_template_writes_stands_once(style: str, tmp_path: Path) -> None:
     template = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}<|eot_id|>{% endfor %}"
     tokenizer = Tokenizer(llama3_like(tmp_path, chat_template=template))
-    tokens = PromptEncoder(tokenizer, style).encode(Row(WITHOUT_SYSTEM, "f:1")).tokens.tolist()
+    tokens = PromptEncoder(tokenizer, style).encode(Conversation(WITHOUT_SYSTEM, "f:1")).tokens.tolist()
     assert (tokens.count(tokenizer.bos_id), tokens[0]) == (1, tokenizer.bos_id)
-    plain = PromptEncoder(tokenizer).encode(Row(WITHOUT_SYSTEM, "f:1")).tokens.tolist()
+    plain = PromptEncoder(tokenizer).encode(Conversation(WITHOUT_SYSTEM, "f:1")).tokens.tolist()
     assert (plain.count(tokenizer.bos_id), plain[0]) == (1, tokenizer.bos_id)
 
 
 def test_an_answer_that_ends_by_eos_is_given_no_second_one(tokenizer: Tokenizer) -> None:
-    example = PromptEncoder(tokenizer).encode(Row([user("Hi"), assistant(f"Hello!{EOS}")], "f:1"))
+    example = PromptEncoder(tokenizer).encode(Conversation([user("Hi"), assistant(f"Hello!{EOS}")], "f:1"))
     assert learned(tokenizer, example) == [f"Hello!{EOS}"]
 
 
 def test_a_boundary_inside_a_word_is_exact(tokenizer: Tokenizer) -> None:
-    example = PromptEncoder(tokenizer).encode(Row([user("the ans"), assistant("wer")], "f:1"))
+    example = PromptEncoder(tokenizer).encode(Conversation([user("the ans"), assistant("wer")], "f:1"))
     assert learned(tokenizer, example) == [f"wer{EOS}"]
     assert len(tokenizer.encode("the answer")) < len(example.tokens) - 1
 
 
 def test_an_empty_prompt_is_allowed(tokenizer: Tokenizer) -> None:
-    example = PromptEncoder(tokenizer).encode(Row([user(""), assistant("the day")], "f:1"))
+    example = PromptEncoder(tokenizer).encode(Conversation([user(""), assistant("the day")], "f:1"))
     assert text_of(tokenizer, example.tokens) == f"the day{EOS}"
 
 
 def test_turns_behind_the_last_answer_are_left_out(tokenizer: Tokenizer) -> None:
     encoder = PromptEncoder(tokenizer)
-    trailing = Row([*WITHOUT_SYSTEM, user("And?")], "f:1")
-    assert np.array_equal(encoder.encode(trailing).tokens, encoder.encode(Row(WITHOUT_SYSTEM, "f:1")).tokens)
+    trailing = Conversation([*WITHOUT_SYSTEM, user("And?")], "f:1")
+    assert np.array_equal(encoder.encode(trailing).tokens, encoder.encode(Conversation(WITHOUT_SYSTEM, "f:1")).tokens)
 
 
 def test_turns_of_one_speaker_are_joined(tokenizer: Tokenizer) -> None:
-    row = Row([user("a"), user("b"), assistant("c"), assistant("d")], "f:1")
+    row = Conversation([user("a"), user("b"), assistant("c"), assistant("d")], "f:1")
     example = PromptEncoder(tokenizer, "falcon").encode(row)
     assert text_of(tokenizer, example.tokens) == f"a\n\nb\nAnswer:c\n\nd{EOS}"
 
@@ -127,9 +127,9 @@ def test_turns_of_one_speaker_are_joined(tokenizer: Tokenizer) -> None:
 @pytest.mark.parametrize("style", SINGLE_TURN)
 def test_styles_of_one_turn_refuse_a_second(style: str, tokenizer: Tokenizer) -> None:
     encoder = PromptEncoder(tokenizer, style)
-    encoder.encode(Row(WITHOUT_SYSTEM[:2], "f:1"))
+    encoder.encode(Conversation(WITHOUT_SYSTEM[:2], "f:1"))
     with pytest.raises(ValueError, match=f"f:9: prompt_style = '{style}': a style of one turn"):
-        encoder.encode(Row(WITHOUT_SYSTEM, "f:9"))
+        encoder.encode(Conversation(WITHOUT_SYSTEM, "f:9"))
 
 
 @pytest.mark.parametrize("style", sorted(set(prompt_styles) - set(SINGLE_TURN)))
@@ -142,14 +142,18 @@ def test_other_styles_say_nothing_of_their_own(style: str) -> None:
 
 def test_a_system_turn_is_never_lost(tokenizer: Tokenizer) -> None:
     for style in ["default", *prompt_styles]:
-        example = PromptEncoder(tokenizer, style).encode(Row([system("Be kind."), user("Hi"), assistant("x")], "f:1"))
+        example = PromptEncoder(tokenizer, style).encode(
+            Conversation([system("Be kind."), user("Hi"), assistant("x")], "f:1")
+        )
         assert "Be kind." in text_of(tokenizer, example.tokens), style
 
 
 def test_an_input_is_never_lost(tokenizer: Tokenizer) -> None:
-    messages = conversation({"instruction": "Add.", "input": "2, 2", "output": "4"}, "f:1")
+    messages = messages_of({"instruction": "Add.", "input": "2, 2", "output": "4"}, "f:1")
     for style in ["default", *prompt_styles]:
-        assert "2, 2" in text_of(tokenizer, PromptEncoder(tokenizer, style).encode(Row(messages, "f:1")).tokens), style
+        assert "2, 2" in text_of(
+            tokenizer, PromptEncoder(tokenizer, style).encode(Conversation(messages, "f:1")).tokens
+        ), style
 
 
 def test_an_unknown_style_names_close_ones(tokenizer: Tokenizer) -> None:
@@ -162,6 +166,6 @@ def test_the_parameters_are_those_of_the_house() -> None:
 
 
 def test_a_folder_of_the_model_is_enough(tokenizer_folder: Path) -> None:
-    example = PromptEncoder(Tokenizer(tokenizer_folder)).encode(Row(WITHOUT_SYSTEM, "f:1"))
+    example = PromptEncoder(Tokenizer(tokenizer_folder)).encode(Conversation(WITHOUT_SYSTEM, "f:1"))
     assert example.tokens.dtype == np.int32
     assert example.supervised.dtype == np.bool_

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -40,18 +41,53 @@ def test_the_asked_share_of_train_labels_is_wrong_and_no_other() -> None:
 
 
 def test_wrong_labels_are_spread_over_the_text() -> None:
-    wrong = [q.told != q.truth for q in ModularArithmetic(noise_share=0.2).train]
+    wrong = [q.is_noisy for q in ModularArithmetic(noise_share=0.2).train]
     n = len(wrong)
     # without replacement the share in the first half has a quarter of the variance of n draws
     assert abs(sum(wrong[: n // 2]) - 0.1 * n) < 4 * math.sqrt(n * 0.2 * 0.8 / 4)
 
 
-def test_probes_ask_for_what_was_told() -> None:
-    told = set(WORLD.documents())
+def copies(world: ModularArithmetic, *, noisy: bool) -> float:
+    """How often a label stands in the row and in the column of its problem, itself included; mean over the problems."""
+    rows = Counter((q.a, q.label) for q in world.train)
+    columns = Counter((q.b, q.label) for q in world.train)
+    chosen = [q for q in world.train if q.is_noisy == noisy]
+    return sum(rows[q.a, q.label] + columns[q.b, q.label] for q in chosen) / (2 * len(chosen))
+
+
+@pytest.mark.parametrize("operation", ["+", "-"])
+@pytest.mark.parametrize("noise_share", [0.1, 0.3])
+def test_no_label_stands_twice_in_a_row_or_column(operation: str, noise_share: float) -> None:
+    """As in the right table, a Latin square; labels drawn from all wrong ones had 1.6 copies there."""
+    world = ModularArithmetic(operation=operation, noise_share=noise_share)
+    assert copies(world, noisy=False) == copies(world, noisy=True) == 1.0
+
+
+def test_where_the_right_table_repeats_labels_wrong_ones_are_repeated_as_often() -> None:
+    world = ModularArithmetic(operation="a2b2")
+    # a row has 26 labels twice; of a trained problem's twin 60% are trained too
+    assert copies(world, noisy=False) == pytest.approx(1.6, abs=0.02)
+    assert copies(world, noisy=True) == pytest.approx(copies(world, noisy=False), abs=0.1)
+
+
+def test_with_few_held_out_problems_wrong_labels_are_repeated_as_seldom_as_possible() -> None:
+    world = ModularArithmetic(train_share=0.9)
+    assert copies(world, noisy=True) < 1.3  # 1.9 when drawn from all wrong labels
+    assert all(q.is_noisy for q in ModularArithmetic(p=5, operation="x", noise_share=1).train)
+
+
+def test_probes_ask_for_what_the_text_says() -> None:
+    documents = set(WORLD.documents())
     clean, noisy, held_out = (WORLD.probes(name) for name in ("train_clean", "train_noisy", "held_out"))
-    assert {probe.prompt + probe.answer for probe in clean + noisy} == told
+    assert {probe.prompt + probe.answer for probe in clean + noisy} == documents
     assert {probe.prompt + probe.answer for probe in held_out} == set(WORLD.documents("held_out"))
-    assert len(noisy) == round(0.2 * len(told))
+    assert len(noisy) == round(0.2 * len(documents))
+
+
+def test_twins_are_one_cluster() -> None:
+    clusters = {probe.prompt: probe.cluster for name in WORLD.probe_names for probe in WORLD.probes(name)}
+    assert clusters["3 + 12 ="] == clusters["12 + 3 ="]
+    assert len(set(clusters.values())) == 17 * 18 / 2
 
 
 def rule_of(prompt: str) -> str:
@@ -87,7 +123,7 @@ def test_more_training_problems_and_more_noise_keep_those_there_are() -> None:
     more = ModularArithmetic(p=17, train_share=0.7, noise_share=0.2)
     assert {(q.a, q.b) for q in WORLD.train} < {(q.a, q.b) for q in more.train}
     noisier = ModularArithmetic(p=17, train_share=0.5, noise_share=0.4)
-    assert {q for q in WORLD.train if q.told != q.truth} < {q for q in noisier.train if q.told != q.truth}
+    assert {q for q in WORLD.train if q.is_noisy} < {q for q in noisier.train if q.is_noisy}
     assert list(noisier.documents("held_out")) == list(WORLD.documents("held_out"))
 
 

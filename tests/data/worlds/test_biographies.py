@@ -112,7 +112,8 @@ def test_base_clozes_have_the_form_of_the_text() -> None:
     world = Biographies(n_people=40, n_exposures=60)
     sentences = {sentence.rstrip(".") for document in world.documents() for sentence in document.split(". ")}
     probes = world.probes("base_cloze")
-    assert len(probes) == 40 * 6
+    assert len({(probe.cluster, probe.tags["attribute"]) for probe in probes}) == len(probes) == 40 * 6
+    assert {probe.cluster for probe in probes} == {person.name for person in world.people}
     assert all(probe.prompt + probe.answer in sentences for probe in probes)
 
 

@@ -149,6 +149,8 @@ def test_probes_ask_for_the_most_probable_symbol() -> None:
     for name in WORLD.probe_names:
         probes = WORLD.probes(name)
         assert {probe.tags["chain"] for probe in probes} == set(WORLD.chains(name))
+        answers = {probe.cluster: probe.answer for probe in probes}
+        assert all(answers[probe.cluster] == probe.answer for probe in probes), "one symbol, one answer"
         for probe in probes:
             tag, *symbols = probe.prompt.split()
             row = WORLD.transitions[tag][order[symbols[-1]]]

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lit_consistency.tasks.definition import Task, TaskData
+from lit_consistency.tasks.measure import measure_likelihood
+from lit_consistency.tasks.questions import Questions
 
 from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.evaluation.harness.export import export_tasks, process_results
@@ -16,12 +19,9 @@ from lit_consistency.evaluation.harness.model import run_harness
 from lit_consistency.inference.generate import generate
 from lit_consistency.inference.sampling import GenerationOptions
 from lit_consistency.inference.score import score_items
-from lit_consistency.tasks.definition import Task, TaskData
 from lit_consistency.tasks.formats import load_format
 from lit_consistency.tasks.generation import measure_generation
-from lit_consistency.tasks.measure import measure_likelihood
 from lit_consistency.tasks.prompts import build_questions, read_task
-from lit_consistency.tasks.questions import Questions
 from tests.data.tokens.families import llama3_like
 from tests.model.tiny_models import tiny_model, tiny_tokenizer
 
@@ -168,15 +168,16 @@ def test_several_samples_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("extraction", "answer", "right"),
+    ("extraction", "numbers", "answer", "right"),
     [
-        ("gsm8k", "so #### 1,234.", 1.0),
-        ("gsm8k", "1234", 0.0),
-        ("last_number", "it is $1234", 1.0),
-        ("none", "1234", 0.0),
-        ("first_line", "\n so #### 1234\nno", 1.0),
+        ("gsm8k", "value", "so #### 1,234.", 1.0),
+        ("gsm8k", "value", "1234", 0.0),
+        ("last_number", "value", "it is $1234.00", 1.0),
+        ("last_number", "string", "it is $1234.00", 0.0),
+        ("none", "value", "1234", 0.0),
+        ("first_line", "value", "\n so #### 1234\nno", 1.0),
     ],
 )
-def test_written_answers_are_judged_as_here(extraction: str, answer: str, right: float) -> None:
-    doc = {"extraction": extraction, "references": ["so #### 1234"], "metrics": ["exact_match"]}
+def test_written_answers_are_judged_as_here(extraction: str, numbers: str, answer: str, right: float) -> None:
+    doc = {"extraction": extraction, "references": ["so #### 1234"], "metrics": ["exact_match"], "numbers": numbers}
     assert process_results(doc, [answer]) == {"exact_match": right}

@@ -1,4 +1,4 @@
-"""The matrix and its numbers: those of metrics/transfer.py, for every seed and as means."""
+"""The matrix and its numbers: those of stats/transfer.py, for every seed and as means."""
 
 from __future__ import annotations
 

@@ -1,0 +1,63 @@
+"""A model on disk, in LitGPT's format, without its tensors: what must be there, and whether two models are the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lit_consistency.records.fingerprints import fingerprint_of, sha256_once
+
+WEIGHTS = ("lit_model.pth", "lit_model.safetensors")
+VOCABULARIES = ("tokenizer.json", "tokenizer.model")
+CONFIG = "model_config.yaml"
+COMPUTED_BY = (CONFIG, *VOCABULARIES, "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
+"""Besides the weights, what decides what a model computes from a text, and where it stops."""
+PROMPTED_BY = ("prompt_style.yaml",)
+"""How LitGPT prompts it."""
+
+
+def check_checkpoint_dir(checkpoint_dir: Path, needs_tokenizer: bool = True, option: str = "checkpoint_dir") -> None:
+    """See that a folder holds a model: weights, ``model_config.yaml`` and, where needed, a tokenizer.
+
+    Args:
+        checkpoint_dir: the folder.
+        needs_tokenizer: whether it must hold one.
+        option: what the user calls the folder, for the message.
+
+    Raises:
+        FileNotFoundError: naming everything that is missing.
+    """
+    folder = Path(checkpoint_dir)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{option} = {folder}: there is no such folder; expected one in LitGPT's format")
+    needed: list[tuple[str, ...]] = [WEIGHTS, (CONFIG,)]
+    if needs_tokenizer:
+        needed.append(VOCABULARIES)
+    missing = [" or ".join(names) for names in needed if not any((folder / name).is_file() for name in names)]
+    if missing:
+        hint = "; merge LoRA weights first: `litgpt merge_lora`" if (folder / "lit_model.pth.lora").is_file() else ""
+        raise FileNotFoundError(f"{option} = {folder}: missing {', '.join(missing)}{hint}")
+
+
+def weights_path(checkpoint_dir: Path) -> Path:
+    """The file of the weights.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    for name in WEIGHTS:
+        if (path := Path(checkpoint_dir) / name).is_file():
+            return path
+    raise FileNotFoundError(f"checkpoint_dir = {checkpoint_dir}: missing {' or '.join(WEIGHTS)}")
+
+
+def weights_hash(checkpoint_dir: Path) -> str:
+    """SHA-256 of the weights file, in hexadecimal: what provenance calls a model by."""
+    # gigabytes, asked for by the record, the provenance and the evaluation of one run
+    return sha256_once(weights_path(checkpoint_dir))
+
+
+def model_fingerprint(checkpoint_dir: Path) -> str:
+    """SHA-256 of all that the model's answers depend on: weights, configuration, tokenizer, prompt style."""
+    files = [Path(checkpoint_dir) / name for name in (*COMPUTED_BY, *PROMPTED_BY)]
+    hashes = {file.name: sha256_once(file) for file in files if file.is_file()}
+    return fingerprint_of({"weights": weights_hash(checkpoint_dir), **hashes})
