@@ -75,6 +75,14 @@ class ChoiceTask(PromptedTask):
     shuffle: bool = False
 
     def _check(self) -> None:
+        if self.distractors < 0:
+            raise ValueError(f"distractors = {self.distractors}: expected 0 (none are drawn) or more")
+        if self.distractors and (idle := [key for key in ("choices", "contexts", "gold_values") if getattr(self, key)]):
+            raise ValueError(
+                f"distractors, {idle[0]}: expected one of the two; distractors are the golds of other rows"
+            )
+        if self.shuffle and self.contexts:
+            raise ValueError("shuffle, contexts: expected one of the two; contexts are asked in their order")
         if not self.distractors:
             self._needs("choices")
         self._needs("gold")
@@ -96,7 +104,7 @@ class ChoiceTask(PromptedTask):
 
     def read(self, rows: Sequence[TaskRow]) -> list[Question]:
         """Fields, choices and the right one of every row."""
-        pool = sorted({render(str(self.gold), row.fields, row.place) for row in rows}) if self.distractors else []
+        pool = sorted({self._answer(row) for row in rows}) if self.distractors else []
         if self.distractors and len(pool) <= self.distractors:
             raise ValueError(
                 f"{self.data.origin}: {len(pool)} different {self.gold}; expected more than {self.distractors}"
@@ -135,9 +143,12 @@ class ChoiceTask(PromptedTask):
             raise ValueError(f"{row.place}: gold = {value!r}: expected {expected}")
         return index
 
+    def _answer(self, row: TaskRow) -> str:
+        return render(str(self.gold), row.fields, row.place).strip()
+
     def _draw(self, row: TaskRow, pool: list[str]) -> tuple[tuple[str, ...], int]:
         """The right answer among wrong ones of the column; a function of the row alone, so all runs ask the same."""
-        answer = render(str(self.gold), row.fields, row.place)
+        answer = self._answer(row)
         rng = np.random.default_rng(seed_of(self.name, row.id))
         wrong = [value for value in pool if value != answer]
         labels = [answer, *(wrong[i] for i in rng.choice(len(wrong), self.distractors, replace=False))]

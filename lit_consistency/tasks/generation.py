@@ -92,7 +92,10 @@ class GenerationTask(PromptedTask):
         if self.generation.n_samples > 1 and self.generation.temperature <= 0:
             raise ValueError("generation.n_samples: greedy samples are all the same; expected temperature above 0")
         if self.extraction not in EXTRACTIONS:
-            check_pattern("extraction", self.extraction)
+            try:
+                check_pattern("extraction", self.extraction)
+            except ValueError as error:
+                raise ValueError(f"{error}, or one of {', '.join(EXTRACTIONS)}") from None
             if re.compile(self.extraction).groups != 1:
                 raise ValueError(
                     f"extraction = {self.extraction!r}: expected one of {', '.join(EXTRACTIONS)}, or a pattern with "

@@ -6,6 +6,7 @@ the unlabelled test splits of GLUE were once scored as accuracy 1.000 (see guard
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -142,7 +143,7 @@ def read_task(task: Task, with_training: bool = False) -> ReadTask:
 def read_questions(task: Task, data: TaskData) -> tuple[list[Question], int]:
     """What the labelled rows of the data ask, and how many rows have no label."""
     if (conversations := task.conversations(data)) is not None:
-        return [of_conversation(row) for row in conversations.rows()], 0
+        return of_conversations(list(conversations.rows())), 0
     rows = [row for row in read_rows(task, data) if _is_complete(task, row)]
     labelled = [row for row in rows if task.is_labelled(row)]
     if not labelled:
@@ -162,11 +163,16 @@ def limited(rows: Sequence[Question], limit: int, seed: int, without: Sequence[Q
     return [rows[i] for i in sorted(kept[: limit or None])]
 
 
-def of_conversation(row: Conversation) -> Question:
-    """A conversation as a question: its turns, and the last answer."""
-    answer = next(turn["content"] for turn in reversed(row.messages) if turn["role"] == "assistant")
-    turns = tuple((turn["role"], turn["content"]) for turn in row.messages)
-    return Question(row.place, row.place, None, row.place, fields=turns, answer=answer, conversation=row)
+def of_conversations(rows: Sequence[Conversation]) -> list[Question]:
+    """Conversations as questions: their turns, and the last answer. Ids are relative to what the places share."""
+    folder = os.path.commonpath([os.path.dirname(row.place) for row in rows]) if rows else ""
+    questions = []
+    for row in rows:
+        name = os.path.relpath(row.place, folder or ".")
+        answer = next(turn["content"] for turn in reversed(row.messages) if turn["role"] == "assistant")
+        turns = tuple((turn["role"], turn["content"]) for turn in row.messages)
+        questions.append(Question(name, row.place, None, name, fields=turns, answer=answer, conversation=row))
+    return questions
 
 
 def named_question(task: Task, row: TaskRow) -> Question:

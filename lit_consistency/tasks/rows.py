@@ -28,6 +28,8 @@ from lit_consistency.tasks.templates import as_text, look_up, render
 from lit_consistency.tasks.world import world_rows
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".txt", ".parquet", ".gz", ".zip")
+READ_AS = ("member", "records", "columns", "separator", "part", "validation_share")
+"""How the rows of files are read; the same files read in another way are other rows."""
 
 
 class TaskRow(NamedTuple):
@@ -73,7 +75,8 @@ def fingerprint(data: TaskData) -> Any:
     held = data.source if data.source is not None else data.rows
     if held is not None:
         return held.fingerprint()
-    return fingerprint_files(find_files("path", str(data.path), SUFFIXES))
+    read_as = {key: getattr(data, key) for key in READ_AS if getattr(data, key)}
+    return {"files": fingerprint_files(find_files("path", str(data.path), SUFFIXES)), **read_as}
 
 
 def _extract(fields: dict[str, Any], name: str, pattern: str, place: str) -> dict[str, str]:
@@ -94,7 +97,8 @@ def _raw_rows(data: TaskData) -> Iterator[tuple[str, str, Any]]:
         source = TextFiles(str(data.path), data.separator, cast(Part, data.part), data.validation_share)
     if source is not None:
         texts = enumerate(source.documents(), start=1)
-        return ((f"{data.origin}:{number}", f"{data.origin}:{number}", {"text": text}) for number, text in texts)
+        name = PurePosixPath(data.origin).name  # wherever the files stand, the ids are the same
+        return ((f"{name}:{number}", f"{data.origin}:{number}", {"text": text}) for number, text in texts)
     return _file_rows(data)
 
 

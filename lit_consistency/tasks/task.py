@@ -100,6 +100,12 @@ class TaskData:
                     f"part = {self.part!r}: expected a path that ends in .txt, whose documents are divided"
                 )
             HoldOut(cast(Part, self.part), self.validation_share)
+        needs = {"hub": ("config", "data_dir", "revision"), "path": ("member", "records", "columns", "separator")}
+        for origin, keys in needs.items():
+            if origins[origin] is None and (idle := [key for key in keys if getattr(self, key)]):
+                raise ValueError(f"{idle[0]} = {getattr(self, idle[0])!r}: expected a {origin} with it")
+        if self.validation_share and self.part == "all":
+            raise ValueError(f"validation_share = {self.validation_share}, part = 'all': expected train or validation")
         views = {key: getattr(self, key) for key in ("probes", "documents", "pairs")}
         if sum(value is not None for value in views.values()) != (self.world is not None):
             given = ", ".join(f"{key} = {value}" for key, value in views.items())

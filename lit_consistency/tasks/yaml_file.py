@@ -31,6 +31,7 @@ IN_MEMORY = ("source", "rows")
 KINDS: dict[str, type[Task]] = {
     kind.kind: kind for kind in (TextTask, ChoiceTask, PairsTask, CompletionTask, GenerationTask)
 }
+KEYS = {"kind"} | {entry.name for kind in KINDS.values() for entry in fields(kind)}
 
 
 def load_tasks(name: str, data_dir: Path | None = None, world: World | Mapping[str, Any] | None = None) -> list[Task]:
@@ -88,7 +89,7 @@ def task_from_keys(
         if key not in content:
             raise ValueError(f"{origin}: no key {key!r}; a task needs it")
     kind = content.pop("kind")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"{origin}: kind = {kind!r}: expected one of {', '.join(KINDS)}")
     try:
         for key in ("data", "few_shot"):
@@ -115,12 +116,20 @@ def _read(path: Path, data_dir: Path | None, world: World | Mapping[str, Any] | 
     content.setdefault("name", path.stem)
     if variants is None:
         return {path.stem: task_from_keys(content, path.stem, data_dir, world, str(path))}
-    if not isinstance(variants, dict) or not all(isinstance(keys or {}, dict) for keys in variants.values()):
+    if (
+        not isinstance(variants, dict)
+        or not variants
+        or not all(isinstance(keys, dict | None) for keys in variants.values())
+    ):
         raise ValueError(f"{path}: variants: expected a mapping of names to the keys that differ")
     tasks = {}
     for variant, keys in variants.items():
+        if "name" in (keys or {}):
+            raise ValueError(f"{path}: variants.{variant}.name: expected none, the variant's own name is taken")
         merged = {**content, **(keys or {})}
-        # a variant of another kind takes a key of the others back by null
+        # a variant of another kind takes a key of the others back by null; a key that no kind has is still refused
+        if unknown := [key for key, value in merged.items() if value is None and key not in KEYS]:
+            raise ValueError(f"{path}: variants.{variant}.{unknown[0]}: no such key")
         filled = _fill({key: value for key, value in merged.items() if value is not None}, str(variant))
         filled["name"] = f"{content['name']}_{variant}"
         tasks[str(variant)] = task_from_keys(filled, filled["name"], data_dir, world, str(path))
@@ -141,7 +150,7 @@ def _find(name: str) -> tuple[Path, str | None]:
         file, _, variant = name.rpartition(separator)
         if file in known:
             return FOLDER / f"{file}.yaml", variant
-        if separator == ":" and Path(file).suffix in (".yaml", ".yml") and Path(file).is_file():
+        if Path(file).suffix in (".yaml", ".yml") and Path(file).is_file():
             return Path(file), variant
     close = get_close_matches(name, known) or known
     expected = f"one of {', '.join(close)}" if close else "a YAML file"
@@ -197,7 +206,10 @@ def _world(spec: Any, key: str, given: World | Mapping[str, Any] | None) -> Worl
     known = [entry.name for entry in fields(cls)]  # type: ignore[arg-type]
     if unknown := [name for name in values if name not in known]:
         raise ValueError(f"{key}: {unknown[0]}: {cls.__name__} has no such option; expected one of {', '.join(known)}")
-    return cls(**values)
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise ValueError(f"{key}: init_args = {values}: {error}") from None
 
 
 def _build(kind: Any, content: Any, prefix: str) -> Any:

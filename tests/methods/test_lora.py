@@ -68,7 +68,9 @@ def test_merged_logits_equal_unmerged(name: str, targets: dict[str, bool]) -> No
     merged = GPT(base.config).double()
     merged.load_state_dict(method.merged_state(adapted), strict=True)
     logits = adapted(some_tokens())
-    torch.testing.assert_close(merged(some_tokens()), logits, rtol=0, atol=ROUNDING * float(logits.detach().abs().max()))
+    torch.testing.assert_close(
+        merged(some_tokens()), logits, rtol=0, atol=ROUNDING * float(logits.detach().abs().max())
+    )
     assert (logits - base(some_tokens())).abs().max() > 0.1
     assert all(torch.equal(before[key], value) for key, value in adapted.state_dict().items())
 
