@@ -23,20 +23,12 @@ from lit_consistency.inference.items import Item
 from lit_consistency.records.fingerprints import seed_of
 from lit_consistency.stats.intervals import by_class, ratio
 from lit_consistency.tasks.formats import Format
-from lit_consistency.tasks.measured import Likelihoods, Measured, likelihoods_measured, score_questions
+from lit_consistency.tasks.likelihoods import Likelihoods, likelihoods_measured, score_questions
+from lit_consistency.tasks.measured import Measured
 from lit_consistency.tasks.prompts import Fitter, ask_in_format, candidate, encode
-from lit_consistency.tasks.question import (
-    EncodedQuestion,
-    EncodedTask,
-    Question,
-    ReadTask,
-    headed_question,
-    limited,
-    named_question,
-    read_texts,
-)
-from lit_consistency.tasks.rows import TaskRow
-from lit_consistency.tasks.task import Advance, PromptedTask, Task
+from lit_consistency.tasks.question import EncodedQuestion, Question, TaskRow, limited
+from lit_consistency.tasks.reading import headed_question, named_question, read_texts
+from lit_consistency.tasks.task import Advance, EncodedTask, PromptedTask, ReadTask, Task
 from lit_consistency.tasks.templates import render, take
 
 UNLABELLED = (None, -1, "", "-1", "-")

@@ -34,11 +34,12 @@ from lit_consistency.metrics import (
 from lit_consistency.stats.intervals import ratio
 from lit_consistency.tasks.code.run import run_many
 from lit_consistency.tasks.formats import Format
-from lit_consistency.tasks.measured import Measured, clusters_of, record_of
+from lit_consistency.tasks.likelihoods import record_of
+from lit_consistency.tasks.measured import Measured, clusters_of
 from lit_consistency.tasks.prompts import Fitter, ask_in_format, candidate
-from lit_consistency.tasks.question import EncodedQuestion, EncodedTask, Question, ReadTask, headed_question
-from lit_consistency.tasks.rows import TaskRow
-from lit_consistency.tasks.task import Advance, PromptedTask, check_pattern
+from lit_consistency.tasks.question import EncodedQuestion, Question, TaskRow
+from lit_consistency.tasks.reading import headed_question
+from lit_consistency.tasks.task import Advance, EncodedTask, PromptedTask, ReadTask, check_pattern
 from lit_consistency.tasks.templates import as_text, render, take
 
 EXTRACTIONS = ("none", "gsm8k", "last_number", "first_line")

@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from lit_consistency.data.sources.documents import TextFiles
 from lit_consistency.data.sources.files import find_files, fingerprint_files, read_parquet
@@ -23,21 +23,15 @@ from lit_consistency.data.sources.hold_out import Part
 from lit_consistency.data.sources.hub import HubRows
 from lit_consistency.data.worlds.adapters import GENERATION
 from lit_consistency.records.extras import require
-from lit_consistency.tasks.task import Task, TaskData
+from lit_consistency.tasks.question import TaskRow
+from lit_consistency.tasks.task import Task
+from lit_consistency.tasks.task_data import TaskData
 from lit_consistency.tasks.templates import as_text, look_up, render
 from lit_consistency.tasks.world import world_rows
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".txt", ".parquet", ".gz", ".zip")
 READ_AS = ("member", "records", "columns", "separator", "part", "validation_share")
 """How the rows of files are read; the same files read in another way are other rows."""
-
-
-class TaskRow(NamedTuple):
-    """A row, its id, and where it stands."""
-
-    id: str
-    place: str
-    fields: dict[str, Any]
 
 
 def read_rows(task: Task, data: TaskData) -> list[TaskRow]:

@@ -24,11 +24,12 @@ from lit_consistency.inference.items import Candidate, Item
 from lit_consistency.inference.kl import forward_kl, log_probabilities
 from lit_consistency.stats.intervals import Ratio, ratio
 from lit_consistency.tasks.formats import Format
-from lit_consistency.tasks.measured import Measured, likelihoods_measured, score_questions
+from lit_consistency.tasks.likelihoods import likelihoods_measured, score_questions
+from lit_consistency.tasks.measured import Measured
 from lit_consistency.tasks.prompts import encode
-from lit_consistency.tasks.question import EncodedQuestion, EncodedTask, Question, ReadTask, named_question
-from lit_consistency.tasks.rows import TaskRow
-from lit_consistency.tasks.task import Advance, Task
+from lit_consistency.tasks.question import EncodedQuestion, Question, TaskRow
+from lit_consistency.tasks.reading import named_question
+from lit_consistency.tasks.task import Advance, EncodedTask, ReadTask, Task
 from lit_consistency.tasks.templates import render
 
 LEAST_EXCERPT = 2000

@@ -21,7 +21,8 @@ from lit_consistency.inference.sampling import GenerationOptions
 from lit_consistency.tasks.choice import ChoiceTask, PairsTask
 from lit_consistency.tasks.completion import CompletionTask
 from lit_consistency.tasks.generation import GenerationTask
-from lit_consistency.tasks.task import Task, TaskData
+from lit_consistency.tasks.task import Task
+from lit_consistency.tasks.task_data import TaskData
 from lit_consistency.tasks.text import TextTask
 
 FOLDER = Path("configs/evaluation")
@@ -185,6 +186,28 @@ def _data(content: Any, prefix: str, data_dir: Path | None, world: World | Mappi
 
 def _world(spec: Any, key: str, given: World | Mapping[str, Any] | None) -> World:
     """The world of a task file, or the given one, which must be of the same class."""
+    if isinstance(spec, World):  # the command line builds what stands in the keys of an inline task
+        cls, init_args = type(spec), {entry.name: getattr(spec, entry.name) for entry in fields(spec)}  # type: ignore[arg-type]
+    else:
+        cls, init_args = _world_class(spec, key)
+    if isinstance(given, World):
+        if type(given) is not cls:
+            raise ValueError(
+                f"{key} = {cls.__name__}: the run's world is of {type(given).__name__}; expected the same class"
+            )
+        return given
+    values = {**init_args, **(given or {})}
+    known = [entry.name for entry in fields(cls)]  # type: ignore[arg-type]
+    if unknown := [name for name in values if name not in known]:
+        raise ValueError(f"{key}: {unknown[0]}: {cls.__name__} has no such option; expected one of {', '.join(known)}")
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise ValueError(f"{key}: init_args = {values}: {error}") from None
+
+
+def _world_class(spec: Any, key: str) -> tuple[type[World], dict[str, Any]]:
+    """Class and fields of a world that is written as ``class_path`` and ``init_args``, or as the path alone."""
     if isinstance(spec, str):
         spec = {"class_path": spec}
     if not isinstance(spec, dict) or not {"class_path"} <= spec.keys() <= {"class_path", "init_args"}:
@@ -196,20 +219,7 @@ def _world(spec: Any, key: str, given: World | Mapping[str, Any] | None) -> Worl
         cls = None
     if not (isinstance(cls, type) and issubclass(cls, World)):
         raise ValueError(f"{key}.class_path = {spec['class_path']}: expected the path of a World")
-    if isinstance(given, World):
-        if type(given) is not cls:
-            raise ValueError(
-                f"{key} = {cls.__name__}: the run's world is of {type(given).__name__}; expected the same class"
-            )
-        return given
-    values = {**(spec.get("init_args") or {}), **(given or {})}
-    known = [entry.name for entry in fields(cls)]  # type: ignore[arg-type]
-    if unknown := [name for name in values if name not in known]:
-        raise ValueError(f"{key}: {unknown[0]}: {cls.__name__} has no such option; expected one of {', '.join(known)}")
-    try:
-        return cls(**values)
-    except TypeError as error:
-        raise ValueError(f"{key}: init_args = {values}: {error}") from None
+    return cls, spec.get("init_args") or {}
 
 
 def _build(kind: Any, content: Any, prefix: str) -> Any:

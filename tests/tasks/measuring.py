@@ -14,7 +14,7 @@ from lit_consistency.inference.load import Loaded, load_model
 from lit_consistency.model import GPT, model_config, save_model
 from lit_consistency.records.provenance import Provenance
 from lit_consistency.tasks.measured import Measured
-from lit_consistency.tasks.question import EncodedTask
+from lit_consistency.tasks.task import EncodedTask
 
 
 def measure(loaded: Loaded, encoded: EncodedTask, batch_tokens: int = 512, **options: Any) -> Measured:

@@ -13,8 +13,9 @@ import pytest
 from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.inference.load import Loaded
 from lit_consistency.tasks.choice import measure_choices
-from lit_consistency.tasks.measured import Likelihoods, Measured
-from lit_consistency.tasks.question import EncodedTask
+from lit_consistency.tasks.likelihoods import Likelihoods
+from lit_consistency.tasks.measured import Measured
+from lit_consistency.tasks.task import EncodedTask
 from tests.reference.scores import continuation
 from tests.tasks.measuring import measure
 from tests.tasks.tiny import NLI, PAIRS, built, nli_rows, task_of

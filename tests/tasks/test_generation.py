@@ -13,7 +13,7 @@ from lit_consistency.inference.load import Loaded
 from lit_consistency.tasks import generation
 from lit_consistency.tasks.generation import GenerationTask, measure_generation, measure_programs
 from lit_consistency.tasks.measured import Measured
-from lit_consistency.tasks.question import EncodedTask
+from lit_consistency.tasks.task import EncodedTask
 from lit_consistency.tasks.yaml_file import load_task
 from tests.reference.generation import greedy
 from tests.runs import ROOT

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lit_consistency.tasks.question import read_task
+from lit_consistency.tasks.reading import read_task
 from tests.tasks.tiny import NLI, nli_rows, rows_of, task_of, write_lines
 
 BAD_ROWS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {

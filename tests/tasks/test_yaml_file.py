@@ -173,4 +173,7 @@ def test_a_world_is_that_of_the_file_with_the_fields_that_are_given(monkeypatch:
         load_task("biographies/old_people", world={"sed": 1})
     with pytest.raises(ValueError, match="world = Biographies: the run's world is of ModularArithmetic"):
         load_task("biographies/old_people", world=ModularArithmetic())
+    keys = {"kind": "text", "data": {"world": Biographies(n_people=9), "documents": "train"}}
+    assert task_from_keys(keys, "x").data.world == Biographies(n_people=9), "as the command line builds it"
+    assert task_from_keys(keys, "x", world={"seed": 1}).data.world == Biographies(n_people=9, seed=1)
     assert load_task("piqa", world=Biographies()).data.world is None, "a run's world does not concern other tasks"

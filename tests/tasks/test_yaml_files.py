@@ -17,7 +17,7 @@ from lit_consistency.evaluation import evaluate as command
 from lit_consistency.tasks import TaskData
 from lit_consistency.tasks import rows as table
 from lit_consistency.tasks.formats import load_format
-from lit_consistency.tasks.question import read_task
+from lit_consistency.tasks.reading import read_task
 from lit_consistency.tasks.yaml_file import load_tasks
 from tests.runs import ROOT
 from tests.tasks.tiny import tiny_model

@@ -15,7 +15,9 @@ from lit_consistency.model import GPT, model_config, save_model
 from lit_consistency.records.provenance import Provenance
 from lit_consistency.tasks import Task
 from lit_consistency.tasks.formats import load_format
-from lit_consistency.tasks.question import EncodedTask, Question, read_task
+from lit_consistency.tasks.question import Question
+from lit_consistency.tasks.reading import read_task
+from lit_consistency.tasks.task import EncodedTask
 from lit_consistency.tasks.yaml_file import load_task
 from tests.data.conftest import byte_level_tokenizer
 

@@ -22,7 +22,8 @@ from lit_consistency.evaluation.harness.tokens import HarnessTokens, ScoredToken
 from lit_consistency.inference.items import Candidate
 from lit_consistency.metrics import exact_match, extract, rouge_l
 from lit_consistency.tasks.generation import GenerationTask, accepted_answers, answer_rule
-from lit_consistency.tasks.question import EncodedQuestion, EncodedTask
+from lit_consistency.tasks.question import EncodedQuestion
+from lit_consistency.tasks.task import EncodedTask
 from lit_consistency.tasks.text import TextTask
 
 JUDGED = ("exact_match", "rouge_l")
