@@ -16,8 +16,10 @@ from lit_consistency.evaluation.harness.model import run_harness
 from lit_consistency.inference.sampling import GenerationOptions
 from lit_consistency.tasks import TaskData
 from lit_consistency.tasks.formats import load_format
-from lit_consistency.tasks.question import EncodedTask, read_task
+from lit_consistency.tasks.reading import read_task
+from lit_consistency.tasks.task import EncodedTask
 from lit_consistency.tasks.yaml_file import KINDS
+from tests.data.tokens.families import llama3_like
 from tests.model.tiny_models import tiny_model, tiny_tokenizer
 
 CPU = torch.device("cpu")
@@ -66,12 +68,14 @@ TASKS: dict[str, dict[str, Any]] = {
 }
 
 
-def made(folder: Path, name: str, form: str = "default", **changes: Any) -> tuple[EncodedTask, Tokenizer]:
+def made(
+    folder: Path, name: str, form: str = "default", new_tokenizer: bool = True, **changes: Any
+) -> tuple[EncodedTask, Tokenizer]:
     data = folder / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     keys = {**TASKS[name], **changes}
     task = KINDS[keys.pop("kind")](name=name, data=TaskData(path=str(data)), **keys)
-    tokenizer = Tokenizer(tiny_tokenizer(folder / "tokenizer"))
+    tokenizer = Tokenizer(tiny_tokenizer(folder / "tokenizer") if new_tokenizer else folder / "tokenizer")
     return task.questions(read_task(task), load_format(form), 0, tokenizer, BLOCK), tokenizer
 
 
@@ -126,12 +130,23 @@ def test_the_files_hold_what_is_asked(tmp_path: Path) -> None:
     assert content["target_delimiter"] == " "
 
 
-def test_white_space_at_the_prompts_end_is_refused(tmp_path: Path) -> None:
+def test_white_space_at_the_prompts_end_is_scored_with_the_answer(tmp_path: Path) -> None:
     form = {"field": "{heading}: {value}", "between_fields": "\n", "answer": "{heading}: ", "between_examples": "\n\n"}
     (tmp_path / "spaced.yaml").write_text(json.dumps({**form, "delimiter": ""}))
     questions, tokenizer = made(tmp_path, "choice", str(tmp_path / "spaced.yaml"))
+    file = export_tasks(questions, tmp_path / "tasks", tokenizer, BLOCK)
+    row = json.loads(file.with_suffix(".jsonl").read_text().splitlines()[1])
+    assert row["contexts"] == [questions.questions[1].prompt.rstrip()] * 3
+    assert row["answers"] == ROWS[1]["a"]
+    assert yaml.safe_load(file.read_text())["target_delimiter"] == " "
+
+
+def test_files_of_a_tokenizer_that_contradict_one_another_are_refused(tmp_path: Path) -> None:
+    """The post-processor of tokenizer.json adds BOS, ``add_bos_token`` wants none: transformers and LitGPT differ."""
+    llama3_like(tmp_path / "tokenizer", add_bos_token=False)
+    questions, without_bos = made(tmp_path, "choice", new_tokenizer=False)
     with pytest.raises(ValueError, match=r"rows.jsonl:1: lm-eval would feed other tokens than are scored here"):
-        export_tasks(questions, tmp_path / "tasks", tokenizer, BLOCK)
+        export_tasks(questions, tmp_path / "tasks", without_bos, BLOCK)
     assert not (tmp_path / "tasks").exists()
 
 
