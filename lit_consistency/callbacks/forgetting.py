@@ -24,7 +24,7 @@ from lit_consistency.callbacks.summary_table import Measurement, results_table, 
 from lit_consistency.callbacks.time_budget import TimeBudget
 from lit_consistency.callbacks.weight_change import WeightChange
 from lit_consistency.distributed.fsdp import weights_of
-from lit_consistency.inference.evaluation_mode import untouched
+from lit_consistency.inference.evaluation_mode import evaluation_mode
 from lit_consistency.inference.kl import forward_kl, log_probabilities, reverse_kl
 from lit_consistency.module import LitLanguageModel, language_model
 from lit_consistency.optimizers import roles
@@ -183,7 +183,7 @@ class Forgetting(Callback):
         if not self.kl_positions:
             return
         began = time.perf_counter()
-        with untouched(module), trainer.precision_plugin.forward_context():
+        with evaluation_mode(module), trainer.precision_plugin.forward_context():
             if trainer.global_step == 0:
                 self._base_log_probs = self._log_probs(module, module.device)
             else:
@@ -202,7 +202,7 @@ class Forgetting(Callback):
     def _ask(self, trainer: Trainer, module: LitLanguageModel) -> dict[str, float]:
         """Every task's numbers with their errors: ``KIND/NAME`` is that by which it is judged, see ``_tags``."""
         numbers: dict[str, float] = {}
-        with untouched(module), trainer.precision_plugin.forward_context():
+        with evaluation_mode(module), trainer.precision_plugin.forward_context():
             for key, task in self._tasks.items():
                 measured = task.measure(module, batch_tokens=self.batch_tokens, device=module.device)
                 self._measured[key] = measured
@@ -217,7 +217,7 @@ class Forgetting(Callback):
             torch.cuda.synchronize(module.device)  # what training has still to do there is not our time
         began = time.perf_counter()
         numbers = self._ask(trainer, module)
-        with untouched(module), trainer.precision_plugin.forward_context():
+        with evaluation_mode(module), trainer.precision_plugin.forward_context():
             log_probs = self._log_probs(module, module.device)
             if log_probs is not None and self._base_log_probs is not None:
                 numbers["kl_to_base"] = forward_kl(self._base_log_probs, log_probs)
