@@ -16,7 +16,8 @@ from lit_consistency.evaluation.harness.model import run_harness
 from lit_consistency.inference.sampling import GenerationOptions
 from lit_consistency.tasks import TaskData
 from lit_consistency.tasks.formats import load_format
-from lit_consistency.tasks.question import EncodedTask, read_task
+from lit_consistency.tasks.reading import read_task
+from lit_consistency.tasks.task import EncodedTask
 from lit_consistency.tasks.yaml_file import KINDS
 from tests.data.tokens.families import llama3_like
 from tests.model.tiny_models import tiny_model, tiny_tokenizer
