@@ -62,6 +62,8 @@ class TextTask(Task):
             raise ValueError(
                 "metrics: 'kl': expected data of a world of MarkovChains, whose true distribution is known"
             )
+        if "kl" in self.metrics and self.max_bytes:
+            raise ValueError(f"max_bytes = {self.max_bytes}: expected 0 with 'kl', which is of whole documents")
 
     def read(self, rows: Sequence[TaskRow]) -> list[Question]:
         """The documents, cut to ``max_bytes``."""
@@ -90,8 +92,15 @@ class TextTask(Task):
         self.check_asked(form, shots)
         questions: list[EncodedQuestion] = []
         asked: list[Question] = []
+        own = self.data.world.tokenizer() if "kl" in self.metrics and self.data.world else None
         for row in rows.scored:
-            for window in _windows(row, tokenizer, block_size):
+            windows = list(_windows(row, tokenizer, block_size))
+            # a later window of a document has no tag, without which its chain is not known
+            if own and (len(windows) > 1 or _scored_ids(windows[0]) != own.encode(row.labels[0]).ids):
+                raise ValueError(
+                    f"{row.place}: 'kl': expected a whole document in the context and the world's own tokenizer"
+                )
+            for window in windows:
                 if limit and len(questions) == limit:
                     return EncodedTask(self, "none", 0, questions, asked)
                 questions.append(window)
@@ -128,17 +137,9 @@ class TextTask(Task):
         world = self.data.world
         assert isinstance(world, MarkovChains)
         texts = [question.labels[0] for question in encoded.questions]
-        items, truths = [], []
-        for text, question in zip(texts, encoded.questions, strict=True):
-            tokens = encode(tokenizer, text, bos=False)
-            # a later window of a document has no tag, without which its chain is not known
-            truth = world.true_log_probs(text) if question.id.endswith("+0") else None
-            if truth is None or len(tokens) != len(truth) + 1:
-                raise ValueError(
-                    f"{question.place}: 'kl': expected a whole document in the context and the world's own tokenizer"
-                )
-            items.append(Item([Candidate(tokens, np.arange(len(tokens)) > 0, len(text.encode()))], gold=0))
-            truths.append(truth)
+        truths = [world.true_log_probs(text) for text in texts]
+        tokens = [encode(tokenizer, text, bos=False) for text in texts]
+        items = [Item([Candidate(ids, np.arange(len(ids)) > 0, 0)], gold=0) for ids in tokens]
         n_positions = sum(map(len, truths))
         predicted = log_probabilities(model, items, n_positions=n_positions, batch_tokens=batch_tokens, device=device)
         parts = zip(truths, predicted.split([len(truth) for truth in truths]), strict=True)
@@ -187,6 +188,12 @@ def _windows(row: Question, tokenizer: Tokenizer, block_size: int) -> Iterator[E
         item = Item([Candidate(window, supervised, len(scored.encode()))], gold=0)
         before = text[ends[max(stop - block_size, 0)] : ends[start]] or text[: ends[start]][-1:]
         yield EncodedQuestion(f"{row.id}+{start}", row.place, row.group, row.cluster, before, item, (scored,))
+
+
+def _scored_ids(window: EncodedQuestion) -> list[int]:
+    assert window.item is not None
+    candidate = window.item.candidates[0]
+    return candidate.tokens[candidate.supervised].tolist()
 
 
 def _encode_with_ends(tokenizer: Tokenizer, text: str) -> tuple[np.ndarray, list[int]]:

@@ -115,7 +115,7 @@ def test_even_shares_are_even_and_within_the_budget() -> None:
 
 @pytest.mark.parametrize("data", [{"documents": "held_out"}, {"pairs": "new_chain/test"}], ids=["old", "new"])
 def test_the_divergence_from_the_truth_is_that_of_one_symbol_after_the_other(
-    data: dict[str, str], tmp_path: Path
+    data: dict[str, str], tiny: Tokenizer, tmp_path: Path
 ) -> None:
     world = MarkovChains(**CHAINS["init_args"])
     loaded = world_model(tmp_path, world)
@@ -127,5 +127,6 @@ def test_the_divergence_from_the_truth_is_that_of_one_symbol_after_the_other(
     measured = measure(loaded, encoded)
     assert measured.values()["kl"] == pytest.approx(chain_kl(loaded.model, world, texts), rel=1e-5)
     assert len(measured.records) == 4
-    with pytest.raises(ValueError, match="'kl': expected a whole document in the context"):
-        measure(loaded, built(task, loaded.tokenizer, block=5, limit=4))
+    for tokenizer, block in ((loaded.tokenizer, 5), (tiny, 64)):
+        with pytest.raises(ValueError, match=r"MarkovChains/.*:1: 'kl': expected a whole document in the context"):
+            built(task, tokenizer, block=block)

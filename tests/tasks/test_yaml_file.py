@@ -15,6 +15,7 @@ from tests.tasks.tiny import NLI, nli_rows, task_of, write_task
 
 DATA = {"path": "data/x.jsonl"}
 PEOPLE = "lit_consistency.data.worlds.Biographies"
+CHAINS = "lit_consistency.data.worlds.MarkovChains"
 WRITTEN = {"kind": "generation", "fields": {"Q": "{q}"}, "references": "{a}", "metrics": ["exact_match"], "data": DATA}
 KNOWN = {"kind": "completion", "fields": {"Q": "{q}"}, "completion": "{a}", "data": DATA}
 SPOKEN = {"kind": "completion", "prompt_style": "phi-1", "data": DATA}
@@ -69,6 +70,11 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
     "a third of a pair": (PAIRS, {"choices": ["{a}", "{b}", "{c}"]}, ["choices: 3 of them"]),
     "fewer than no bytes": (TEXT, {"max_bytes": -1}, ["max_bytes = -1"]),
     "the truth of plain text": (TEXT, {"metrics": ["kl"]}, ["'kl'", "MarkovChains"]),
+    "the truth of an excerpt": (
+        TEXT,
+        {"metrics": ["kl"], "max_bytes": 9, "data": {"world": CHAINS, "documents": "train"}},
+        ["max_bytes = 9: expected 0 with 'kl'"],
+    ),
     "accuracy of an answer": (KNOWN, {"metrics": ["accuracy"]}, ["'accuracy'", "exact"]),
     "an answer and a style": (KNOWN, {"prompt_style": "phi-1"}, ["completion = {a}, prompt_style = phi-1"]),
     "neither answer nor style": (KNOWN, {"completion": None}, ["completion = None, prompt_style = None"]),
