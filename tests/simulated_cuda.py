@@ -148,6 +148,7 @@ def simulated_cuda() -> Iterator[None]:
         mock.patch("torch.Generator", Generator),
         mock.patch("torch.cuda.Event", Event),
         mock.patch("torch.cuda.synchronize"),
+        mock.patch("torch.cuda.get_device_capability", return_value=(9, 0)),
         mock.patch("torch.compile", lambda function, **kwargs: function),
         Factories(),
     ):

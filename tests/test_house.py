@@ -94,8 +94,19 @@ def test_no_circle_between_files() -> None:
 
 
 def test_optimizers_import_only_torch() -> None:
-    allowed = {"torch", "lit_consistency", "math", "abc", "collections", "dataclasses", "typing", "re", "__future__"}
-    allowed |= {"logging"}
+    allowed = {
+        "torch",
+        "lit_consistency",
+        "math",
+        "abc",
+        "collections",
+        "dataclasses",
+        "typing",
+        "re",
+        "os",
+        "__future__",
+    }
+    allowed |= {"logging", "os"}
     for path in (PACKAGE / "optimizers").rglob("*.py"):
         assert {name.split(".")[0] for name in imports(path)} <= allowed | {
             "functools",

@@ -20,7 +20,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from torch import Tensor
 
-from lit_consistency.callbacks.summary_table import Measurement, results_table
+from lit_consistency.callbacks.summary_table import Measurement, results_table, tasks_table
 from lit_consistency.callbacks.time_budget import TimeBudget
 from lit_consistency.callbacks.weight_change import WeightChange
 from lit_consistency.distributed.fsdp import weights_of
@@ -35,6 +35,11 @@ from lit_consistency.tasks.measured import Measured
 from lit_consistency.tasks.summarize import summarize_result
 from lit_consistency.tasks.task import keys_of
 from lit_consistency.tasks.watched import PreparedTask, WatchedTask, held_out_task
+
+CHANGES = {"learn": "learned", "retain": "forget"}
+"""What the change of a task since the base is called: positive is better of the one kind, worse of the other."""
+CEILING = 0.99
+"""A share of right answers at or above this shows no first forgetting; the loss does."""
 
 
 class Forgetting(Callback):
@@ -155,7 +160,7 @@ class Forgetting(Callback):
         numbers = self._ask(trainer, module)
         self.base, self.latest = numbers, numbers
         module.log_now(numbers)
-        rank_zero_only(results_table)(self.measurements(), {})
+        rank_zero_only(tasks_table)(self.measurements())
 
     # -------------------- measuring
 
@@ -240,20 +245,41 @@ class Forgetting(Callback):
         numbers: dict[str, float] = {}
         measured = self._measured[key]
         for metric, base in self._base_items.get(key, {}).items():
-            difference = paired_difference(base, measured.ratios[metric], measured.clusters)
-            better = difference.value if higher_is_better(metric) else -difference.value
+            is_share = higher_is_better(metric)
+            difference = paired_difference(base, measured.ratios[metric], measured.clusters, share=is_share)
+            better = difference.value if is_share else -difference.value
             change = better if kind == "learn" else -better
-            value, error = _tags(f"{'learned' if kind == 'learn' else 'forget'}/{name}", metric, task.metric)
+            value, error = _tags(f"{CHANGES[kind]}/{name}", metric, task.metric)
             numbers |= {value: change + 0.0, error: difference.stderr}  # no negative zero
         return numbers
 
     def _compare(self, numbers: Mapping[str, float]) -> list[Measurement]:
         return [
-            Measurement(kind, name, task.metric, self.base[key], numbers[key], self._floors.get(key, 0.0))
+            self._measurement(key, task.metric, numbers, _beside(task, self.base[key], numbers[key]))
             for key, task in self._tasks.items()
-            for kind, name in [key.split("/", 1)]
             if key in self.base and key in numbers
         ]
+
+    def _measurement(
+        self, key: str, metric: str, numbers: Mapping[str, float], beside: str | None = None
+    ) -> Measurement:
+        """A task's base and latest value by one metric, and below it by another."""
+        kind, name = key.split("/", 1)
+        judged_by = self._tasks[key].metric
+        value, error = _tags(key, metric, judged_by)
+        change = _tags(f"{CHANGES[kind]}/{name}", metric, judged_by)[1]
+        return Measurement(
+            kind,
+            name,
+            metric,
+            self.base[value],
+            numbers[value],
+            self._floors.get(key, 0.0) if metric == judged_by else 0.0,
+            self.base.get(error),
+            numbers.get(error),
+            numbers.get(change),
+            self._measurement(key, beside, numbers) if beside else None,
+        )
 
     def measurements(self) -> list[Measurement]:
         """Base and latest value of every watched task."""
@@ -303,6 +329,13 @@ class Forgetting(Callback):
 def _tags(key: str, metric: str, judged_by: str) -> tuple[str, str]:
     """Names of a number and of its standard error; those of the metric that judges a task have no metric in them."""
     return (key, f"{key}.stderr") if metric == judged_by else (f"{key}.{metric}", f"{key}.{metric}_stderr")
+
+
+def _beside(task: PreparedTask, base: float, now: float) -> str | None:
+    """The loss, where it is measured and the share of right answers was or is at its ceiling."""
+    loss = "nats_per_token"
+    at_ceiling = higher_is_better(task.metric) and max(base, now) >= CEILING
+    return loss if at_ceiling and loss in task.task.metrics and task.metric != loss else None
 
 
 def _check_name(kind: str, name: str, others: Mapping[str, WatchedTask]) -> None:

@@ -183,6 +183,7 @@ class RunRecord(Callback):
             "base_hash": inputs["base_hash"],
             "pretraining_optimizer": provenance.pretraining_optimizer if provenance else None,
             "optimizer": type(trainer.optimizers[0]).__name__,
+            "optimizer_choices": getattr(trainer.optimizers[0], "record", dict)(),
             "method": module.method.name,
             "stage": type(data).__name__.removesuffix("Data").lower(),
             "model": module.config.name,

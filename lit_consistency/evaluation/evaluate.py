@@ -110,7 +110,7 @@ def evaluate(options: Options) -> list[Result]:
     find_device(options.device)
     if options.item_format == "parquet":
         require("pyarrow", "--item_format parquet")
-    tasks = [task for name in options.tasks for task in load_tasks(name, options.data_dir, options.world)]
+    tasks = _tasks(options)
     _check_code(tasks, options.allow_code_execution)
     cells = _plan(tasks, options)
     console = Console(stderr=True)
@@ -137,7 +137,7 @@ def export(options: Options) -> None:
     """
     assert options.export_harness is not None
     check_checkpoint_dir(options.model)
-    tasks = [task for name in options.tasks for task in load_tasks(name, options.data_dir, options.world)]
+    tasks = _tasks(options)
     block_size = model_config(None, options.model, {}, None).block_size
     for cell in _plan(tasks, replace(options, output=None)):
         path = export_tasks(cell.questions, options.export_harness, Tokenizer(options.model), block_size)
@@ -151,6 +151,13 @@ def compare(first: Path, second: Path, output: Path | None = None, seed: int = 0
     if output is not None:
         folders = {"first": str(first), "second": str(second), "warnings": warnings}
         write_json(output / "comparison.json", {**folders, "comparisons": [c.as_json() for c in comparisons]})
+
+
+def _tasks(options: Options) -> list[Task]:
+    tasks = [task for name in options.tasks for task in load_tasks(name, options.data_dir, options.world)]
+    if options.world and all(task.data.world is None for task in tasks):
+        raise ValueError(f"world = {options.world}: none of the tasks asks of a world; expected one that does")
+    return tasks
 
 
 def _check_code(tasks: Sequence[Task], allowed: bool) -> None:

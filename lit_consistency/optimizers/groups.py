@@ -27,10 +27,11 @@ Split = tuple[int, ...]
 QKV = Literal["split", "head", "fused"]
 QKVS: tuple[str, ...] = get_args(QKV)
 MATRIX_DIMENSIONS = (2, 3)  # a matrix, or a stack of them (one for each expert)
+MATRIX_ROLES = ("hidden", "adapter")  # what Muon orthogonalizes
 
 
-class _Place(NamedTuple):
-    """A parameter and where it sits."""
+class _NamedParameter(NamedTuple):
+    """A parameter under one of its names, and the module that owns it."""
 
     name: str
     parameter: nn.Parameter
@@ -65,13 +66,13 @@ def parameter_groups(
             or a fused matrix does not have the rows that its attention module promises.
     """
     check_choice("qkv", qkv, QKVS)
-    found = _trainable_roles(model)
-    _reroute(model, found, roles or {})
+    by_name = _trainable_roles(model)
+    _reroute(model, by_name, roles or {})
     groups: dict[tuple[str, Split | None], list[tuple[str, nn.Parameter]]] = {}
-    for place in _places(model):
-        if place.name in found:
-            split = _split(model, place, by_head=qkv == "head") if qkv != "fused" else None
-            groups.setdefault((found[place.name], split), []).append((place.name, place.parameter))
+    for entry in _named_parameters(model):
+        if entry.name in by_name:
+            split = _split(model, entry, by_head=qkv == "head") if qkv != "fused" else None
+            groups.setdefault((by_name[entry.name], split), []).append((entry.name, entry.parameter))
     ordered = sorted(groups.items(), key=lambda item: (ROLES.index(item[0][0]), item[0][1] or ()))
     result = [{"params": params, "role": role, "split": split} for (role, split), params in ordered]
     _assert_partition(model, result)
@@ -85,7 +86,9 @@ def roles(model: nn.Module) -> dict[str, str]:
     weight are there, with the one role.
     """
     by_parameter = _roles_by_parameter(model)
-    return {place.name.replace(".linear.", "."): by_parameter[id(place.parameter)] for place in _places(model)}
+    return {
+        entry.name.replace(".linear.", "."): by_parameter[id(entry.parameter)] for entry in _named_parameters(model)
+    }
 
 
 def group_table(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -96,7 +99,7 @@ def group_table(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """
     rows = []
     for group in groups:
-        named = [entry if isinstance(entry, tuple) else (None, entry) for entry in group["params"]]
+        named = named_parameters(group)
         split = group.get("split")
         rows.append(
             {
@@ -138,6 +141,41 @@ def blocks(tensor: Tensor, split: Split | None) -> list[Tensor]:
     return [block for matrix in matrices for block in matrix.split(list(split))]
 
 
+def named_parameters(group: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
+    """Names and parameters of a group, before and after an optimizer took it; their numbers where they have no name."""
+    names = group.get("param_names") or range(len(group["params"]))
+    entries = zip(names, group["params"], strict=True)
+    return [entry if isinstance(entry, tuple) else (str(name), entry) for name, entry in entries]
+
+
+def check_matrices(group: Mapping[str, Any]) -> None:
+    """Refuse to orthogonalize what is no matrix, and to move it by AdamW without a word.
+
+    Args:
+        group: of hidden matrices or adapters.
+
+    Raises:
+        ValueError: it holds no parameter, one that is no matrix or has no elements (on all ranks together), or only
+            frozen ones.
+    """
+    where = f"role {group['role']}"
+    if not group["params"]:
+        raise ValueError(f"Muon: a group of {where} is empty: expected a matrix in each, got\n{table_of([group])}")
+    for name, param in named_parameters(group):
+        if param.ndim not in MATRIX_DIMENSIONS or param.numel() == 0:
+            raise ValueError(
+                f"Muon: parameter {name} of {where} has shape {list(param.shape)}: expected a matrix or a stack of "
+                f"matrices, whole or a DTensor whose shape is that of the whole; got\n{table_of([group])}"
+            )
+    if not any(param.requires_grad for _, param in named_parameters(group)):
+        raise ValueError(f"Muon: a group of {where} is frozen: expected one to train, got\n{table_of([group])}")
+
+
+def table_of(groups: Sequence[Mapping[str, Any]]) -> str:
+    """The table of groups as an error shows it."""
+    return format_table(group_table(groups))
+
+
 def dry_build(factory: Callable[[list[dict[str, Any]]], Any]) -> None:
     """Build the optimizer once on a few numbers, so that a wrong hyperparameter is refused before any work.
 
@@ -152,11 +190,11 @@ def dry_build(factory: Callable[[list[dict[str, Any]]], Any]) -> None:
     factory(groups)
 
 
-def _places(model: nn.Module) -> Iterator[_Place]:
+def _named_parameters(model: nn.Module) -> Iterator[_NamedParameter]:
     """Every parameter under every name it has."""
     for path, module in model.named_modules(remove_duplicate=False):
         for leaf, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            yield _Place(f"{path}.{leaf}" if path else leaf, parameter, path.removesuffix(".linear"), module)
+            yield _NamedParameter(f"{path}.{leaf}" if path else leaf, parameter, path.removesuffix(".linear"), module)
 
 
 def _roles_by_parameter(model: nn.Module) -> dict[int, str]:
@@ -166,22 +204,22 @@ def _roles_by_parameter(model: nn.Module) -> dict[int, str]:
         for path, module in model.named_modules()
         if hasattr(module, "gate") and hasattr(module, "experts")
     }
-    found: dict[int, str] = {}
-    for place in _places(model):
-        role = _role(place, routers)
-        if found.get(id(place.parameter)) != "embedding":
-            found[id(place.parameter)] = role
-    return found
+    by_parameter: dict[int, str] = {}
+    for entry in _named_parameters(model):
+        role = _role(entry, routers)
+        if by_parameter.get(id(entry.parameter)) != "embedding":
+            by_parameter[id(entry.parameter)] = role
+    return by_parameter
 
 
-def _role(place: _Place, routers: set[str]) -> str:
-    if place.leaf.startswith("lora_"):
+def _role(entry: _NamedParameter, routers: set[str]) -> str:
+    if entry.leaf.startswith("lora_"):
         return "adapter"
-    if isinstance(place.module, nn.Embedding):
+    if isinstance(entry.module, nn.Embedding):
         return "embedding"
-    if place.parameter.ndim < 2:
-        return "bias" if place.leaf.endswith("bias") else "norm"
-    if place.path.rpartition(".")[2] == "lm_head" or place.path in routers:
+    if entry.parameter.ndim < 2:
+        return "bias" if entry.leaf.endswith("bias") else "norm"
+    if entry.path.rpartition(".")[2] == "lm_head" or entry.path in routers:
         return "head"
     return "hidden"
 
@@ -189,30 +227,30 @@ def _role(place: _Place, routers: set[str]) -> str:
 def _trainable_roles(model: nn.Module) -> dict[str, str]:
     """Name -> role of what takes a gradient; a tied weight once, under the name that ``named_parameters`` gives it."""
     by_parameter = _roles_by_parameter(model)
-    found = {name: by_parameter[id(p)] for name, p in model.named_parameters() if p.requires_grad}
-    if not found:
+    by_name = {name: by_parameter[id(p)] for name, p in model.named_parameters() if p.requires_grad}
+    if not by_name:
         raise ValueError("no parameter of the model takes a gradient: expected at least one; see the method's prepare")
-    return found
+    return by_name
 
 
-def _reroute(model: nn.Module, found: dict[str, str], roles: Mapping[str, str]) -> None:
-    """Put the roles that ``roles`` gives into ``found``, and see that every role is possible."""
+def _reroute(model: nn.Module, by_name: dict[str, str], roles: Mapping[str, str]) -> None:
+    """Put the roles that ``roles`` gives into ``by_name``, and see that every role is possible."""
     check_choices("roles", roles.values(), ROLES)
-    original = dict(found)
+    original = dict(by_name)
     for pattern, role in reversed(list(roles.items())):
         try:
-            matching = [name for name in found if re.search(pattern, name)]
+            matching = [name for name in by_name if re.search(pattern, name)]
         except re.error as error:
             raise ValueError(f"roles = {pattern!r}: expected a regular expression: {error}") from None
         if not matching:
-            raise ValueError(f"roles = {pattern!r}: matches no trainable parameter, e.g. {next(iter(found))!r}")
-        found.update(dict.fromkeys(matching, role))
+            raise ValueError(f"roles = {pattern!r}: matches no trainable parameter, e.g. {next(iter(by_name))!r}")
+        by_name.update(dict.fromkeys(matching, role))
     parameters = dict(model.named_parameters())
-    for name, role in found.items():
-        _check_matrix(name, parameters[name], original[name], role)
+    for name, role in by_name.items():
+        _check_hidden(name, parameters[name], original[name], role)
 
 
-def _check_matrix(name: str, parameter: nn.Parameter, original: str, role: str) -> None:
+def _check_hidden(name: str, parameter: nn.Parameter, original: str, role: str) -> None:
     """Refuse what must not be orthogonalized as ``hidden``: vectors, embeddings, the output head, deep stacks."""
     if role != "hidden":
         return
@@ -222,30 +260,30 @@ def _check_matrix(name: str, parameter: nn.Parameter, original: str, role: str) 
         raise ValueError(f"roles: {name} = hidden: expected embedding or head, its rows are tokens")
 
 
-def _split(model: nn.Module, place: _Place, by_head: bool) -> Split | None:
+def _split(model: nn.Module, entry: _NamedParameter, by_head: bool) -> Split | None:
     """Rows of the blocks of a fused query-key-value weight or of its LoRA factors; None for everything else."""
     head_size = None
-    if place.leaf.startswith("lora_") and hasattr(place.module, "qkv_shapes"):
-        adapted = tuple(cast(list[int], place.module.qkv_shapes))
-        if place.leaf == "lora_A":
-            split: Split = (cast(int, place.module.r),) * len(adapted)
+    if entry.leaf.startswith("lora_") and hasattr(entry.module, "qkv_shapes"):
+        adapted = tuple(cast(list[int], entry.module.qkv_shapes))
+        if entry.leaf == "lora_A":
+            split: Split = (cast(int, entry.module.r),) * len(adapted)
         else:
-            split, head_size = adapted, cast(int, place.module.head_size)
-    elif place.leaf == "weight" and place.path.rpartition(".")[2] == "qkv":
-        config = getattr(model.get_submodule(place.path.rpartition(".")[0]), "config", None)
+            split, head_size = adapted, cast(int, entry.module.head_size)
+    elif entry.leaf == "weight" and entry.path.rpartition(".")[2] == "qkv":
+        config = getattr(model.get_submodule(entry.path.rpartition(".")[0]), "config", None)
         try:
             heads = (config.n_head, config.n_query_groups, config.n_query_groups)  # type: ignore[union-attr]
             head_size = cast(int, config.head_size)  # type: ignore[union-attr]
             split = tuple(n * head_size for n in heads)
         except AttributeError:
             raise ValueError(
-                f"{place.name}: expected an attention module whose config has n_head, n_query_groups and head_size; "
+                f"{entry.name}: expected an attention module whose config has n_head, n_query_groups and head_size; "
                 "use qkv = 'fused'"
             ) from None
     else:
         return None
-    if sum(split) != place.parameter.shape[-2]:
-        raise ValueError(f"{place.name} has {place.parameter.shape[-2]} rows: expected {' + '.join(map(str, split))}")
+    if sum(split) != entry.parameter.shape[-2]:
+        raise ValueError(f"{entry.name} has {entry.parameter.shape[-2]} rows: expected {' + '.join(map(str, split))}")
     if by_head and head_size is not None:
         split = tuple(head_size for rows in split for _ in range(rows // head_size))
     return split if len(split) > 1 else None

@@ -17,23 +17,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from lit_consistency.optimizers.core.optimizer import Entry
-from lit_consistency.optimizers.muon_step import LrScale, directions, momentum_buffer, shape_scale
-from lit_consistency.optimizers.orthogonal.newton_schulz import Coefficients, newton_schulz
+from lit_consistency.optimizers.orthogonal.choice import LrScale, shape_scale
+from lit_consistency.optimizers.orthogonal.orthogonalizer import map_blocks, newton_schulz
+from lit_consistency.optimizers.orthogonal.polynomials import Coefficients
 from lit_consistency.optimizers.sharding.exchange import exchange_of
 
+# A parameter and its group.
+Factor = tuple[Tensor, Mapping[str, Any]]
 # Share of the other factor's largest singular value that dampens each factor's.
 DAMPING = 0.1
 
 
+class Pair(NamedTuple):
+    """The factors of one module, W = B A, and the rows of their blocks."""
+
+    B: Tensor
+    A: Tensor
+    split_B: tuple[int, ...]
+    split_A: tuple[int, ...]
+
+
 class Owner(Protocol):
-    """What ``Pairs`` needs of the optimizer."""
+    """What ``LoRAPairs`` needs of the optimizer."""
 
     param_groups: list[dict[str, Any]]
     share_work: bool
@@ -42,8 +55,12 @@ class Owner(Protocol):
         """The group's parameters that have a gradient."""
         ...
 
+    def directions(self, group: Mapping[str, Any], entries: Sequence[Entry]) -> list[Tensor]:
+        """Directions of the momentum of parameters, local."""
+        ...
 
-class Pairs:
+
+class LoRAPairs:
     """The pairs of LoRA factors among an optimizer's groups, found by name.
 
     The factors of a fused adapter lie in two groups; the updates of all pairs are computed when the first of the groups
@@ -64,7 +81,7 @@ class Pairs:
                 raise ValueError(
                     f"{option} = true: expected false with adapters = paired, whose decay is the product's"
                 )
-        factors: dict[str, dict[str, tuple[Tensor, Mapping[str, Any]]]] = {}
+        factors: dict[str, dict[str, Factor]] = {}
         for group in groups:
             if group["role"] != "adapter":
                 continue
@@ -75,86 +92,90 @@ class Pairs:
                 factors.setdefault(path, {})[leaf] = (param, group)
         if not factors:
             raise ValueError("adapters = paired: expected LoRA's factors among the parameters, with names")
-        self.pairs = [self._pair(path, found) for path, found in factors.items()]
+        self.pairs = [pair_of(path, of_path) for path, of_path in factors.items()]
         self._updates: dict[Tensor, Tensor] = {}
 
-    @staticmethod
-    def _pair(path: str, found: Mapping[str, tuple[Tensor, Mapping[str, Any]]]) -> tuple[Tensor, Tensor, tuple, tuple]:
-        if set(found) != {"lora_A", "lora_B"}:
-            raise ValueError(f"adapters = paired: {path} has {sorted(found)}: expected lora_A and lora_B")
-        (A, group_A), (B, group_B) = found["lora_A"], found["lora_B"]
-        split_A, split_B = (group_A["split"] or (A.size(0),)), (group_B["split"] or (B.size(0),))
-        if len(split_A) != len(split_B) or any(rows != B.size(1) for rows in split_A):
-            raise ValueError(
-                f"adapters = paired: the factors of {path} have blocks of {list(split_A)} and {list(split_B)} rows: "
-                "expected one block of r rows of lora_A for each block of lora_B; use qkv = split"
-            )
-        return B, A, tuple(split_B), tuple(split_A)
-
-    def update(self, owner: Owner, group: dict[str, Any], entries: Sequence[Entry], momentum: float) -> None:
+    def update(self, owner: Owner, group: dict[str, Any], entries: Sequence[Entry]) -> None:
         """Move the factors of one group.
 
         Args:
             owner: the optimizer.
             group: its group.
             entries: the group's parameters that have a gradient.
-            momentum: decay rate of this step.
 
         Raises:
             ValueError: one factor of a pair has a gradient and the other has none.
         """
         if not self._updates:
-            self._compute(owner, group, entries, momentum)
+            self._compute(owner, group, entries)
         shrink = math.sqrt(1 - group["lr"] * group["weight_decay"])
         for entry in entries:
             entry.target.mul_(shrink).add_(self._updates.pop(entry.param), alpha=-group["lr"] / shrink)
 
-    def _compute(self, owner: Owner, group: dict[str, Any], entries: Sequence[Entry], momentum: float) -> None:
-        adapters = [other for other in owner.param_groups if other["role"] == "adapter"]
-        lists = [entries if other is group else owner.entries(other) for other in adapters]
-        by_param = {entry.param: entry for found in lists for entry in found}
-        alike: dict[tuple[Any, ...], list[tuple[Entry, Entry]]] = {}
-        for B, A, split_B, split_A in self.pairs:
+    def _compute(self, owner: Owner, group: dict[str, Any], entries: Sequence[Entry]) -> None:
+        """Updates of all pairs, by shapes and layout."""
+        by_param: dict[Tensor, tuple[Entry, Tensor]] = {}
+        for other in owner.param_groups:
+            if other["role"] == "adapter":
+                of_group = entries if other is group else owner.entries(other)
+                moved = zip(of_group, owner.directions(other, of_group), strict=True)
+                by_param |= {entry.param: (entry, direction) for entry, direction in moved}
+        alike: dict[tuple[Any, ...], list[Pair]] = {}
+        for pair in self.pairs:
+            B, A = pair.B, pair.A
             if (B in by_param) != (A in by_param):
-                name = by_param[B if B in by_param else A].name
+                name = by_param[B if B in by_param else A][0].name
                 raise ValueError(f"adapters = paired: the partner of {name} has no gradient: expected one for both")
             if B in by_param:
                 layout = (B.device_mesh, B.placements) if isinstance(B, DTensor) else None
-                key = (B.shape, A.shape, split_B, split_A, B.device, B.dtype, layout)
-                alike.setdefault(key, []).append((by_param[B], by_param[A]))
-        for (_, _, split_B, split_A, *_), pairs in alike.items():
-            self._update_alike(owner, group, pairs, (split_B, split_A), momentum)
+                key = (B.shape, A.shape, pair.split_B, pair.split_A, B.device, B.dtype, layout)
+                alike.setdefault(key, []).append(pair)
+        options = {key: group[key] for key in ("ns_steps", "ns_coefficients", "lr_scale")}
+        for pairs in alike.values():
+            first, first_entry = pairs[0], by_param[pairs[0].B][0]
+            pieces = []
+            for pair in pairs:
+                piece = []
+                for entry, direction in (by_param[pair.B], by_param[pair.A]):
+                    piece += [direction, entry.target.to(direction.dtype)]
+                pieces.append(piece)
+            rows_B, rows_A = first.B.size(0), first.A.size(0)
+            results = map_blocks(
+                exchange_of(first_entry.name, first.B, owner.share_work),
+                pieces,
+                rows=[rows_B, rows_B, rows_A, rows_A],
+                splits=[first.split_B, first.split_B, first.split_A, first.split_A],
+                function=partial(_update_of_blocks, options),
+                like=(0, 2),
+            )
+            for pair, (update_B, update_A) in zip(pairs, results, strict=True):
+                self._updates[pair.B], self._updates[pair.A] = update_B, update_A
 
-    def _update_alike(
-        self,
-        owner: Owner,
-        options: Mapping[str, Any],
-        pairs: Sequence[tuple[Entry, Entry]],
-        splits: tuple[tuple[int, ...], tuple[int, ...]],
-        momentum: float,
-    ) -> None:
-        moved = []
-        for entries in zip(*pairs, strict=True):
-            buffers = [momentum_buffer(entry) for entry in entries]
-            grads = [entry.grad for entry in entries]
-            moved.append(directions(buffers, grads, momentum=momentum, nesterov=options["nesterov"]))
-        dtype = moved[0][0].dtype
-        pieces = [
-            [M_B, B.target.to(dtype), M_A, A.target.to(dtype)] for M_B, M_A, (B, A) in zip(*moved, pairs, strict=True)
-        ]
-        first_B, first_A = pairs[0]
-        rows_B, rows_A = first_B.param.size(0), first_A.param.size(0)
-        split_B, split_A = splits
 
-        def blocks_update(stacks: list[Tensor]) -> list[Tensor]:
-            keys = ("ns_steps", "ns_coefficients", "lr_scale")
-            return list(paired_update(*stacks, **{key: options[key] for key in keys}))
+def pair_of(path: str, factors: Mapping[str, Factor]) -> Pair:
+    """The pair of the factors of one module.
 
-        results = exchange_of(first_B.name, first_B.param, owner.share_work).map(
-            pieces, [rows_B, rows_B, rows_A, rows_A], [split_B, split_B, split_A, split_A], blocks_update, (0, 2)
+    Args:
+        path: of the module, for errors.
+        factors: name of the parameter -> parameter and its group.
+
+    Raises:
+        ValueError: one is missing, or their blocks do not go together.
+    """
+    if set(factors) != {"lora_A", "lora_B"}:
+        raise ValueError(f"adapters = paired: {path} has {sorted(factors)}: expected lora_A and lora_B")
+    (A, group_A), (B, group_B) = factors["lora_A"], factors["lora_B"]
+    split_A, split_B = (group_A["split"] or (A.size(0),)), (group_B["split"] or (B.size(0),))
+    if len(split_A) != len(split_B) or any(rows != B.size(1) for rows in split_A):
+        raise ValueError(
+            f"adapters = paired: the factors of {path} have blocks of {list(split_A)} and {list(split_B)} rows: "
+            "expected one block of r rows of lora_A for each block of lora_B; use qkv = split"
         )
-        for (B, A), (update_B, update_A) in zip(pairs, results, strict=True):
-            self._updates[B.param], self._updates[A.param] = update_B, update_A
+    return Pair(B, A, tuple(split_B), tuple(split_A))
+
+
+def _update_of_blocks(options: Mapping[str, Any], stacks: list[Tensor]) -> list[Tensor]:
+    return list(paired_update(*stacks, **options))
 
 
 def paired_update(

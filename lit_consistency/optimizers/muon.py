@@ -2,10 +2,9 @@
 
 One optimizer with two kinds of group, so that Lightning's automatic optimization, accumulation and schedules keep
 working. A fused query-key-value matrix is orthogonalized block by block, a LoRA adapter factor by factor or, with
-``adapters: paired``, together with the other factor (``lora_muon.py``). Blocks of one shape are stacked (``stacks.py``)
-and shared out over the ranks that hold them (``exchange.py``), or moved in place (``muon_in_place.py``); form and
-precision of the iterations are in ``ns_choice.py``. Given up: a stack holds blocks of one parameter group, not of
-several.
+``adapters: paired``, together with the other factor (``lora_muon.py``). The step stands below the class, function by
+function; ``orthogonal/`` makes polar factors of its directions. Given up: a stack holds blocks of one parameter group,
+not of several.
 
 The momentum is a sum of past gradients, as in SGD, and not their mean: without orthogonalization Muon is SGD with
 momentum. With it the two are the same, since the polar factor has no scale; a buffer of torch.optim.Muon is (1 -
@@ -18,13 +17,13 @@ arXiv 2502.16982.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import ParamsT
 
 from lit_consistency.optimizers.adamw import update_adamw
@@ -41,32 +40,58 @@ from lit_consistency.optimizers.core.optimizer import (
     Entry,
     GroupOptimizer,
     LowPrecision,
-    decay_by_role,
+    check_present,
+    local,
     require_roles,
+    zeros_of_state,
 )
 from lit_consistency.optimizers.core.workspace import Workspace
-from lit_consistency.optimizers.groups import ROLES
-from lit_consistency.optimizers.lora_muon import Pairs
-from lit_consistency.optimizers.muon_groups import MATRIX_ROLES, check_matrices, names_of, rated
-from lit_consistency.optimizers.muon_step import (
-    LR_SCALES,
-    LrScale,
-    directions,
-    momentum_buffer,
-    move,
-    normalize_rows,
-    row_second_moment,
-    shape_scale,
-    warm_momentum,
-)
-from lit_consistency.optimizers.orthogonal.choice import NS_DTYPES, NS_FORMS, NSDtype, NSForm, choose, orthogonalize
-from lit_consistency.optimizers.orthogonal.in_place_cpu import move_in_place, moves_in_place
-from lit_consistency.optimizers.orthogonal.newton_schulz import ITERATIONS, Coefficients
-from lit_consistency.optimizers.sharding.exchange import Alone, exchange_of
-from lit_consistency.optimizers.sharding.stacks import runs
+from lit_consistency.optimizers.groups import MATRIX_ROLES, ROLES, check_matrices, named_parameters, table_of
+from lit_consistency.optimizers.lora_muon import LoRAPairs
+from lit_consistency.optimizers.normuon import normalize_rows, row_second_moment
+from lit_consistency.optimizers.orthogonal.choice import LrScale, NSDtype, NSForm, choices_of, choose, shape_scale
+from lit_consistency.optimizers.orthogonal.orthogonalizer import alike, map_blocks, polar_factors
+from lit_consistency.optimizers.orthogonal.polynomials import ITERATIONS, Coefficients
+from lit_consistency.optimizers.sharding.exchange import Exchange, exchange_of
 
 Adapters = Literal["factor", "paired"]
-ADAPTERS = ("factor", "paired")
+# Where the warm-up of the momentum starts: github.com/KellerJordan/modded-nanogpt, train_gpt.py, get_muon_momentum
+MOMENTUM_START = 0.85
+
+
+@dataclass(frozen=True)
+class MatrixOptions:
+    """How a group of matrices moves, beside its ``lr`` and ``weight_decay``; see ``Muon`` for the fields' meaning.
+
+    They stand in the group, so that they are part of the optimizer's state, and are read from there in every step.
+    """
+
+    momentum: float
+    nesterov: bool
+    orthogonalized: bool  # gradient clipping reads it: an orthogonalized update has no scale that could be clipped
+    ns_steps: int
+    ns_coefficients: Coefficients
+    ns_form: NSForm
+    ns_dtype: NSDtype
+    lr_scale: LrScale
+    cautious_decay: bool
+    normuon_beta2: float | None  # None: without NorMuon
+    momentum_warmup_steps: int
+    adapters: Adapters
+
+    @classmethod
+    def of(cls, group: Mapping[str, Any]) -> MatrixOptions:
+        """The options of a group."""
+        return cls(**{field.name: group[field.name] for field in fields(cls)})
+
+
+@dataclass(frozen=True)
+class RestOptions:
+    """How a group that is not orthogonalized moves, by AdamW, beside its ``lr`` and ``weight_decay``."""
+
+    betas: tuple[float, float]
+    eps: float
+    orthogonalized: bool = False
 
 
 class Muon(GroupOptimizer):
@@ -83,14 +108,17 @@ class Muon(GroupOptimizer):
         ns_coefficients: polynomials of the iterations: ``polar_express`` (arXiv 2505.16932) or ``quintic`` (Keller
             Jordan's).
         ns_form: ``direct`` iterates on the matrix, ``gram`` on its Gram matrix; ``auto`` takes gram where one side is
-            at least 1.5 times the other, and on CUDA measures large blocks. ``choices()`` tells what was taken.
-        ns_dtype: precision of the iterations: ``auto`` is bfloat16 on CUDA; on a CPU float32, but for blocks with
-            more than 256 on the short side the measured faster one; float64 stays float64. Take ``float32`` for
-            gradients of low rank, as small batches have: bfloat16 amplifies the noise beside them.
+            at least 1.5 times the other (2.25 times for large blocks on CUDA). ``choices`` and run.json say what is
+            taken.
+        ns_dtype: precision of the iterations: ``auto`` is bfloat16 where the hardware multiplies it faster, on CUDA
+            from Ampere and on CPUs with AMX for blocks with more than 256 on the short side, and float32 elsewhere;
+            float64 stays float64. Take ``float32`` for gradients of low rank, as small batches have: bfloat16
+            amplifies the noise beside them.
         lr_scale: factor on lr for a block of (rows, columns): ``match_rms_adamw`` 0.2 sqrt(max(rows, columns)),
             ``original`` sqrt(max(1, rows / columns)), ``spectral`` sqrt(rows / columns).
         cautious_decay: weight decay only where it and the update pull the same way (arXiv 2510.12402).
-        normuon: divide each row of the update by the root of the running mean of its square (arXiv 2510.05491).
+        normuon: divide each row of the update by the root of the running mean of its square (arXiv 2510.05491), and
+            scale the block back to the norm that it had, as modded-nanogpt does; see ``normalize_rows``.
         normuon_beta2: decay rate of that mean, in [0, 1).
         momentum_warmup_steps: steps over which the momentum rises linearly from 0.85, as in modded-nanogpt; 0: none.
         role_lr: role -> factor on the learning rate of its groups, at least 0; roles that are not named have 1.
@@ -98,7 +126,8 @@ class Muon(GroupOptimizer):
             (arXiv 2606.12921), in float32 whatever ``ns_form`` and ``ns_dtype``; see ``lora_muon.py``.
         share_work: ranks that hold the same parameters share the orthogonalization out (DDP). Turn it off where the
             ranks of a process group train different models. Sharded parameters are always shared out.
-        adamw_lr: learning rate of the rest, at least 0.
+        adamw_lr: learning rate of the rest, at least 0; null follows lr: adamw_lr_ratio * lr.
+        adamw_lr_ratio: learning rate of the rest over lr where adamw_lr is null, at least 0.
         adamw_betas: decay rates of the rest's running means, each in [0, 1).
         adamw_eps: added to the rest's denominator, at least 0.
         adamw_weight_decay: decoupled weight decay of the rest, at least 0.
@@ -107,8 +136,6 @@ class Muon(GroupOptimizer):
             them; ``stochastic`` rounds each step up or down by chance; ``nearest`` rounds it, and loses small ones.
         seed: of stochastic rounding, a function of seed, parameter name and step.
     """
-
-    keeps_update = True  # whether ``update_of_blocks`` is the one below, which large matrices on a CPU may skip
 
     def __init__(
         self,
@@ -130,7 +157,8 @@ class Muon(GroupOptimizer):
         role_lr: Mapping[str, float] | None = None,
         adapters: Adapters = "factor",
         share_work: bool = True,
-        adamw_lr: float = 3e-4,
+        adamw_lr: float | None = None,
+        adamw_lr_ratio: float = 1.0,
         adamw_betas: tuple[float, float] = (0.9, 0.999),
         adamw_eps: float = 1e-8,
         adamw_weight_decay: float = 0.0,
@@ -138,161 +166,231 @@ class Muon(GroupOptimizer):
         low_precision: LowPrecision = "master",
         seed: int = 0,
     ) -> None:
-        for name, value in (("lr", lr), ("weight_decay", weight_decay)):
+        for name, value in (("lr", lr), ("weight_decay", weight_decay), ("adamw_lr_ratio", adamw_lr_ratio)):
             check_at_least(name, value, 0)
         check_count("ns_steps", ns_steps, 1)
         check_count("momentum_warmup_steps", momentum_warmup_steps, 0)
         check_below_one("momentum", momentum)
         check_below_one("normuon_beta2", normuon_beta2)
         check_choice("ns_coefficients", ns_coefficients, ITERATIONS)
-        check_choice("ns_form", ns_form, NS_FORMS)
-        check_choice("ns_dtype", ns_dtype, NS_DTYPES)
-        check_choice("lr_scale", lr_scale, LR_SCALES)
-        check_choice("adapters", adapters, ADAPTERS)
-        check_adam(adamw_lr, adamw_betas, adamw_eps, adamw_weight_decay, prefix="adamw_")
+        check_choice("ns_form", ns_form, get_args(NSForm))
+        check_choice("ns_dtype", ns_dtype, get_args(NSDtype))
+        check_choice("lr_scale", lr_scale, get_args(LrScale))
+        check_choice("adapters", adapters, get_args(Adapters))
+        if adamw_lr is not None and adamw_lr_ratio != 1:
+            raise ValueError(f"adamw_lr_ratio = {adamw_lr_ratio}: expected adamw_lr = null with it, got {adamw_lr}")
+        rest_lr = adamw_lr_ratio * lr if adamw_lr is None else adamw_lr
+        check_adam(rest_lr, adamw_betas, adamw_eps, adamw_weight_decay, prefix="adamw_")
         check_choices("decay_roles", decay_roles, ROLES)
-        with_roles = rated(require_roles("Muon", groups), {"matrices": lr, "rest": adamw_lr}, role_lr or {})
-        for_matrices: dict[str, Any] = {"momentum": momentum, "nesterov": nesterov}
-        for_matrices |= {"ns_steps": ns_steps, "ns_coefficients": ns_coefficients}
-        for_matrices |= {"ns_form": ns_form, "ns_dtype": ns_dtype, "ns_choices": {}, "steps_taken": 0}
-        for_matrices |= {"cautious_decay": cautious_decay, "normuon_beta2": normuon_beta2 if normuon else None}
-        for_matrices |= {"momentum_warmup_steps": momentum_warmup_steps, "adapters": adapters}
-        # gradient clipping reads `orthogonalized`: an orthogonalized update has no scale that could be clipped
-        for_matrices |= {"lr_scale": lr_scale, "orthogonalized": orthogonalize}
-        for_rest = {"betas": tuple(adamw_betas), "eps": adamw_eps, "orthogonalized": False}
-        matrices = [for_matrices | {"ns_choices": {}} | g for g in with_roles if g["role"] in MATRIX_ROLES]
-        rest = [for_rest | group for group in with_roles if group["role"] not in MATRIX_ROLES]
-        decayed = decay_by_role(matrices, weight_decay, decay_roles) + decay_by_role(
-            rest, adamw_weight_decay, decay_roles
+        self.for_matrices = MatrixOptions(
+            momentum=momentum,
+            nesterov=nesterov,
+            orthogonalized=orthogonalize,
+            ns_steps=ns_steps,
+            ns_coefficients=ns_coefficients,
+            ns_form=ns_form,
+            ns_dtype=ns_dtype,
+            lr_scale=lr_scale,
+            cautious_decay=cautious_decay,
+            normuon_beta2=normuon_beta2 if normuon else None,
+            momentum_warmup_steps=momentum_warmup_steps,
+            adapters=adapters,
         )
-        check_matrices(decayed)
-        super().__init__(decayed, {"lr": lr, "weight_decay": weight_decay}, low_precision, seed)
+        self.for_rest = RestOptions(betas=(adamw_betas[0], adamw_betas[1]), eps=adamw_eps)
+        self.rates = {"matrices": (lr, weight_decay), "rest": (rest_lr, adamw_weight_decay)}
+        groups = require_roles("Muon", groups)
+        self.role_lr = dict(role_lr or {})
+        check_choices("role_lr", list(self.role_lr), ROLES)
+        check_present("role_lr", self.role_lr, groups)
+        for role, factor in self.role_lr.items():
+            check_at_least(f"role_lr.{role}", factor, 0)
+        if not any(group["role"] in MATRIX_ROLES and group["params"] for group in groups):
+            raise ValueError(f"Muon: expected a hidden matrix or an adapter to train, got\n{table_of(groups)}")
         self.share_work = share_work
+        self.pairs: LoRAPairs | None = None
         self.workspace = Workspace()
-        self._pairs = Pairs(self.param_groups, normuon, cautious_decay) if adapters == "paired" else None
-        for group in self._matrix_groups():
-            for name, param in zip(names_of(group), group["params"], strict=True):
-                exchange_of(name, param, share_work)
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay}, low_precision, seed, decay_roles)
+        if adapters == "paired":
+            self.pairs = LoRAPairs(self.param_groups, normuon, cautious_decay)
 
-    def _matrix_groups(self) -> list[dict[str, Any]]:
-        return [group for group in self.param_groups if group["role"] in MATRIX_ROLES]
+    def complete_group(self, group: dict[str, Any]) -> dict[str, Any]:
+        """A group with the options, the learning rate and the weight decay of its role; its own are kept.
+
+        Raises:
+            ValueError: it has no role, holds matrices that cannot be orthogonalized, or adapters come late for pairs.
+        """
+        (group,) = require_roles("Muon", [super().complete_group(group)])
+        group["params"] = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+        of_matrices = group["role"] in MATRIX_ROLES
+        if of_matrices:
+            check_matrices(group)
+            for name, param in named_parameters(group):
+                exchange_of(name, param, self.share_work)
+        if self.pairs is not None and group["role"] == "adapter":
+            raise ValueError("adapters = paired: expected all adapters at construction, got a group of them later")
+        lr, weight_decay = self.rates["matrices" if of_matrices else "rest"]
+        own = {"lr": lr * self.role_lr.get(group["role"], 1.0), "weight_decay": weight_decay}
+        options = asdict(self.for_matrices) | {"steps_taken": 0} if of_matrices else asdict(self.for_rest)
+        return options | own | group
 
     def update_group(self, group: dict[str, Any], entries: list[Entry]) -> None:
         """One Muon step of a group of matrices, or one AdamW step of another."""
         if group["role"] not in MATRIX_ROLES:
             update_adamw(entries, group)
             return
-        step = group["steps_taken"]
-        options = group | {"momentum": warm_momentum(group["momentum"], step, group["momentum_warmup_steps"])}
-        if self._pairs is not None and group["role"] == "adapter" and group["orthogonalized"]:
-            self._pairs.update(self, group, entries, options["momentum"])
+        options = MatrixOptions.of(group)
+        if self.pairs is not None and group["role"] == "adapter" and options.orthogonalized:
+            self.pairs.update(self, group, entries)
         else:
-            for exchange, alike in self._alike(entries):
-                for chunk in chunks(alike, exchange.limit(alike[0].target.device)):
-                    self._update_alike(options, chunk, exchange)
-        group["steps_taken"] = step + 1
+            for exchange, some in alike(entries, self.share_work):
+                updates = self.directions(group, some)
+                if options.orthogonalized:
+                    updates = self._orthogonalized(group, options, some, updates, exchange)
+                move(
+                    [entry.target for entry in some],
+                    updates,
+                    lr=group["lr"],
+                    weight_decay=group["weight_decay"],
+                    cautious_decay=options.cautious_decay and options.orthogonalized,
+                )
+        group["steps_taken"] += 1
 
-    def _alike(self, entries: Sequence[Entry]) -> Iterator[tuple[Alone, list[Entry]]]:
-        """Entries of one global shape, dtype, device and way of exchange."""
-        found: defaultdict[tuple[Any, ...], list[Entry]] = defaultdict(list)
-        for entry in entries:
-            layout = (entry.param.device_mesh, entry.param.placements) if isinstance(entry.param, DTensor) else None
-            found[entry.param.shape, entry.param.dtype, entry.param.device, layout].append(entry)
-        for alike in found.values():
-            yield exchange_of(alike[0].name, alike[0].param, self.share_work), alike
+    def directions(self, group: Mapping[str, Any], entries: Sequence[Entry]) -> list[Tensor]:
+        """Local directions of parameters of one group, whose momentum takes up their gradients."""
+        momentum = warm_momentum(group["momentum"], group["steps_taken"], group["momentum_warmup_steps"])
+        buffers, grads = [momentum_buffer(entry) for entry in entries], [entry.grad for entry in entries]
+        return momentum_directions(buffers, grads, momentum=momentum, nesterov=group["nesterov"])
 
-    def _update_alike(self, options: dict[str, Any], entries: list[Entry], exchange: Alone) -> None:
-        """Move parameters of one shape."""
-        if self.keeps_update and moves_in_place(options, entries[0], exchange):
-            self._choose(options, entries[0].param, entries[0].target.dtype, exchange)
-            move_in_place(options, entries, self.workspace)
-            return
-        buffers = [momentum_buffer(entry) for entry in entries]
-        found = directions(
-            buffers, [e.grad for e in entries], momentum=options["momentum"], nesterov=options["nesterov"]
-        )
-        if options["orthogonalized"]:
-            found = self.orthogonalized(options, entries, found, exchange)
-        decay: dict[str, Any] = {"weight_decay": options["weight_decay"]}
-        decay["cautious_decay"] = options["cautious_decay"] and options["orthogonalized"]
-        move([entry.target for entry in entries], found, lr=options["lr"], **decay)
-
-    def orthogonalized(
-        self, options: dict[str, Any], entries: Sequence[Entry], found: Sequence[Tensor], exchange: Alone
+    def _orthogonalized(
+        self,
+        group: Mapping[str, Any],
+        options: MatrixOptions,
+        entries: Sequence[Entry],
+        directions: Sequence[Tensor],
+        exchange: Exchange,
     ) -> list[Tensor]:
-        """Updates of parameters of one shape, from their directions.
-
-        Args:
-            options: hyperparameters of the group.
-            entries: the parameters.
-            found: their directions, local.
-            exchange: of the parameters.
-
-        Returns:
-            What lies on this rank of the updates, times the scale of their blocks.
-        """
-        rows, split = entries[0].param.size(-2), options["split"]
-        pieces = [[direction] for direction in found]
+        """What lies on this rank of the updates of parameters of one shape, from their directions."""
+        pieces = [[direction] for direction in directions]
         seconds = []
-        if options["normuon_beta2"] is not None:
+        if options.normuon_beta2 is not None:
             seconds = [row_second_moment(entry) for entry in entries]
-            pieces = [[*piece, second] for piece, second in zip(pieces, seconds, strict=True)]
-        width = len(pieces[0])
-        self._choose(options, entries[0].param, found[0].dtype, exchange)
-        if not isinstance(entries[0].param, DTensor) or found[0].numel() or found[0].ndim == 2:
-            results = exchange.map(
-                pieces,
-                [rows] * width,
-                [split] * width,
-                lambda stacks: self.update_of_blocks(options, stacks),
-                range(width),
-            )
-        else:
-            return list(found)  # no matrix of the stacks lies here
+            pieces = [[direction, second] for direction, second in zip(directions, seconds, strict=True)]
+        tensors = len(pieces[0])
+        results = map_blocks(
+            exchange,
+            pieces,
+            rows=[entries[0].param.size(-2)] * tensors,
+            splits=[group["split"]] * tensors,
+            function=partial(self.update_of_blocks, group, options),
+            like=range(tensors),
+        )
         for second, result in zip(seconds, results, strict=False):
             second.copy_(result[1])
         return [result[0] for result in results]
 
-    def _choose(self, options: dict[str, Any], param: Tensor, dtype: torch.dtype, exchange: Alone) -> None:
-        """Choose the iterations of every block shape of a parameter, on all ranks at once."""
-        whole = torch.empty(param.shape, device="meta")
-        for (stack,) in runs([whole], [options["split"]]):
-            wanted = options["ns_form"], options["ns_dtype"]
-            choose(options["ns_choices"], *wanted, stack.shape, param.device, dtype, exchange.agree)
-
-    def update_of_blocks(self, options: dict[str, Any], stacks: list[Tensor]) -> list[Tensor]:
+    def update_of_blocks(self, group: Mapping[str, Any], options: MatrixOptions, stacks: list[Tensor]) -> list[Tensor]:
         """Update of stacked blocks from their directions, times the scale of a block.
 
         Args:
-            options: hyperparameters of the group.
+            group: of the blocks.
+            options: of the group.
             stacks: the directions (batch, rows, columns), and with NorMuon the running means (batch, rows, 1).
 
         Returns:
             The update, and with NorMuon the new running means.
         """
         direction = stacks[0]
-        wanted, kind = (options["ns_form"], options["ns_dtype"]), (direction.device, direction.dtype)
-        choice = choose(options["ns_choices"], *wanted, direction.shape, *kind, lambda number, _: number)
-        found = orthogonalize(
-            direction, choice, ns_steps=options["ns_steps"], ns_coefficients=options["ns_coefficients"]
-        )
-        results = [found]
-        if len(stacks) > 1:
-            results = list(normalize_rows(found, stacks[1], beta=options["normuon_beta2"]))
-        results[0].mul_(shape_scale(options["lr_scale"], *direction.shape[-2:]))
+        rows, columns = direction.shape[-2:]
+        choice = choose(options.ns_form, options.ns_dtype, rows, columns, direction.device, direction.dtype)
+        iterations: dict[str, Any] = {"ns_steps": options.ns_steps, "ns_coefficients": options.ns_coefficients}
+        results = [polar_factors(direction, choice, **iterations, workspace=self.workspace)]
+        if options.normuon_beta2 is not None:
+            results = list(normalize_rows(results[0], stacks[1], beta=options.normuon_beta2))
+        results[0].mul_(shape_scale(options.lr_scale, rows, columns))
         return results
 
-    def choices(self) -> dict[str, str]:
-        """Form and precision of the iterations that each block shape takes, e.g. ``cpu 768x3072`` -> ``gram float32``.
+    @property
+    def choices(self) -> list[dict[str, Any]]:
+        """Form and precision of the iterations of every block shape, a row each: device, shape, form, dtype."""
+        orthogonalized = [group for group in self.param_groups if group["orthogonalized"]]
+        return choices_of(orthogonalized, paired=self.pairs is not None)
 
-        Empty before the first step.
-        """
-        return {key: choice for group in self._matrix_groups() for key, choice in sorted(group["ns_choices"].items())}
+    def record(self) -> dict[str, Any]:
+        """For run.json: what ``auto`` of form and precision means on this machine."""
+        return {"newton_schulz": self.choices}
 
 
-def chunks(entries: Sequence[Entry], limit: float) -> Iterator[list[Entry]]:
-    """Consecutive entries with at most ``limit`` elements in all, or one."""
-    each = max(1, entries[0].target.numel())
-    count = len(entries) if limit == float("inf") else max(1, int(limit // each))
-    for start in range(0, len(entries), count):
-        yield list(entries[start : start + count])
+# -------------------- the step, function by function
+
+
+def momentum_directions(
+    momentum_buffers: Sequence[Tensor], grads: Sequence[Tensor], *, momentum: float, nesterov: bool
+) -> list[Tensor]:
+    r"""Directions of heavy-ball or Nesterov momentum, a sum and not a mean of past gradients.
+
+    .. math::
+        b \leftarrow \mu b + g, \quad d = g + \mu b \text{ (Nesterov)} \quad \text{or} \quad d = b
+
+    Args:
+        momentum_buffers: b of each parameter, float32 or float64; changed in place.
+        grads: g, of any float dtype, only read.
+        momentum: decay rate :math:`\mu` of the buffers.
+        nesterov: which of the two directions.
+
+    Returns:
+        The directions; the buffers themselves without ``nesterov``: only read them.
+    """
+    if not momentum_buffers:
+        return []
+    buffers = list(momentum_buffers)
+    converted = [grad.to(buffers[0].dtype) for grad in grads]
+    torch._foreach_mul_(buffers, momentum)
+    torch._foreach_add_(buffers, converted)
+    return list(torch._foreach_add(converted, buffers, alpha=momentum)) if nesterov else buffers
+
+
+def warm_momentum(momentum: float, step: int, warmup_steps: int) -> float:
+    """The momentum of a step: rises linearly from 0.85, or stays where that is not less.
+
+    Args:
+        momentum: after the warm-up.
+        step: number of steps before this one.
+        warmup_steps: length of the warm-up; 0 for none.
+    """
+    if step >= warmup_steps or momentum <= MOMENTUM_START:
+        return momentum
+    return MOMENTUM_START + (momentum - MOMENTUM_START) * step / warmup_steps
+
+
+def move(
+    targets: Sequence[Tensor], updates: Sequence[Tensor], *, lr: float, weight_decay: float, cautious_decay: bool
+) -> None:
+    r"""Decay and move each parameter.
+
+    .. math::
+        p \leftarrow p - \eta \lambda \, \mathbb{1}[u p \ge 0] \, p - \eta u \quad
+        \text{(without cautious\_decay every coordinate decays)}
+
+    Args:
+        targets: changed in place.
+        updates: u, of the targets' shapes, scaled for their blocks; only read.
+        lr: learning rate.
+        weight_decay: coefficient of the decoupled weight decay.
+        cautious_decay: only coordinates decay that the update moves towards zero, or not at all; Chen et al. 2025,
+            Cautious Weight Decay, arXiv 2510.12402.
+    """
+    if not targets:
+        return
+    if weight_decay and cautious_decay:
+        for target, update in zip(targets, updates, strict=True):
+            target.sub_((update * target >= 0) * target, alpha=lr * weight_decay)
+    elif weight_decay:
+        torch._foreach_mul_(list(targets), 1 - lr * weight_decay)
+    torch._foreach_add_(list(targets), list(updates), alpha=-lr)
+
+
+def momentum_buffer(entry: Entry) -> Tensor:
+    """Local sum of a parameter's past gradients, made and kept in its state at the first call."""
+    if "momentum_buffer" not in entry.state:
+        entry.state["momentum_buffer"] = zeros_of_state(entry.param)
+    return local(entry.state["momentum_buffer"])

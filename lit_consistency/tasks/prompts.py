@@ -18,8 +18,8 @@ from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.inference.items import Candidate, Item
 from lit_consistency.tasks.few_shot import draw_shots_by_group, without_shots
 from lit_consistency.tasks.formats import Format
-from lit_consistency.tasks.question import EncodedQuestion, EncodedTask, Question, ReadTask, limited
-from lit_consistency.tasks.task import PromptedTask
+from lit_consistency.tasks.question import EncodedQuestion, Question, limited
+from lit_consistency.tasks.task import EncodedTask, PromptedTask, ReadTask
 
 
 class Fitter:

@@ -54,15 +54,12 @@ class Cell(NamedTuple):
 
 
 def command(cell: Cell) -> list[str]:
-    """The run's command; Muon's two learning rates are kept equal."""
+    """The run's command; the learning rate of Muon's AdamW follows."""
     options, _ = WAYS[cell.way]
-    rates = [f"--model.optimizer.init_args.lr={cell.lr}"]
-    if cell.way == "Muon":
-        rates.append(f"--model.optimizer.init_args.adamw_lr={cell.lr}")
     return [
         *[sys.executable, "-m", "lit_consistency", "fit", "--config", "configs/books/finetune.yaml", *options],
         f"--model.checkpoint_dir={RUNS / BASES[cell.base] / 'model'}",
-        *rates,
+        f"--model.optimizer.init_args.lr={cell.lr}",
         "--forgetting.every_n_steps=0",
         "--run.save_model=false",
         f"--run.name={cell.name}",

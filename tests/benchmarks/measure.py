@@ -54,7 +54,7 @@ def seconds(step: Step, device: str, repeats: int = 1) -> float:
 def medians(steps: Mapping[str, Step], device: str, rounds: int, seed: int = 0) -> dict[str, float]:
     """Median milliseconds of each step over ``rounds``, in each of which all are measured, in shuffled order.
 
-    Every step is run once before: it makes its state, and compiles or measures what it chooses by.
+    Every step is run once before: it makes its state, and compiles what is compiled.
     """
     repeats, times = {}, {name: list[float]() for name in steps}
     for name, step in steps.items():

@@ -36,12 +36,19 @@ def test_the_folder_holds_what_was_run_and_what_came_out(base: Path) -> None:
     content = record(base)
     assert content["status"] == "finished"
     assert content["optimizer"] == "AdamW"
+    assert content["optimizer_choices"] == {}
     assert content["base"] is None
     assert content["steps"] == 4
     assert sum(row["parameters"] for row in content["parameters"]) == 15_600
     assert content["data"]["train"]["source"]["world"] == "MarkovChains"
     assert {"torch", "litgpt", "lightning"} <= set(content["versions"])
     assert content["final_metrics"]["distance/all"] > 0
+
+
+def test_the_record_says_what_the_optimizer_chose(tmp_path: Path) -> None:
+    fit(tmp_path, optimizer="muon")
+    rows = record(tmp_path / "run")["optimizer_choices"]["newton_schulz"]
+    assert {"device": "cpu", "shape": [16, 16], "form": "direct", "dtype": "float32"} in rows
 
 
 def test_the_config_is_complete(base: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import io
 import re
 from collections.abc import Callable
@@ -44,14 +43,19 @@ def class_of(name: str) -> type[torch.optim.Optimizer]:
 
 
 def defaults_of(name: str) -> dict[str, Any]:
-    """Every hyperparameter with its default, as a configuration writes it."""
-    parameters = list(inspect.signature(class_of(name)).parameters.values())[1:]
-    return {p.name: list(p.default) if isinstance(p.default, tuple) else p.default for p in parameters}
+    """Every hyperparameter with its default, as a configuration writes it: those of the class that takes **kwargs too.
+
+    Options that a class gives its parent itself, and does not offer, are left out.
+    """
+    parsed = parser_of_factories().parse_object({"optimizer": {"class_path": SECTIONS[name]["class_path"]}})
+    options = vars(parsed.optimizer.init_args)
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
 
 
 def build(name: str, model: nn.Module, **options: Any) -> torch.optim.Optimizer:
     file, more = VARIANTS[name]
-    return class_of(file)(parameter_groups(model), **(SECTIONS[file]["init_args"] | more | options))
+    groups = options.pop("groups", None) or parameter_groups(model)
+    return class_of(file)(groups, **(SECTIONS[file]["init_args"] | more | options))
 
 
 def set_grads(model: nn.Module, seed: int) -> None:
@@ -89,6 +93,13 @@ def test_every_optimizer_has_a_file() -> None:
 def test_the_file_names_hyperparameters_with_their_defaults(name: str) -> None:
     assert "lr" in SECTIONS[name]["init_args"]
     assert SECTIONS[name]["init_args"].items() <= defaults_of(name).items()
+
+
+def test_filtered_muon_has_every_option_of_muon_but_pairs() -> None:
+    muon, filtered = defaults_of("muon"), defaults_of("filtered_muon")
+    assert {key: value for key, value in muon.items() if key != "adapters"}.items() <= filtered.items()
+    assert set(filtered) - set(muon) == {"fraction", "filter_stage"}
+    assert "adapters" not in filtered
 
 
 @every_file
@@ -257,6 +268,35 @@ def test_the_rate_of_every_group_is_the_schedulers(name: str) -> None:
     assert [group["initial_lr"] for group in optimizer.param_groups] == base
     # at a rate of zero nothing moves, decay included
     assert_equal(run(optimizer, model, range(1, 2)), before)
+
+
+@every_variant
+def test_a_group_that_comes_later_moves_as_one_that_was_there(name: str) -> None:
+    """It has the options of its role; groups that cannot be moved are refused before anything is added."""
+    straight, model = small_gpt(), small_gpt()
+    expected = run(build(name, straight), straight, range(3))
+    groups = parameter_groups(model)
+    optimizer = build(name, model, groups=groups[:1])
+    for group in groups[1:]:
+        optimizer.add_param_group(group)
+    assert_equal(run(optimizer, model, range(3)), expected)
+    options = [{k: v for k, v in g.items() if k not in ("params", "split")} for g in build(name, model).param_groups]
+    for found, wanted in zip(optimizer.param_groups, options, strict=True):
+        assert found.keys() >= wanted.keys()
+        assert found["weight_decay"] == wanted["weight_decay"]
+    with pytest.raises(ValueError, match="some parameters appear in more than one parameter group"):
+        optimizer.add_param_group(groups[0])
+    assert len(optimizer.param_groups) == len(groups)
+
+
+@pytest.mark.parametrize("name", ["muon", "filtered_muon", "mofo"])
+def test_a_later_group_without_a_role_is_refused_at_once(name: str) -> None:
+    model = small_gpt()
+    optimizer = build(name, model)
+    before = len(optimizer.param_groups)
+    with pytest.raises(ValueError, match=r"call parameter_groups\(model\)"):
+        optimizer.add_param_group({"params": [("late", nn.Parameter(torch.zeros(2, 2)))]})
+    assert len(optimizer.param_groups) == before
 
 
 @every_variant

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lit_consistency.optimizers import FilteredMuon, Muon
-from lit_consistency.optimizers.orthogonal.newton_schulz import newton_schulz
+from lit_consistency.optimizers.orthogonal.orthogonalizer import newton_schulz
 from tests.optimizers.models import follow, one_matrix, random_grads
 from tests.reference.optimizers import largest_by_sort
 

@@ -123,6 +123,9 @@ def test_what_does_not_go_with_pairs_is_refused() -> None:
             Muon(parameter_groups(model), adapters="paired", **options)
     with pytest.raises(ValueError, match="use qkv = split"):
         Muon(parameter_groups(model, "head"), adapters="paired")
+    groups = parameter_groups(model)
+    with pytest.raises(ValueError, match="adapters = paired: expected all adapters at construction"):
+        Muon(groups, adapters="paired").add_param_group(groups[0])
     model.transformer.h[0].mlp.proj.lora_A.requires_grad_(False)
     with pytest.raises(ValueError, match=r"mlp.proj has \['lora_B'\]: expected lora_A and lora_B"):
         Muon(parameter_groups(model), adapters="paired")

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from lit_consistency.optimizers import SGD, AdamW, Muon, parameter_groups
-from lit_consistency.optimizers.muon_step import shape_scale
-from lit_consistency.optimizers.orthogonal.newton_schulz import newton_schulz
+from lit_consistency.optimizers.orthogonal.choice import shape_scale
+from lit_consistency.optimizers.orthogonal.orthogonalizer import newton_schulz
 from tests.optimizers.models import follow, one_matrix, random_grads, small_gpt, small_lora
 from tests.reference.optimizers import muon_trajectory
 
@@ -193,6 +193,22 @@ def test_a_schedule_keeps_the_ratio_of_the_two_learning_rates() -> None:
         "head": 0.0005,
         "norm": 0.0005,
     }
+
+
+@pytest.mark.parametrize(
+    ("options", "rest"),
+    [({}, 0.02), ({"adamw_lr_ratio": 0.5}, 0.01), ({"adamw_lr": 0.001}, 0.001), ({"role_lr": {"head": 2.0}}, 0.02)],
+)
+def test_the_rate_of_the_rest_follows_lr_by_a_ratio(options: dict[str, Any], rest: float) -> None:
+    optimizer = Muon(parameter_groups(small_gpt()), lr=0.02, **options)
+    rates = {group["role"]: group["lr"] for group in optimizer.param_groups}
+    head = rest * options.get("role_lr", {}).get("head", 1.0)
+    assert rates == {"hidden": 0.02, "embedding": rest, "head": head, "norm": rest}
+
+
+def test_a_rate_and_a_ratio_of_the_rest_are_refused_together() -> None:
+    with pytest.raises(ValueError, match=r"^adamw_lr_ratio = 0.5: expected adamw_lr = null with it, got 0.01"):
+        Muon(parameter_groups(small_gpt()), adamw_lr=0.01, adamw_lr_ratio=0.5)
 
 
 def test_nothing_to_orthogonalize_is_refused_with_the_table() -> None:

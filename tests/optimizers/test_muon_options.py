@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lit_consistency.optimizers import Muon, parameter_groups
-from lit_consistency.optimizers.muon_step import normalize_rows, warm_momentum
+from lit_consistency.optimizers.muon import warm_momentum
+from lit_consistency.optimizers.normuon import normalize_rows
 from tests.optimizers.models import follow, one_matrix, random_grads, small_gpt
 from tests.reference.optimizers import normuon_trajectory
 

@@ -23,7 +23,8 @@ from lit_consistency.evaluation.harness.tokens import HarnessTokens, Sequenced
 from lit_consistency.inference.items import Candidate
 from lit_consistency.metrics import exact_match, extract, rouge_l
 from lit_consistency.tasks.generation import GenerationTask, accepted_answers, answer_rule
-from lit_consistency.tasks.question import EncodedQuestion, EncodedTask
+from lit_consistency.tasks.question import EncodedQuestion
+from lit_consistency.tasks.task import EncodedTask
 from lit_consistency.tasks.text import TextTask
 
 JUDGED = ("exact_match", "rouge_l")
@@ -59,6 +60,8 @@ def export_tasks(questions: EncodedTask, folder: Path, tokenizer: Tokenizer, blo
         documents, settings = _generation(task, questions, tokens)
     elif isinstance(task, TextTask):
         documents, settings = _text(questions, tokens)
+    elif getattr(task, "prompt_style", None) is not None:
+        raise ValueError(f"task {task.name}: prompt_style: lm-eval scores no end of a turn; expected fields")
     else:
         documents, settings = _choice(questions, tokens)
     folder = Path(folder)
@@ -103,11 +106,19 @@ def _choice(questions: EncodedTask, tokens: HarnessTokens) -> _Exported:
         contexts, answers = ([text[i] for text in texts] for i in (0, 1))
         rows.append({"id": question.id, "gold": question.item.gold, "contexts": contexts, "answers": answers})
     settings: dict[str, Any] = {"output_type": "multiple_choice", "doc_to_choice": "answers", "doc_to_target": "gold"}
-    metrics = [{"metric": "acc"}, {"metric": "acc_norm"}]
+    metrics = [{"metric": "acc"}, {"metric": "acc_norm"}, {"metric": "acc_bytes"}]
     if all(len(row["answers"]) == 1 for row in rows):
         settings = {"output_type": "loglikelihood", "doc_to_target": "{{answers[0]}}"}
         metrics = [{"metric": "acc"}, {"metric": "perplexity"}]
-    elif any(len(set(row["contexts"])) > 1 for row in rows):
+        return _Exported(rows, {"doc_to_text": "{{contexts[0]}}", **settings, "metric_list": metrics})
+    # lm-eval counts the bytes of a choice without the delimiter, so that stands by itself
+    answers = [answer for row in rows for answer in row["answers"]]
+    delimiters = {answer[: len(answer) - len(answer.lstrip())] for answer in answers}
+    if len(delimiters) == 1:
+        settings["target_delimiter"] = delimiters.pop()
+        for row in rows:
+            row["answers"] = [answer.lstrip() for answer in row["answers"]]
+    if any(len(set(row["contexts"])) > 1 for row in rows):
         # the end of the sentence is scored: lm-eval then takes the contexts for choices, and the gold for the text
         if any(len(set(row["answers"])) > 1 for row in rows):
             raise ValueError(

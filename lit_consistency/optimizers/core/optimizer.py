@@ -31,8 +31,8 @@ from lit_consistency.optimizers.core.state import check_state
 LowPrecision = Literal["master", "stochastic", "nearest"]
 LOW_PRECISIONS: tuple[str, ...] = get_args(LowPrecision)
 PRECISE = (torch.float32, torch.float64)  # parameters of these dtypes move themselves
-# what a group has counted or measured, beside its hyperparameters: no configuration sets it
-PROGRESS = ("rounded_steps", "steps_taken", "ns_choices")
+# what a group has counted, beside its hyperparameters: no configuration sets it
+PROGRESS = ("rounded_steps", "steps_taken")
 DECAY_ROLES = ("hidden", "adapter", "embedding", "head")
 
 
@@ -158,6 +158,10 @@ class GroupOptimizer(Optimizer, ABC):
         """What is to be logged of the last step, by tag; all ranks call it together."""
         return {}
 
+    def record(self) -> dict[str, Any]:
+        """What a run's record says of the optimizer beside its options: what it chose by itself, fit for JSON."""
+        return {}
+
     def __getstate__(self) -> dict[str, Any]:
         """For ``copy.deepcopy`` and ``pickle``: torch keeps only what its own optimizers have, and no hook."""
         # a learning-rate scheduler puts a step of its own, which cannot be pickled, over that of the class
@@ -242,19 +246,6 @@ def copy_groups(groups: ParamsT) -> list[Any]:
     """The entries of ``groups``; dicts are copied, because torch writes its defaults into the dicts it is given."""
     entries: Iterable[Any] = groups
     return [dict(entry) if isinstance(entry, dict) else entry for entry in entries]
-
-
-def decay_by_role(groups: ParamsT, weight_decay: float, decay_roles: Sequence[str]) -> list[Any]:
-    """Copies of ``groups`` in which each has its own ``weight_decay``: 0 where its role is not in ``decay_roles``.
-
-    Groups without a role decay, and a group that already has a ``weight_decay`` keeps it.
-    """
-    copies = copy_groups(groups)
-    for group in copies:
-        if isinstance(group, dict):
-            decays = group.get("role") is None or group["role"] in decay_roles
-            group.setdefault("weight_decay", weight_decay if decays else 0.0)
-    return copies
 
 
 def require_roles(name: str, groups: ParamsT) -> list[dict[str, Any]]:

@@ -1,38 +1,33 @@
-"""Which form and precision of Newton-Schulz a block takes, and the stack of blocks that takes it.
+"""What follows from a block's shape and the hardware: form and precision of Newton-Schulz, and the size of a step.
 
-Blocks whose short side is at most 256 follow a fixed rule, so that small runs are the same bits on every CPU. For
-larger ones ``auto`` is measured at the first step: float32 against bfloat16 on a CPU, where some have bfloat16 in
-hardware and some emulate it at a fifth of float32's speed, and the two forms on CUDA. What was measured is kept with
-the optimizer's state, so that a resumed run takes the same.
-
-Given up: a choice per batch size; the choice for a shape is measured once, with the first batch that comes.
+Rules, and no stopwatch: two runs of a study on one kind of machine take the same, and ``run.json`` says what. Given up:
+the fastest choice on every machine; where a rule is wrong, name ``ns_form`` and ``ns_dtype``.
 """
 
 from __future__ import annotations
 
 import functools
-import time
-from collections.abc import Callable, MutableMapping
-from typing import Any, Literal, NamedTuple, cast
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
 
-from lit_consistency.optimizers.core.workspace import Workspace
-from lit_consistency.optimizers.orthogonal.newton_schulz import Coefficients, Form, add_newton_schulz_, newton_schulz
+from lit_consistency.optimizers.groups import blocks
 
 NSForm = Literal["auto", "direct", "gram"]
 NSDtype = Literal["auto", "float32", "bfloat16"]
-NS_FORMS = ("auto", "direct", "gram")
-NS_DTYPES = ("auto", "float32", "bfloat16")
-# Short side of a block up to which nothing is measured, and up to which a CPU works on stacks.
+Form = Literal["direct", "gram"]
+LrScale = Literal["match_rms_adamw", "original", "spectral"]
+# Short side of a block up to which a CPU works on stacks in float32: small runs are alike on every CPU.
 SMALL = 256
-# Long over short side from which the Gram form needs fewer operations, symmetric products included.
+# Long side over short side from which the Gram form is the faster one. Measured on CPUs with symmetric products, one
+# layer of GPT-2 small in float32: direct and Gram together from 1.5 take 0.58 of the direct form without them.
 GRAM_ASPECT = 1.5
-# A measured sample is not longer than this on its short side: rates no longer change beyond.
-SAMPLE = 1024
-# bfloat16 must be this much faster than float32, because it is less exact.
-WORTH = 1.2
+# The same for large blocks on CUDA, where Gram matrices lose precision and are formed anew: 14 n^3 + 4 n^2 m products
+# against 5 n^3 + 10 n^2 m are a fifth fewer from here. Counted, not measured.
+GRAM_ASPECT_CUDA = 2.25
 
 
 class Choice(NamedTuple):
@@ -41,177 +36,79 @@ class Choice(NamedTuple):
     form: Form
     dtype: torch.dtype
 
-    def __str__(self) -> str:
-        return f"{self.form} {str(self.dtype).removeprefix('torch.')}"
 
-    @classmethod
-    def parse(cls, text: str) -> Choice:
-        """The choice that ``str`` wrote."""
-        form, dtype = text.split()
-        return cls(cast(Form, form), getattr(torch, dtype))
-
-
-def candidates(
-    ns_form: NSForm, ns_dtype: NSDtype, shape: torch.Size, device: torch.device, dtype: torch.dtype
-) -> list[Choice]:
-    """What may be taken for blocks of (..., rows, columns), the most exact first; one where nothing is to be measured.
-
-    Args:
-        ns_form: what was asked for.
-        ns_dtype: what was asked for.
-        shape: of the stack.
-        device: of the stack.
-        dtype: of the stack; float64 stays float64.
-    """
-    short, long = sorted(shape[-2:])
-    pays = long >= GRAM_ASPECT * short
-    dtypes = [torch.float64] if dtype == torch.float64 else _dtypes(ns_dtype, short, device)
-    if ns_form != "auto":
-        forms: list[Form] = [ns_form]
-    elif device.type == "cuda" and short > SMALL and pays and dtype != torch.float64:
-        forms = ["direct", "gram"]
-    else:
-        forms = ["gram" if pays else "direct"]
-    return [Choice(form, candidate) for candidate in dtypes for form in forms]
-
-
-def _dtypes(ns_dtype: NSDtype, short: int, device: torch.device) -> list[torch.dtype]:
-    if ns_dtype != "auto":
-        return [getattr(torch, ns_dtype)]
-    if device.type == "cuda":
-        return [torch.bfloat16]
-    return [torch.float32, torch.bfloat16] if device.type == "cpu" and short > SMALL else [torch.float32]
-
-
-def key_of(shape: torch.Size, device: torch.device) -> str:
-    """Name of a choice, e.g. ``cpu 768x3072``."""
-    return f"{device.type} {shape[-2]}x{shape[-1]}"
-
-
+@functools.lru_cache(maxsize=1024)  # asked for every stack in every step
 def choose(
-    choices: MutableMapping[str, str],
-    ns_form: NSForm,
-    ns_dtype: NSDtype,
-    shape: torch.Size,
-    device: torch.device,
-    dtype: torch.dtype,
-    agree: Callable[[int, torch.device], int],
+    ns_form: NSForm, ns_dtype: NSDtype, rows: int, columns: int, device: torch.device, dtype: torch.dtype
 ) -> Choice:
-    """The choice for a shape: the one on record, or the fastest of the candidates, which then goes on record.
-
-    What is on record counts only while it is what is asked for: the options may change where a run is continued.
+    """Form and precision of the iterations on blocks of (rows, columns).
 
     Args:
-        choices: key of ``key_of`` -> choice as text; grows.
-        ns_form: see ``candidates``.
-        ns_dtype: see ``candidates``.
-        shape: (batch, rows, columns).
-        device: of the blocks.
-        dtype: of the blocks.
-        agree: makes one rank's number every rank's; called by every rank or by none.
+        ns_form: what was asked for; ``auto`` leaves it to the rule.
+        ns_dtype: likewise.
+        rows: of a block.
+        columns: of a block.
+        device: of the block.
+        dtype: of the block; float64 stays float64.
     """
-    key = key_of(shape, device)
-    possible = _by_text(ns_form, ns_dtype, shape, device, dtype)
-    if choices.get(key) not in possible:
-        best = 0 if len(possible) == 1 else agree(fastest([*possible.values()], shape, device), device)
-        choices[key] = [*possible][best]
-    return possible[choices[key]]
+    short, long = sorted((rows, columns))
+    if dtype == torch.float64:
+        precision = dtype
+    elif ns_dtype != "auto":
+        precision = getattr(torch, ns_dtype)
+    else:
+        large_or_cuda = short > SMALL or device.type == "cuda"
+        precision = torch.bfloat16 if large_or_cuda and multiplies_bfloat16(device) else torch.float32
+    if ns_form != "auto":
+        return Choice(ns_form, precision)
+    restarts = device.type == "cuda" and short > SMALL and precision == torch.bfloat16
+    aspect = GRAM_ASPECT_CUDA if restarts else GRAM_ASPECT
+    return Choice("gram" if long >= aspect * short else "direct", precision)
 
 
-@functools.lru_cache(maxsize=1024)
-def _by_text(
-    ns_form: NSForm, ns_dtype: NSDtype, shape: torch.Size, device: torch.device, dtype: torch.dtype
-) -> dict[str, Choice]:
-    """``candidates`` by their texts; asked in every step, so the answer is kept."""
-    return {str(choice): choice for choice in candidates(ns_form, ns_dtype, shape, device, dtype)}
-
-
-def fastest(possible: list[Choice], shape: torch.Size, device: torch.device) -> int:
-    """Place of the choice that a short measurement finds fastest; the first unless another is clearly faster."""
-    # in turns, so that what else the machine does falls on all of them
-    rounds = [[seconds(choice, shape, device) for choice in possible] for _ in range(2)]
-    times = [min(found) for found in zip(*rounds, strict=True)]
-    best = min(range(len(times)), key=times.__getitem__)
-    return best if times[best] * WORTH < times[0] else 0
-
-
-def seconds(choice: Choice, shape: torch.Size, device: torch.device) -> float:
-    """Time on noise of that shape or a smaller one of the same aspect, the best of three; one iteration on a CPU."""
-    short, long = sorted(shape[-2:])
-    rows = min(short, SAMPLE)
-    batch = shape[0] if device.type == "cuda" else 1
-    # an own generator: the run's random numbers stay as they are
-    generator = torch.Generator(device=device).manual_seed(0)
-    sample = torch.randn(batch, rows, round(rows * long / short), generator=generator, device=device)
-    step = _whole(sample, choice) if device.type == "cuda" else _one_iteration(sample[0], choice)
-    best = float("inf")
-    for _ in range(3):
-        _wait(device)
-        start = time.perf_counter()
-        step()
-        _wait(device)
-        best = min(best, time.perf_counter() - start)
-    return best
-
-
-def _whole(sample: Tensor, choice: Choice) -> Callable[[], object]:
-    """All iterations, since the forms differ in what they do later."""
-    stack = sample if sample.size(0) > 1 else sample[0]
-    return lambda: newton_schulz(stack, ns_steps=5, form=choice.form, dtype=choice.dtype)
-
-
-def _one_iteration(sample: Tensor, choice: Choice) -> Callable[[], object]:
-    """In memory that is there, as in the steps to come: new memory costs as much as the products."""
-    target, workspace = torch.empty_like(sample), Workspace()
-    normalized = (sample / sample.norm()).to(choice.dtype)
-    options: dict[str, Any] = {"ns_steps": 1, "ns_coefficients": "polar_express", "form": choice.form}
-    return lambda: add_newton_schulz_(target, normalized, beta=0.0, alpha=1.0, workspace=workspace, **options)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def orthogonalize(stack: Tensor, choice: Choice, *, ns_steps: int, ns_coefficients: Coefficients) -> Tensor:
-    """Newton-Schulz of a stack of blocks: compiled and batched on CUDA, one large block after the other on a CPU.
+def choices_of(groups: Sequence[Mapping[str, Any]], paired: bool) -> list[dict[str, Any]]:
+    """``choose`` for every block shape of parameter groups, fit for JSON: device, shape, form and dtype of each.
 
     Args:
-        stack: (batch, rows, columns), only read.
-        choice: form and precision.
-        ns_steps: number of iterations.
-        ns_coefficients: their polynomials.
-
-    Returns:
-        Of the stack's shape, in float32 or float64.
+        groups: an optimizer's, which are orthogonalized.
+        paired: whether adapters move in pairs, which is another iteration.
     """
-    options: dict[str, Any] = {"ns_steps": ns_steps, "ns_coefficients": ns_coefficients}
-    options |= {"form": choice.form, "dtype": choice.dtype}
-    if stack.is_cuda:
-        return _on_cuda(stack, options)
-    if stack.size(0) > 1 and min(stack.shape[-2:]) <= SMALL:
-        return newton_schulz(stack, **options)
-    # larger products do not gain from a batch on a CPU, and symmetric ones are computed block by block in matrices
-    if stack.size(0) == 1:
-        return newton_schulz(stack[0], **options)[None]
-    return torch.stack([newton_schulz(matrix, **options) for matrix in stack])
-
-
-def _on_cuda(stack: Tensor, options: dict[str, Any]) -> Tensor:
-    compiled = compiled_newton_schulz()
-    if compiled is None:
-        return newton_schulz(stack, **options)
-    # one graph for each shape and choice; the limit of 8 would send the others back to Python
-    with torch._dynamo.config.patch(recompile_limit=256):
-        return compiled(stack, **options)
+    rows: list[dict[str, Any]] = []
+    for group in groups:
+        for param in group["params"] if not (paired and group["role"] == "adapter") else ():
+            dtype = torch.promote_types(param.dtype, torch.float32)
+            for block in blocks(torch.empty(param.shape, device="meta"), group["split"]):
+                choice = choose(group["ns_form"], group["ns_dtype"], *block.shape, param.device, dtype)
+                row = {"device": param.device.type, "shape": list(block.shape), "form": choice.form}
+                row["dtype"] = str(choice.dtype).removeprefix("torch.")
+                if row not in rows:
+                    rows.append(row)
+    return rows
 
 
 @functools.cache
-def compiled_newton_schulz() -> Callable[..., Tensor] | None:
-    """``newton_schulz`` as one graph for each shape, or None where there is no compiler for CUDA.
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether products in bfloat16 are clearly faster than in float32, because the hardware has them.
 
-    No learning rate is among its arguments, so that none makes it compile anew.
+    On CUDA from compute capability 8.0 (Ampere). On a CPU with AMX: a Muon step of a GPT-2 layer takes 146 ms there and
+    487 ms in float32. A CPU without takes 5 times (AVX-512) to 48 times (AVX2) float32's time, and one with AVX-512's
+    bfloat16 alone was not measured: it keeps float32, which is more exact. ``ONEDNN_MAX_CPU_ISA`` may forbid AMX.
     """
-    from torch.utils._triton import has_triton
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu":
+        return False
+    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "ALL"
+    return torch.cpu._is_amx_tile_supported() and (allowed in ("ALL", "DEFAULT") or "AMX" in allowed)
 
-    return torch.compile(newton_schulz, dynamic=False) if has_triton() else None
+
+def shape_scale(lr_scale: LrScale, rows: int, columns: int) -> float:
+    """Factor on the learning rate for the polar factor of a block of (rows, columns)."""
+    if lr_scale == "match_rms_adamw":
+        # Liu et al. 2025, arXiv 2502.16982, section 2.2: entries then have the root mean square 0.2 that AdamW's have
+        return 0.2 * math.sqrt(max(rows, columns))
+    if lr_scale == "original":
+        # https://github.com/KellerJordan/Muon/blob/f90a42b28e00b8d9d2d05865fe90d9f39abcbcbd/muon.py, class Muon
+        return math.sqrt(max(1, rows / columns))
+    # Bernstein 2025, https://jeremybernste.in/writing/deriving-muon: the update's RMS-to-RMS operator norm is 1
+    return math.sqrt(rows / columns)

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lit_consistency.optimizers.orthogonal.newton_schulz import ITERATIONS, newton_schulz
+from lit_consistency.optimizers.orthogonal.orthogonalizer import newton_schulz
+from lit_consistency.optimizers.orthogonal.polynomials import ITERATIONS
 from tests.reference.optimizers import newton_schulz_by_svd, polar_factor
 
 
@@ -136,7 +137,7 @@ def test_the_gram_form_in_bfloat16_stays_within_its_precision_by_its_restart(
     # 16 roundings of 2 ** -8, or what the direct form loses to them where the spectrum falls far below
     assert error < max(16 * 2**-8, 1.5 * direct)
     assert largest < 1.15  # 1.13 in exact arithmetic
-    monkeypatch.setattr("lit_consistency.optimizers.orthogonal.newton_schulz.RESTART_EVERY", 99)
+    monkeypatch.setattr("lit_consistency.optimizers.orthogonal.orthogonalizer.RESTART_EVERY", 99)
     if decades > 1:
         error_without, largest_without = error_and_largest("gram")
         assert error_without > 1.5 * error
