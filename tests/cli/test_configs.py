@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import re
@@ -18,6 +17,7 @@ import yaml
 from lit_consistency.cli.fit import build
 from lit_consistency.data.tokens.tokenizer import write_tokenizer
 from lit_consistency.data.worlds import Biographies
+from tests.cli.test_overlays import defaults_of
 from tests.runs import ROOT
 
 CONFIGS = sorted(
@@ -126,11 +126,9 @@ def test_a_config_names_what_it_changes(path: Path) -> None:
     reasoned = {match[1] for match in re.finditer(r"^\s*(\w+):.*  # \w", text, re.MULTILINE)}
     for name, options in class_specs(yaml.safe_load(text)):
         module, _, kind = name.rpartition(".")
-        parameters = inspect.signature(getattr(import_module(module), kind)).parameters
+        parameters = defaults_of(getattr(import_module(module), kind))
         assert set(options) <= set(parameters), name
-        defaults = {
-            key: list(p.default) if isinstance(p.default, tuple) else p.default for key, p in parameters.items()
-        }
+        defaults = {key: list(value) if isinstance(value, tuple) else value for key, value in parameters.items()}
         unchanged = {key for key, value in options.items() if value == defaults[key]}
         assert unchanged <= reasoned, f"{name}: {unchanged - reasoned}"
 
