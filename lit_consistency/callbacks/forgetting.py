@@ -20,12 +20,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from torch import Tensor
 
+from lit_consistency.callbacks.divergence import Divergence
 from lit_consistency.callbacks.summary_table import Measurement, results_table, tasks_table
 from lit_consistency.callbacks.time_budget import TimeBudget
 from lit_consistency.callbacks.weight_change import WeightChange
 from lit_consistency.distributed.fsdp import weights_of
-from lit_consistency.inference.evaluation_mode import untouched
-from lit_consistency.inference.kl import forward_kl, log_probabilities, reverse_kl
+from lit_consistency.inference.evaluation_mode import evaluation_mode
 from lit_consistency.module import LitLanguageModel, language_model
 from lit_consistency.optimizers import roles
 from lit_consistency.records.fingerprints import fingerprint_of
@@ -51,8 +51,9 @@ class Forgetting(Callback):
         retain: tasks that the base can do, by name; worse is forgotten.
         every_n_steps: optimizer steps between measurements; 0 measures at the start and at the end only.
         batch_tokens: padded tokens in one forward of an evaluation.
-        kl_positions: supervised positions at which KL(base || model) and KL(model || base) are taken; 0 switches them
-            off. Memory: 4 bytes per position and token of the vocabulary.
+        kl_positions: right answers' positions, of the learned tasks and of the retained ones each, at which
+            KL(base || model) and KL(model || base) are taken, spread over all items; null: all that fit into memory
+            (4 bytes per position and token of the vocabulary, half a GiB for either kind); 0 switches them off.
         time_budget: share of the wall time since the start, in [0, 1], that measurements may take; one that would
             take more is skipped. The first and the last are always made; 1 skips none.
     """
@@ -63,7 +64,7 @@ class Forgetting(Callback):
         retain: dict[str, WatchedTask] | None = None,
         every_n_steps: int = 0,
         batch_tokens: int = 8192,
-        kl_positions: int = 256,
+        kl_positions: int | None = None,
         time_budget: float = 0.05,
     ) -> None:
         for key, value, least in (
@@ -71,7 +72,7 @@ class Forgetting(Callback):
             ("batch_tokens", batch_tokens, 1),
             ("kl_positions", kl_positions, 0),
         ):
-            if value < least:
+            if value is not None and value < least:
                 raise ValueError(f"{key} = {value}: expected at least {least}")
         self.learn = learn
         self.retain = retain or {}
@@ -96,7 +97,7 @@ class Forgetting(Callback):
         self._floors: dict[str, float] = {}
         self._change = WeightChange({})
         self._moved: dict[str, Tensor] = {}
-        self._base_log_probs: Tensor | None = None
+        self._divergence: Divergence | None = None
 
     @property
     def evaluation_seconds(self) -> float:
@@ -180,29 +181,28 @@ class Forgetting(Callback):
         """What the start predicted; a resumed run computes it from the start's weights."""
         self._change = WeightChange(roles(module.gpt))
         self._change.load_state_dict(self._moved)
-        if not self.kl_positions:
+        if self.kl_positions == 0:
             return
         began = time.perf_counter()
-        with untouched(module), trainer.precision_plugin.forward_context():
+        self._divergence = Divergence(
+            self._tasks,
+            n_vocab=module.config.padded_vocab_size,
+            n_positions=self.kl_positions,
+            batch_tokens=self.batch_tokens,
+            device=module.device,
+        )
+        with evaluation_mode(module), trainer.precision_plugin.forward_context():
             if trainer.global_step == 0:
-                self._base_log_probs = self._log_probs(module, module.device)
+                self._divergence.read_base(module)
             else:
                 with weights_of(module.gpt, module.start):
-                    self._base_log_probs = self._log_probs(module, module.device)
+                    self._divergence.read_base(module)
         self.budget.prepare(time.perf_counter() - began)
-
-    def _log_probs(self, forward: Any, device: torch.device) -> Tensor | None:
-        items = [item for key, task in self._tasks.items() if key.startswith("learn/") for item in task.items]
-        if not self.kl_positions or not items:
-            return None
-        return log_probabilities(
-            forward, items, n_positions=self.kl_positions, batch_tokens=self.batch_tokens, device=device
-        )
 
     def _ask(self, trainer: Trainer, module: LitLanguageModel) -> dict[str, float]:
         """Every task's numbers with their errors: ``KIND/NAME`` is that by which it is judged, see ``_tags``."""
         numbers: dict[str, float] = {}
-        with untouched(module), trainer.precision_plugin.forward_context():
+        with evaluation_mode(module), trainer.precision_plugin.forward_context():
             for key, task in self._tasks.items():
                 measured = task.measure(module, batch_tokens=self.batch_tokens, device=module.device)
                 self._measured[key] = measured
@@ -217,11 +217,9 @@ class Forgetting(Callback):
             torch.cuda.synchronize(module.device)  # what training has still to do there is not our time
         began = time.perf_counter()
         numbers = self._ask(trainer, module)
-        with untouched(module), trainer.precision_plugin.forward_context():
-            log_probs = self._log_probs(module, module.device)
-            if log_probs is not None and self._base_log_probs is not None:
-                numbers["kl_to_base"] = forward_kl(self._base_log_probs, log_probs)
-                numbers["reverse_kl_to_base"] = reverse_kl(self._base_log_probs, log_probs)
+        with evaluation_mode(module), trainer.precision_plugin.forward_context():
+            if self._divergence is not None:
+                numbers |= self._divergence.numbers(module)
             numbers |= self._change.measure(module.method.changes(module.gpt, module.start))
         if not self.base:
             self.base = dict(numbers)

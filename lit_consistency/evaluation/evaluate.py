@@ -21,7 +21,7 @@ from lit_consistency.evaluation.harness.export import export_tasks
 from lit_consistency.evaluation.harness.model import run_harness
 from lit_consistency.evaluation.plan import Ask, Cell, plan_cells
 from lit_consistency.evaluation.tables import print_comparison, print_results, sensitivity_to_format, write_scalars
-from lit_consistency.inference.evaluation_mode import untouched
+from lit_consistency.inference.evaluation_mode import evaluation_mode
 from lit_consistency.inference.load import PRECISIONS, Loaded, find_device, load_model
 from lit_consistency.model import check_checkpoint_dir, model_config, weights_hash
 from lit_consistency.records.atomic import write_json
@@ -204,7 +204,7 @@ def _measure_all(cells: Sequence[Cell], loaded: Loaded, options: Options, consol
 
 
 def _measure(cell: Cell, loaded: Loaded, options: Options, advance: Any) -> Result:
-    with untouched(loaded.model):
+    with evaluation_mode(loaded.model):
         measured = cell.task.measure(
             loaded.model,
             cell.questions,

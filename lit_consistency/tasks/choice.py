@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from lit_consistency.data.tokens.pairs import opening_token
 from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.inference.items import Item
 from lit_consistency.records.fingerprints import seed_of
@@ -24,7 +25,7 @@ from lit_consistency.stats.intervals import by_class, ratio
 from lit_consistency.tasks.formats import Format
 from lit_consistency.tasks.likelihoods import Likelihoods, likelihoods_measured, score_questions
 from lit_consistency.tasks.measured import Measured
-from lit_consistency.tasks.prompts import Fitter, ask_in_format, candidate, encode, opening_token
+from lit_consistency.tasks.prompts import Fitter, ask_in_format, candidate, encode
 from lit_consistency.tasks.question import EncodedQuestion, Question, TaskRow, limited
 from lit_consistency.tasks.reading import headed_question, named_question, read_texts
 from lit_consistency.tasks.task import Advance, EncodedTask, PromptedTask, ReadTask, Task

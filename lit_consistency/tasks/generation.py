@@ -164,7 +164,15 @@ class GenerationTask(PromptedTask):
     ) -> Measured:
         """Let the model write, and compare."""
         prompts = [question.tokens for question in encoded.questions if question.tokens is not None]
-        written = generate(model, prompts, self.generation, tokenizer, batch_tokens=batch_tokens, device=device)
+        written = generate(
+            model,
+            prompts,
+            self.generation,
+            tokenizer,
+            batch_tokens=batch_tokens,
+            device=device,
+            end_tokens=encoded.end_tokens,
+        )
         advance(len(prompts))
         if self.program is None:
             return measure_generation(self, encoded, written)

@@ -203,6 +203,7 @@ class EncodedTask:
         questions: encoded for one model.
         rows: of each question the row it was made of.
         given_away: rows that a few-shot example gave away, and that are therefore not asked.
+        end_tokens: what ends a turn in the format, and a text that is written.
     """
 
     task: Task
@@ -211,6 +212,7 @@ class EncodedTask:
     questions: list[EncodedQuestion]
     rows: list[Question] = field(default_factory=list)
     given_away: list[Question] = field(default_factory=list)
+    end_tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

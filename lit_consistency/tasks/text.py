@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from lit_consistency.data.tokens.pairs import opening_token
 from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.data.worlds.markov import MarkovChains
 from lit_consistency.inference.items import Candidate, Item
@@ -25,7 +26,7 @@ from lit_consistency.stats.intervals import Ratio, ratio
 from lit_consistency.tasks.formats import Format
 from lit_consistency.tasks.likelihoods import likelihoods_measured, score_questions
 from lit_consistency.tasks.measured import Measured
-from lit_consistency.tasks.prompts import encode, opening_token
+from lit_consistency.tasks.prompts import encode
 from lit_consistency.tasks.question import EncodedQuestion, Question, TaskRow
 from lit_consistency.tasks.reading import named_question
 from lit_consistency.tasks.task import Advance, EncodedTask, ReadTask, Task

@@ -14,7 +14,7 @@ from lit_consistency.callbacks.summary_table import Measurement
 from lit_consistency.cli.fit import ConsistencyCLI
 from lit_consistency.data.worlds import MarkovChains
 from lit_consistency.evaluation.compare import compare_folders
-from lit_consistency.inference.evaluation_mode import untouched
+from lit_consistency.inference.evaluation_mode import evaluation_mode
 from lit_consistency.inference.load import load_model
 from lit_consistency.records.results import higher_is_better, read_items, read_results
 from lit_consistency.stats.intervals import paired_difference, ratio
@@ -94,7 +94,7 @@ def test_the_divergence_of_the_old_chains_is_that_of_one_symbol_after_the_other(
     model = load_model(trained[0] / "run" / "model", "cpu").model
     encoded = trained[1]._tasks["retain/old"].encoded
     texts = [question.labels[0] for question in encoded.questions]
-    with untouched(model):
+    with evaluation_mode(model):
         expected = chain_kl(model, MarkovChains(**json.loads(WORLD)["init_args"]), texts)
     assert lines(trained[0])[-1]["retain/old"] == pytest.approx(expected, rel=1e-5)
 

@@ -77,12 +77,12 @@ def test_errors_and_a_second_metric_are_shown_where_they_are_known(capsys: pytes
     )
     bare = Measurement("learn", "text", "nats_per_token", 2.0, 1.5, now_stderr=math.nan)
     words = printed(capsys, exact, bare)
-    assert words["people"] == ["exact", "1.0000±.0000", "1.0000±.0000", "+0.0000±.0000", "100.0%"]
-    assert words["nats_per_token"] == ["0.5000±.0100", "0.7500±.0200", "+0.2500"]
+    assert words["people"] == ["exact", "1.0000±.000", "1.0000±.000", "+0.0000±.000", "100.0%"]
+    assert words["nats_per_token"] == ["0.5000±.010", "0.7500±.020", "+0.2500"]
     assert words["text"] == ["nats_per_token", "2.0000", "1.5000", "+0.5000"]
 
 
 def test_the_tasks_of_a_model_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     tasks_table([Measurement("retain", "choice", "accuracy", 0.8, 0.8, chance=0.25, now_stderr=0.0125)])
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "choice" in line]
-    assert line.split() == ["choice", "accuracy", "0.8000±.0125", "0.2500"]
+    assert line.split() == ["choice", "accuracy", "0.8000±.013", "0.2500"]

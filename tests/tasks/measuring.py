@@ -9,7 +9,7 @@ import torch
 
 from lit_consistency.data.tokens.tokenizer import Tokenizer, write_tokenizer
 from lit_consistency.data.worlds import World
-from lit_consistency.inference.evaluation_mode import untouched
+from lit_consistency.inference.evaluation_mode import evaluation_mode
 from lit_consistency.inference.load import Loaded, load_model
 from lit_consistency.model import GPT, model_config, save_model
 from lit_consistency.records.provenance import Provenance
@@ -19,7 +19,7 @@ from lit_consistency.tasks.task import EncodedTask
 
 def measure(loaded: Loaded, encoded: EncodedTask, batch_tokens: int = 512, **options: Any) -> Measured:
     """The task's numbers."""
-    with untouched(loaded.model):
+    with evaluation_mode(loaded.model):
         return encoded.task.measure(
             loaded.model, encoded, loaded.tokenizer, batch_tokens=batch_tokens, device=loaded.device, **options
         )

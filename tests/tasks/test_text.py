@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from lit_consistency.data.tokens.pairs import opening_token
 from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.data.worlds import MarkovChains
 from lit_consistency.inference.load import Loaded
-from lit_consistency.tasks.prompts import opening_token
 from lit_consistency.tasks.text import even_shares, n_words
 from lit_consistency.tasks.yaml_file import task_from_keys
 from tests.reference.scores import chain_kl, document

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lit_consistency.data.worlds import Biographies, ModularArithmetic
-from lit_consistency.inference.evaluation_mode import untouched
+from lit_consistency.inference.evaluation_mode import evaluation_mode
 from lit_consistency.inference.load import Loaded
 from lit_consistency.tasks import CompletionTask, TextTask, WatchedTask
 from lit_consistency.tasks.watched import PreparedTask, held_out_task
@@ -27,7 +27,7 @@ def nli(folder: Path, **keys: Any) -> str:
 
 
 def values(prepared: PreparedTask, loaded: Loaded) -> dict[str, float]:
-    with untouched(loaded.model):
+    with evaluation_mode(loaded.model):
         return prepared.measure(loaded.model, batch_tokens=512, device=loaded.device).values()
 
 
