@@ -20,12 +20,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from torch import Tensor
 
-from lit_consistency.callbacks.summary_table import Measurement, results_table
+from lit_consistency.callbacks.divergence import Divergence
+from lit_consistency.callbacks.summary_table import Measurement, results_table, tasks_table
 from lit_consistency.callbacks.time_budget import TimeBudget
 from lit_consistency.callbacks.weight_change import WeightChange
 from lit_consistency.distributed.fsdp import weights_of
-from lit_consistency.inference.evaluation_mode import untouched
-from lit_consistency.inference.kl import forward_kl, log_probabilities, reverse_kl
+from lit_consistency.inference.evaluation_mode import evaluation_mode
 from lit_consistency.module import LitLanguageModel, language_model
 from lit_consistency.optimizers import roles
 from lit_consistency.records.fingerprints import fingerprint_of
@@ -35,6 +35,11 @@ from lit_consistency.tasks.measured import Measured
 from lit_consistency.tasks.summarize import summarize_result
 from lit_consistency.tasks.task import keys_of
 from lit_consistency.tasks.watched import PreparedTask, WatchedTask, held_out_task
+
+CHANGES = {"learn": "learned", "retain": "forget"}
+"""What the change of a task since the base is called: positive is better of the one kind, worse of the other."""
+CEILING = 0.99
+"""A share of right answers at or above this shows no first forgetting; the loss does."""
 
 
 class Forgetting(Callback):
@@ -46,8 +51,9 @@ class Forgetting(Callback):
         retain: tasks that the base can do, by name; worse is forgotten.
         every_n_steps: optimizer steps between measurements; 0 measures at the start and at the end only.
         batch_tokens: padded tokens in one forward of an evaluation.
-        kl_positions: supervised positions at which KL(base || model) and KL(model || base) are taken; 0 switches them
-            off. Memory: 4 bytes per position and token of the vocabulary.
+        kl_positions: right answers' positions, of the learned tasks and of the retained ones each, at which
+            KL(base || model) and KL(model || base) are taken, spread over all items; null: all that fit into memory
+            (4 bytes per position and token of the vocabulary, half a GiB for either kind); 0 switches them off.
         time_budget: share of the wall time since the start, in [0, 1], that measurements may take; one that would
             take more is skipped. The first and the last are always made; 1 skips none.
     """
@@ -58,7 +64,7 @@ class Forgetting(Callback):
         retain: dict[str, WatchedTask] | None = None,
         every_n_steps: int = 0,
         batch_tokens: int = 8192,
-        kl_positions: int = 256,
+        kl_positions: int | None = None,
         time_budget: float = 0.05,
     ) -> None:
         for key, value, least in (
@@ -66,7 +72,7 @@ class Forgetting(Callback):
             ("batch_tokens", batch_tokens, 1),
             ("kl_positions", kl_positions, 0),
         ):
-            if value < least:
+            if value is not None and value < least:
                 raise ValueError(f"{key} = {value}: expected at least {least}")
         self.learn = learn
         self.retain = retain or {}
@@ -91,7 +97,7 @@ class Forgetting(Callback):
         self._floors: dict[str, float] = {}
         self._change = WeightChange({})
         self._moved: dict[str, Tensor] = {}
-        self._base_log_probs: Tensor | None = None
+        self._divergence: Divergence | None = None
 
     @property
     def evaluation_seconds(self) -> float:
@@ -155,7 +161,7 @@ class Forgetting(Callback):
         numbers = self._ask(trainer, module)
         self.base, self.latest = numbers, numbers
         module.log_now(numbers)
-        rank_zero_only(results_table)(self.measurements(), {})
+        rank_zero_only(tasks_table)(self.measurements())
 
     # -------------------- measuring
 
@@ -175,29 +181,28 @@ class Forgetting(Callback):
         """What the start predicted; a resumed run computes it from the start's weights."""
         self._change = WeightChange(roles(module.gpt))
         self._change.load_state_dict(self._moved)
-        if not self.kl_positions:
+        if self.kl_positions == 0:
             return
         began = time.perf_counter()
-        with untouched(module), trainer.precision_plugin.forward_context():
+        self._divergence = Divergence(
+            self._tasks,
+            n_vocab=module.config.padded_vocab_size,
+            n_positions=self.kl_positions,
+            batch_tokens=self.batch_tokens,
+            device=module.device,
+        )
+        with evaluation_mode(module), trainer.precision_plugin.forward_context():
             if trainer.global_step == 0:
-                self._base_log_probs = self._log_probs(module, module.device)
+                self._divergence.read_base(module)
             else:
                 with weights_of(module.gpt, module.start):
-                    self._base_log_probs = self._log_probs(module, module.device)
+                    self._divergence.read_base(module)
         self.budget.prepare(time.perf_counter() - began)
-
-    def _log_probs(self, forward: Any, device: torch.device) -> Tensor | None:
-        items = [item for key, task in self._tasks.items() if key.startswith("learn/") for item in task.items]
-        if not self.kl_positions or not items:
-            return None
-        return log_probabilities(
-            forward, items, n_positions=self.kl_positions, batch_tokens=self.batch_tokens, device=device
-        )
 
     def _ask(self, trainer: Trainer, module: LitLanguageModel) -> dict[str, float]:
         """Every task's numbers with their errors: ``KIND/NAME`` is that by which it is judged, see ``_tags``."""
         numbers: dict[str, float] = {}
-        with untouched(module), trainer.precision_plugin.forward_context():
+        with evaluation_mode(module), trainer.precision_plugin.forward_context():
             for key, task in self._tasks.items():
                 measured = task.measure(module, batch_tokens=self.batch_tokens, device=module.device)
                 self._measured[key] = measured
@@ -212,11 +217,9 @@ class Forgetting(Callback):
             torch.cuda.synchronize(module.device)  # what training has still to do there is not our time
         began = time.perf_counter()
         numbers = self._ask(trainer, module)
-        with untouched(module), trainer.precision_plugin.forward_context():
-            log_probs = self._log_probs(module, module.device)
-            if log_probs is not None and self._base_log_probs is not None:
-                numbers["kl_to_base"] = forward_kl(self._base_log_probs, log_probs)
-                numbers["reverse_kl_to_base"] = reverse_kl(self._base_log_probs, log_probs)
+        with evaluation_mode(module), trainer.precision_plugin.forward_context():
+            if self._divergence is not None:
+                numbers |= self._divergence.numbers(module)
             numbers |= self._change.measure(module.method.changes(module.gpt, module.start))
         if not self.base:
             self.base = dict(numbers)
@@ -240,20 +243,41 @@ class Forgetting(Callback):
         numbers: dict[str, float] = {}
         measured = self._measured[key]
         for metric, base in self._base_items.get(key, {}).items():
-            difference = paired_difference(base, measured.ratios[metric], measured.clusters)
-            better = difference.value if higher_is_better(metric) else -difference.value
+            is_share = higher_is_better(metric)
+            difference = paired_difference(base, measured.ratios[metric], measured.clusters, share=is_share)
+            better = difference.value if is_share else -difference.value
             change = better if kind == "learn" else -better
-            value, error = _tags(f"{'learned' if kind == 'learn' else 'forget'}/{name}", metric, task.metric)
+            value, error = _tags(f"{CHANGES[kind]}/{name}", metric, task.metric)
             numbers |= {value: change + 0.0, error: difference.stderr}  # no negative zero
         return numbers
 
     def _compare(self, numbers: Mapping[str, float]) -> list[Measurement]:
         return [
-            Measurement(kind, name, task.metric, self.base[key], numbers[key], self._floors.get(key, 0.0))
+            self._measurement(key, task.metric, numbers, _beside(task, self.base[key], numbers[key]))
             for key, task in self._tasks.items()
-            for kind, name in [key.split("/", 1)]
             if key in self.base and key in numbers
         ]
+
+    def _measurement(
+        self, key: str, metric: str, numbers: Mapping[str, float], beside: str | None = None
+    ) -> Measurement:
+        """A task's base and latest value by one metric, and below it by another."""
+        kind, name = key.split("/", 1)
+        judged_by = self._tasks[key].metric
+        value, error = _tags(key, metric, judged_by)
+        change = _tags(f"{CHANGES[kind]}/{name}", metric, judged_by)[1]
+        return Measurement(
+            kind,
+            name,
+            metric,
+            self.base[value],
+            numbers[value],
+            self._floors.get(key, 0.0) if metric == judged_by else 0.0,
+            self.base.get(error),
+            numbers.get(error),
+            numbers.get(change),
+            self._measurement(key, beside, numbers) if beside else None,
+        )
 
     def measurements(self) -> list[Measurement]:
         """Base and latest value of every watched task."""
@@ -303,6 +327,13 @@ class Forgetting(Callback):
 def _tags(key: str, metric: str, judged_by: str) -> tuple[str, str]:
     """Names of a number and of its standard error; those of the metric that judges a task have no metric in them."""
     return (key, f"{key}.stderr") if metric == judged_by else (f"{key}.{metric}", f"{key}.{metric}_stderr")
+
+
+def _beside(task: PreparedTask, base: float, now: float) -> str | None:
+    """The loss, where it is measured and the share of right answers was or is at its ceiling."""
+    loss = "nats_per_token"
+    at_ceiling = higher_is_better(task.metric) and max(base, now) >= CEILING
+    return loss if at_ceiling and loss in task.task.metrics and task.metric != loss else None
 
 
 def _check_name(kind: str, name: str, others: Mapping[str, WatchedTask]) -> None:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -62,31 +63,56 @@ class Measurement(NamedTuple):
 
 
 def results_table(measurements: Sequence[Measurement], numbers: Mapping[str, float]) -> None:
-    """Print what was learned and forgotten, with standard errors where they are known, and the distance below."""
-    table = Table(title="learned and forgotten", title_justify="left")
-    guessed = any(m.chance > 0 for m in measurements)
-    columns = ["task", "metric", *(["chance"] if guessed else []), "base", "now", "learned", "forgotten", "retained"]
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("task", "metric") else "right")
-    for m in sorted(measurements, key=lambda m: m.kind):
-        table.add_row(m.name, *_cells(m, guessed))
-        if m.beside is not None:
-            table.add_row("", *_cells(m.beside, guessed), style="dim")
+    """Print what was learned and what was forgotten, with standard errors where they are known, and the distance below.
+
+    Two tables of 80 columns at most, so that nothing is folded in a narrow terminal or a log.
+    """
     console = Console()
-    console.print(table)
+    for kind, title, change in (("learn", "learned", "better by"), ("retain", "forgotten", "worse by")):
+        rows = [m for m in measurements if m.kind == kind]
+        if rows:
+            table = _table(title, "task", "metric", "base", "now", change, *(["retained"] if kind == "retain" else []))
+            for m in rows:
+                retained = [f"{100 * m.share:.1f}%" if m.share is not None else ""] if kind == "retain" else []
+                table.add_row(m.name, *_cells(m), *retained)
+                if m.chance > 0:
+                    table.add_row("", "by chance", _value(m.chance), style="dim")
+                if m.beside is not None:
+                    table.add_row("", *_cells(m.beside), style="dim")
+            console.print(table)
     console.print(_distance_line(numbers), highlight=False)
 
 
-def _cells(m: Measurement, guessed: bool) -> list[str]:
+def tasks_table(measurements: Sequence[Measurement]) -> None:
+    """Print the tasks of a model as it is, with what a model that knows nothing may reach."""
+    table = _table("tasks", "task", "metric", "value", "by chance")
+    for m in measurements:
+        for name, row in ((m.name, m), ("", m.beside)):
+            if row is not None:
+                chance = _value(row.chance) if row.chance > 0 else ""
+                table.add_row(name, row.metric, _with_error(_value(row.now), row.now_stderr), chance)
+    Console().print(table)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in columns:
+        names = column in ("task", "metric")
+        table.add_column(column, justify="left" if names else "right", no_wrap=not names, overflow="fold")
+    return table
+
+
+def _cells(m: Measurement) -> list[str]:
+    """Metric, base, now, and the change in the direction of the table."""
     change = _with_error(_signed(-m.worse if m.kind == "learn" else m.worse), m.worse_stderr)
-    chance = [_value(m.chance) if m.chance > 0 else ""] if guessed else []
-    before, after = _with_error(_value(m.base), m.base_stderr), _with_error(_value(m.now), m.now_stderr)
-    retained = f"{100 * m.share:.1f}%" if m.kind == "retain" and m.share is not None else ""
-    return [m.metric, *chance, before, after, *((change, "") if m.kind == "learn" else ("", change)), retained]
+    return [m.metric, _with_error(_value(m.base), m.base_stderr), _with_error(_value(m.now), m.now_stderr), change]
 
 
 def _with_error(text: str, stderr: float | None) -> str:
-    return text if stderr is None or math.isnan(stderr) else f"{text} ± {_value(stderr)}"
+    """As ``0.9780±.006``: of errors below one the zero before the point is left out."""
+    if stderr is None or math.isnan(stderr):
+        return text
+    return f"{text}±{f'{stderr:.3f}'.removeprefix('0')}"
 
 
 def _distance_line(numbers: Mapping[str, float]) -> str:
@@ -94,7 +120,7 @@ def _distance_line(numbers: Mapping[str, float]) -> str:
     line += f" ({100 * numbers.get('relative_distance/all', 0.0):.2f}% of the start's norm)"
     line += f", {100 * numbers.get('moved/all', 0.0):.1f}% of the trained coordinates moved"
     if "kl_to_base" in numbers:
-        line += f", KL to the base on the new task {numbers['kl_to_base']:.4g} nats"
+        line += f", KL to the base {numbers['kl_to_base']:.4g} nats"
     if "reverse_kl_to_base" in numbers:
         line += f" (reverse {numbers['reverse_kl_to_base']:.4g})"
     return line

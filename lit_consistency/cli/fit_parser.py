@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import traceback
-from importlib import import_module
-from typing import get_args, get_type_hints
 
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
@@ -39,25 +36,15 @@ class Parser(ShortErrors, LightningArgumentParser):
             return f"{message.partition(NO_WORLD)[0]}no class_path of a world is given: expected {what}"
         if NO_TYPES not in message:
             return message
-        return message.replace(NO_TYPES, _choices(ex) or _choices_of_class(message) or NO_TYPES)
+        return message.replace(NO_TYPES, _choices(ex) or NO_TYPES)
 
 
 def _choices(error: BaseException | None) -> str | None:
     """The value and what is allowed, from the place where the error was raised."""
-    found = None
+    words = None
     while error is not None:
         for frame, _ in traceback.walk_tb(error.__traceback__ if str(error) == NO_TYPES else None):
             if allowed := frame.f_locals.get("subtypehints"):
-                found = f"{frame.f_locals['val']!r}: expected one of {', '.join(map(str, allowed))}"
+                words = f"{frame.f_locals['val']!r}: expected one of {', '.join(map(str, allowed))}"
         error = error.__cause__ or error.__context__
-    return found
-
-
-def _choices_of_class(message: str) -> str | None:
-    """What is allowed, by the class that the message names: of an optional class jsonargparse drops the error."""
-    found = re.search(r"given class_path '(lit_consistency[\w.]*)\.(\w+)':\s+Parser key \"(\w+)\"", message)
-    if found is None:
-        return None
-    hints = get_type_hints(getattr(import_module(found[1]), found[2]).__init__)
-    allowed = get_args(hints.get(found[3]))
-    return f"expected one of {', '.join(map(str, allowed))}" if allowed else None
+    return words

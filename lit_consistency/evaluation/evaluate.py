@@ -21,7 +21,7 @@ from lit_consistency.evaluation.harness.export import export_tasks
 from lit_consistency.evaluation.harness.model import run_harness
 from lit_consistency.evaluation.plan import Ask, Cell, plan_cells
 from lit_consistency.evaluation.tables import print_comparison, print_results, sensitivity_to_format, write_scalars
-from lit_consistency.inference.evaluation_mode import untouched
+from lit_consistency.inference.evaluation_mode import evaluation_mode
 from lit_consistency.inference.load import PRECISIONS, Loaded, find_device, load_model
 from lit_consistency.model import check_checkpoint_dir, model_config, weights_hash
 from lit_consistency.records.atomic import write_json
@@ -110,7 +110,7 @@ def evaluate(options: Options) -> list[Result]:
     find_device(options.device)
     if options.item_format == "parquet":
         require("pyarrow", "--item_format parquet")
-    tasks = [task for name in options.tasks for task in load_tasks(name, options.data_dir, options.world)]
+    tasks = _tasks(options)
     _check_code(tasks, options.allow_code_execution)
     cells = _plan(tasks, options)
     console = Console(stderr=True)
@@ -137,7 +137,7 @@ def export(options: Options) -> None:
     """
     assert options.export_harness is not None
     check_checkpoint_dir(options.model)
-    tasks = [task for name in options.tasks for task in load_tasks(name, options.data_dir, options.world)]
+    tasks = _tasks(options)
     block_size = model_config(None, options.model, {}, None).block_size
     for cell in _plan(tasks, replace(options, output=None)):
         path = export_tasks(cell.questions, options.export_harness, Tokenizer(options.model), block_size)
@@ -151,6 +151,13 @@ def compare(first: Path, second: Path, output: Path | None = None, seed: int = 0
     if output is not None:
         folders = {"first": str(first), "second": str(second), "warnings": warnings}
         write_json(output / "comparison.json", {**folders, "comparisons": [c.as_json() for c in comparisons]})
+
+
+def _tasks(options: Options) -> list[Task]:
+    tasks = [task for name in options.tasks for task in load_tasks(name, options.data_dir, options.world)]
+    if options.world and all(task.data.world is None for task in tasks):
+        raise ValueError(f"world = {options.world}: none of the tasks asks of a world; expected one that does")
+    return tasks
 
 
 def _check_code(tasks: Sequence[Task], allowed: bool) -> None:
@@ -197,7 +204,7 @@ def _measure_all(cells: Sequence[Cell], loaded: Loaded, options: Options, consol
 
 
 def _measure(cell: Cell, loaded: Loaded, options: Options, advance: Any) -> Result:
-    with untouched(loaded.model):
+    with evaluation_mode(loaded.model):
         measured = cell.task.measure(
             loaded.model,
             cell.questions,

@@ -26,9 +26,10 @@ from lit_consistency.tasks.guards import (
     overlap_text,
     stop_if_strict,
 )
-from lit_consistency.tasks.question import EncodedTask, Question, ReadTask, read_task
+from lit_consistency.tasks.question import Question
+from lit_consistency.tasks.reading import read_task
 from lit_consistency.tasks.rows import fingerprint
-from lit_consistency.tasks.task import PromptedTask, Task, keys_of
+from lit_consistency.tasks.task import EncodedTask, PromptedTask, ReadTask, Task, keys_of
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The loop of generation on one rank: which prompts are read, which rows go on, which have ended.
+"""The loop of generation on one rank: which prompts are read, which samples go on, which have ended.
 
 Shapes: B rows, T tokens, V vocabulary.
 """
@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
-from litgpt.tokenizer import Tokenizer
 from torch import Tensor
 
+from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.inference.kv_cache import DecodingCache
 from lit_consistency.inference.sampling import GenerationOptions, next_tokens, uniform_numbers
 from lit_consistency.inference.stopping import StopStrings
@@ -24,7 +24,22 @@ from lit_consistency.model import DocumentMask
 # a shorter common beginning is not worth a forward of its own, and the explicit mask of those that follow
 LEAST_PREFIX = 32
 
-Finished = tuple[int, int]  # index of the prompt, index of the sample
+Sample = tuple[int, int]  # index of the prompt, index of the sample
+
+
+class Generation(NamedTuple):
+    """What the model wrote after a prompt.
+
+    Attributes:
+        text: decoded behind the prompt, without special tokens, cut before the first stop string.
+        tokens: as generated, with those that make up the stop string and without the one that ends it.
+        finished: "stop" (a stop string came up), "eos" (end of sequence or of turn) or "length" (``max_new_tokens``, or
+            the end of the context).
+    """
+
+    text: str
+    tokens: list[int]
+    finished: str
 
 
 class Request(NamedTuple):
@@ -35,11 +50,24 @@ class Request(NamedTuple):
 
 
 @dataclass
-class _Row:
+class DecodingSlot:
+    """A sample that is being written, and the row of the cache that it has.
+
+    Attributes:
+        prompt: index of the prompt.
+        sample: index of the sample.
+        n_cached: its tokens in the cache, without the prefix.
+        room: tokens that may be generated.
+        anchor: end of the prompt, behind which the text is decoded.
+        uniforms: (room,) numbers that draw its tokens; None for greedy decoding.
+        tokens: generated so far.
+    """
+
     prompt: int
     sample: int
-    n_held: int  # its tokens in the cache, without the prefix
-    room: int  # tokens that may be generated
+    n_cached: int
+    room: int
+    anchor: list[int]
     uniforms: np.ndarray | None
     tokens: list[int] = field(default_factory=list)
 
@@ -54,6 +82,7 @@ class Decoding:
         tokenizer: of the model.
         batch_tokens: budget of cached tokens.
         device: where the model is.
+        end_tokens: further tokens that end a text, as the end of a turn.
         in_step: whether every rank must run the same number of forwards.
     """
 
@@ -66,66 +95,67 @@ class Decoding:
         batch_tokens: int,
         device: torch.device,
         *,
+        end_tokens: Sequence[int] = (),
         in_step: bool,
     ) -> None:
         self.gpt, self.options, self.device, self.in_step = gpt, options, device, in_step
         self.prompts, self.batch_tokens = prompts, batch_tokens
-        self.eos_id = tokenizer.eos_id
+        self.tokenizer = tokenizer
+        self.end_ids = tokenizer.end_ids.union(end_tokens)
         self.stop = StopStrings(tokenizer, options.stop)
         self.n_prefix = common_prefix(prompts)
         self.waiting: deque[Request] = deque()
-        self.rows: list[_Row] = []
-        self.found: dict[Finished, tuple[str, list[int], str]] = {}
+        self.active: list[DecodingSlot] = []  # slot i has row i of the cache
+        self.finished: dict[Sample, Generation] = {}
 
-    def run(self, requests: Sequence[Request]) -> dict[Finished, tuple[str, list[int], str]]:
-        """Text, tokens and reason of each sample; ``requests`` are sorted, longest prompt first."""
+    def run(self, requests: Sequence[Request]) -> dict[Sample, Generation]:
+        """Every sample of the requests, which are sorted, longest prompt first."""
         self.waiting.clear()
-        slots = max((self._slots(i) for i in range(len(self.prompts))), default=1)
-        capacity = max(1, self.batch_tokens // slots)
+        length = max((self._length(i) for i in range(len(self.prompts))), default=1)
+        capacity = max(1, self.batch_tokens // length)
         n_rows = 0
         for request in requests:
             if self._room(request.prompt) == 0:
-                self.found |= {(request.prompt, sample): ("", [], "length") for sample in request.samples}
+                self.finished |= {(request.prompt, sample): Generation("", [], "length") for sample in request.samples}
                 continue
             n_rows += len(request.samples)
             for i in range(0, len(request.samples), capacity):
                 self.waiting.append(Request(request.prompt, request.samples[i : i + capacity]))
-        self.cache = DecodingCache(self.gpt, max(1, min(capacity, n_rows)), slots)
+        self.cache = DecodingCache(self.gpt, max(1, min(capacity, n_rows)), length)
         with self.cache.attached():
             if self.n_prefix:
                 self.cache.read_prefix(self._tensor(self.prompts[0][: self.n_prefix]))
             while self._anyone_works():
                 if requests_now := self._next_requests():
                     self._read(requests_now)
-                elif self.rows:
+                elif self.active:
                     self._step()
                 else:
                     self._idle()
-        return self.found
+        return self.finished
 
     # -------------------- forwards
 
     def _read(self, requests: list[Request]) -> None:
         """Prefill: one row a prompt, copied for its samples, and the first token of each."""
-        parts = [torch.as_tensor(self.prompts[request.prompt][self.n_prefix :]) for request in requests]
-        tokens = self._tensor(torch.nn.utils.rnn.pad_sequence(parts, batch_first=True))
-        last = self._tensor([len(part) - 1 for part in parts])
-        first_row = len(self.rows)
+        prompts = [torch.as_tensor(self.prompts[request.prompt][self.n_prefix :]) for request in requests]
+        tokens = self._tensor(torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True))
+        last = self._tensor([len(prompt) - 1 for prompt in prompts])
+        first_row = len(self.active)
         logits = self.cache.read_prompts(tokens, last, first_row)
         copies = [i for i, request in enumerate(requests) for _ in request.samples]
         if len(copies) > len(requests):
             self.cache.copy_rows(self._tensor(copies) + first_row, first_row, tokens.size(1))
-        rows = [self._row(request.prompt, sample) for request in requests for sample in request.samples]
-        self.rows += rows
+        self.active += [self._slot(request.prompt, sample) for request in requests for sample in request.samples]
         self._extend(first_row, logits[self._tensor(copies)])
 
     def _step(self) -> None:
-        """One token more for every row."""
-        tokens = self._tensor([row.tokens[-1] for row in self.rows])
-        held = [row.n_held for row in self.rows]
-        logits = self.cache.read_tokens(tokens, self._tensor(held), max(held) + 1)
-        for row in self.rows:
-            row.n_held += 1
+        """One token more for every sample."""
+        tokens = self._tensor([slot.tokens[-1] for slot in self.active])
+        n_cached = [slot.n_cached for slot in self.active]
+        logits = self.cache.read_tokens(tokens, self._tensor(n_cached), max(n_cached) + 1)
+        for slot in self.active:
+            slot.n_cached += 1
         self._extend(0, logits)
 
     def _idle(self) -> None:
@@ -133,14 +163,14 @@ class Decoding:
         self.gpt(torch.zeros(1, 1, dtype=torch.int64, device=self.device))
 
     def _anyone_works(self) -> bool:
-        working = bool(self.waiting or self.rows)
+        working = bool(self.waiting or self.active)
         if not self.in_step:
             return working
         flag = torch.tensor(int(working), device=self.device)
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return bool(flag)
 
-    # -------------------- rows
+    # -------------------- slots
 
     def _next_requests(self) -> list[Request]:
         """Requests for the free rows of the cache, when a quarter is free: reading few at a time costs more."""
@@ -148,7 +178,7 @@ class Decoding:
             return []
         self._fit()
         chosen: list[Request] = []
-        free = self.cache.rows - len(self.rows)
+        free = self.cache.rows - len(self.active)
         if 4 * free < self.cache.rows:
             return []
         while self.waiting and len(self.waiting[0].samples) <= free:
@@ -157,50 +187,52 @@ class Decoding:
         return chosen
 
     def _fit(self) -> None:
-        """Fewer slots and more rows, when the long prompts are done and it pays to copy the cache."""
-        slots = max([self._slots(self.waiting[0].prompt), *(self._slots(row.prompt) for row in self.rows)])
-        needed = len(self.rows) + sum(len(request.samples) for request in self.waiting)
-        rows = max(1, min(self.batch_tokens // slots, needed))
+        """Shorter rows and more of them, when the long prompts are done and it pays to copy the cache."""
+        length = max([self._length(self.waiting[0].prompt), *(self._length(slot.prompt) for slot in self.active)])
+        needed = len(self.active) + sum(len(request.samples) for request in self.waiting)
+        rows = max(1, min(self.batch_tokens // length, needed))
         if rows >= 1.25 * self.cache.rows:
-            self.cache.resize(rows, slots)
+            self.cache.resize(rows, length)
 
-    def _row(self, prompt: int, sample: int) -> _Row:
+    def _slot(self, prompt: int, sample: int) -> DecodingSlot:
         room = self._room(prompt)
         drawn = self.options.temperature > 0
         uniforms = uniform_numbers(self.options.seed, prompt, sample, room) if drawn else None
-        return _Row(prompt, sample, len(self.prompts[prompt]) - self.n_prefix, room, uniforms)
+        anchor = self.tokenizer.anchor(np.asarray(self.prompts[prompt]).tolist())
+        return DecodingSlot(prompt, sample, len(self.prompts[prompt]) - self.n_prefix, room, anchor, uniforms)
 
     def _extend(self, first: int, logits: Tensor) -> None:
-        """The next token of the rows from ``first`` on; those that end with it leave."""
-        rows = self.rows[first:]
+        """The next token of the samples from ``first`` on; those that end with it leave."""
+        slots = self.active[first:]
         uniforms = None
         if self.options.temperature > 0:
-            numbers = [row.uniforms[len(row.tokens)] for row in rows if row.uniforms is not None]
+            numbers = [slot.uniforms[len(slot.tokens)] for slot in slots if slot.uniforms is not None]
             uniforms = torch.tensor(numbers, dtype=torch.float64, device=self.device)
         tokens = next_tokens(logits, uniforms, self.options.temperature, self.options.top_p).tolist()
-        ended = [first + i for i, (row, token) in enumerate(zip(rows, tokens, strict=True)) if self._ends(row, token)]
+        ended = [
+            first + i for i, (slot, token) in enumerate(zip(slots, tokens, strict=True)) if self._ends(slot, token)
+        ]
         for i in reversed(ended):
-            last = self.rows.pop()
-            if i < len(self.rows):
-                self.cache.move(len(self.rows), i, last.n_held)
-                self.rows[i] = last
+            last = self.active.pop()
+            if i < len(self.active):
+                self.cache.move(len(self.active), i, last.n_cached)
+                self.active[i] = last
 
-    def _ends(self, row: _Row, token: int) -> bool:
-        finished = None
-        text = None
-        if token == self.eos_id:
-            finished = "eos"
+    def _ends(self, slot: DecodingSlot, token: int) -> bool:
+        reason, text = None, None
+        if token in self.end_ids:
+            reason = "eos"
         else:
-            row.tokens.append(token)
-            text = self.stop.cut(row.tokens)
+            slot.tokens.append(token)
+            text = self.stop.cut(slot.tokens, slot.anchor)
             if text is not None:
-                finished = "stop"
-            elif len(row.tokens) == row.room:
-                finished = "length"
-        if finished is None:
+                reason = "stop"
+            elif len(slot.tokens) == slot.room:
+                reason = "length"
+        if reason is None:
             return False
-        text = self.stop.decode(row.tokens) if text is None else text
-        self.found[row.prompt, row.sample] = (text, row.tokens, finished)
+        text = self.tokenizer.decode_after(slot.anchor, slot.tokens) if text is None else text
+        self.finished[slot.prompt, slot.sample] = Generation(text, slot.tokens, reason)
         return True
 
     # -------------------- sizes
@@ -208,7 +240,8 @@ class Decoding:
     def _room(self, prompt: int) -> int:
         return min(self.options.max_new_tokens, self.gpt.max_seq_length - len(self.prompts[prompt]))
 
-    def _slots(self, prompt: int) -> int:
+    def _length(self, prompt: int) -> int:
+        """Of a row of the cache, in tokens."""
         return len(self.prompts[prompt]) - self.n_prefix + self._room(prompt)
 
     def _tensor(self, values: Sequence[int] | np.ndarray | Tensor) -> Tensor:

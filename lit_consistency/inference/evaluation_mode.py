@@ -15,7 +15,7 @@ from torch import nn
 
 
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; random states and every module's training flag are put back afterwards."""
     flags = {module: module.training for module in model.modules()}
     with isolate_rng(), torch.no_grad():

@@ -1,8 +1,8 @@
-"""Text from prompts, many at once: prompts sorted by length, a key-value cache, rows that leave when they are done.
+"""Text from prompts, many at once: prompts sorted by length, a key-value cache, samples that leave when they are done.
 
-Longest prompts come first. A batch holds as many rows as the budget allows; a row that has ended gives its place to
-the last one, and when a quarter of the places is free the next prompts are read into them. The common beginning of
-all prompts (few-shot examples) is read once. Several samples of a prompt share its reading.
+Longest prompts come first. The cache has as many rows as the budget allows; the row of a sample that has ended is taken
+by the last one, and when a quarter of the rows is free the next prompts are read into them. The common beginning of all
+prompts (few-shot examples) is read once. Several samples of a prompt share its reading.
 
 Prompts are shared out over the ranks, and every rank has all results in the end. A sharded model needs all ranks in
 every forward: then the ranks agree before each one, and an idle rank feeds a single token.
@@ -14,34 +14,18 @@ Shapes: B rows, T tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from litgpt.tokenizer import Tokenizer
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from lit_consistency.inference.decoding import Decoding, Finished, Request
-from lit_consistency.inference.evaluation_mode import untouched
+from lit_consistency.data.tokens.tokenizer import Tokenizer
+from lit_consistency.inference.decoding import Decoding, Generation, Request, Sample
+from lit_consistency.inference.evaluation_mode import evaluation_mode
 from lit_consistency.inference.sampling import GenerationOptions
 from lit_consistency.model import DocumentMask
-
-
-class Generation(NamedTuple):
-    """What the model wrote after a prompt.
-
-    Attributes:
-        text: decoded without special tokens, cut before the first stop string.
-        tokens: as generated, with those that make up the stop string and without the end of sequence.
-        finished: "stop" (a stop string came up), "eos" (end of sequence) or "length" (``max_new_tokens``, or the end
-            of the context).
-    """
-
-    text: str
-    tokens: list[int]
-    finished: str
 
 
 def generate(
@@ -52,6 +36,7 @@ def generate(
     *,
     batch_tokens: int,
     device: torch.device,
+    end_tokens: Sequence[int] = (),
 ) -> list[list[Generation]]:
     """Write ``n_samples`` texts after each prompt; the model and all random states are left as they were.
 
@@ -59,10 +44,11 @@ def generate(
         model: a LitGPT model of this package, or a module that holds one (a LightningModule, DDP).
         prompts: each (T,) integers, at least one token and at most the model's ``block_size``.
         options: see ``GenerationOptions``. Draws are a function of the seed, the prompt's index and the sample's index.
-        tokenizer: of the model; its ``eos_id`` ends a text.
+        tokenizer: of the model; its ``end_ids`` end a text.
         batch_tokens: budget of cached tokens: rows times the longest prompt with its new tokens. A longer one is
             decoded alone.
         device: where the model is.
+        end_tokens: further tokens that end a text, as the end of a turn in a chat.
 
     Returns:
         The samples of each prompt, the same on every rank. Without a temperature they are all alike, and computed once.
@@ -78,13 +64,13 @@ def generate(
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     sharded = world_size > 1 and any(isinstance(parameter, DTensor) for parameter in gpt.parameters())
     # shapes change with every step, and a compiled model would be compiled again for each
-    with untouched(model), torch.compiler.set_stance("force_eager"):
-        decoding = Decoding(gpt, prompts, options, tokenizer, batch_tokens, device, in_step=sharded)
-        found = decoding.run(requests[rank::world_size])
-    for part in _gathered(found, world_size):
-        found |= part
-    samples = [[Generation(*found[i, s]) for s in range(n_drawn)] for i in range(len(prompts))]
-    return [given * (options.n_samples // n_drawn) for given in samples]
+    with evaluation_mode(model), torch.compiler.set_stance("force_eager"):
+        decoding = Decoding(
+            gpt, prompts, options, tokenizer, batch_tokens, device, end_tokens=end_tokens, in_step=sharded
+        )
+        generations = _gathered(decoding.run(requests[rank::world_size]), world_size)
+    samples = [[generations[i, s] for s in range(n_drawn)] for i in range(len(prompts))]
+    return [drawn * (options.n_samples // n_drawn) for drawn in samples]
 
 
 def decoder(model: nn.Module) -> DocumentMask:
@@ -99,12 +85,13 @@ def decoder(model: nn.Module) -> DocumentMask:
     raise ValueError(f"model = {type(model).__name__}: expected a LitGPT model of this package, or a module around one")
 
 
-def _gathered(found: dict[Finished, tuple], world_size: int) -> list[dict]:
+def _gathered(generations: dict[Sample, Generation], world_size: int) -> dict[Sample, Generation]:
+    """Those of all ranks."""
     if world_size == 1:
-        return []
-    parts: list[dict] = [{}] * world_size
-    dist.all_gather_object(parts, found)
-    return parts
+        return generations
+    of_ranks: list[dict[Sample, Generation]] = [{}] * world_size
+    dist.all_gather_object(of_ranks, generations)
+    return {sample: generation for of_rank in of_ranks for sample, generation in of_rank.items()}
 
 
 def _check(prompts: Sequence[np.ndarray], options: GenerationOptions, batch_tokens: int, longest: int) -> None:

@@ -1,4 +1,4 @@
-"""Scores of chosen tokens at chosen places, without the logits of all places at once.
+"""Scores of chosen tokens at chosen positions, without the logits of all positions at once.
 
 For a model of 14M parameters with 50k tokens the head is most of the arithmetic, and its logits are most of the
 memory. Here the head is applied only where something is asked, a block at a time, and each block is reduced to a few
@@ -27,12 +27,12 @@ ELEMENTS = 1 << 27
 
 
 class Head(NamedTuple):
-    """A head by parts.
+    """A head that gives its logits a block of columns at a time.
 
     Args:
         n_vocab: V.
         columns: maps states (R, D), start and end to logits (R, end - start), which are overwritten.
-        in_blocks: whether a part costs only its share of the whole.
+        in_blocks: whether a block costs only its share of the whole.
     """
 
     n_vocab: int
@@ -44,12 +44,12 @@ class Targets(NamedTuple):
     """What is asked of a batch (B, T); all three on the CPU.
 
     Args:
-        places: (P,) int64, the places asked about, as indices into the flattened batch B x T.
-        of: (Q,) int64, ascending: for every question the index of its place among ``places``.
+        indices: (P,) int64, the positions asked about, as indices into the flattened batch B x T.
+        of: (Q,) int64, ascending: for every question its position's number among ``indices``.
         tokens: (Q,) int64, the token whose score is asked for.
     """
 
-    places: Tensor
+    indices: Tensor
     of: Tensor
     tokens: Tensor
 
@@ -79,24 +79,56 @@ def score_batch(gpt: DocumentMask, tokens: Tensor, targets: Targets, tree: Tree 
     Returns:
         As ``score_targets``.
     """
-    found: list[tuple[Tensor, Tensor]] = []
+    scores: list[tuple[Tensor, Tensor]] = []
 
     def body(gpt: DocumentMask) -> Tensor:
         states = _states(gpt, tokens, tree).flatten(0, 1)
-        found.append(score_targets(states, targets, _head(gpt)))
-        return found[0][0]
+        scores.append(score_targets(states, targets, _head(gpt)))
+        return scores[0][0]
 
     # the scores do not leave by the forward's return, which FSDP2 may cast to bfloat16
     gpt(tokens, body=body)
-    return found[0]
+    return scores[0]
+
+
+@torch.no_grad()
+def read_log_probs(model: nn.Module, tokens: Tensor, indices: Tensor, consume: Callable[[Tensor, int], None]) -> None:
+    """Whole distributions at chosen positions, some at a time; LitGPT's head is applied there only.
+
+    Args:
+        model: a LitGPT model of this package, perhaps sharded; or any that maps tokens (B, T) to logits (B, T, V).
+        tokens: (B, T) int64.
+        indices: (P,) int64 on the CPU, positions as indices into the flattened batch B x T.
+        consume: is given log-probabilities (R, V) float32 (float64 for float64 logits) of the next positions, and how
+            many came before.
+    """
+
+    def read(states: Tensor, head: Head) -> None:
+        n_rows = max(ELEMENTS // head.n_vocab, 1)
+        for first in range(0, len(indices), n_rows):
+            logits = head.columns(states[indices[first : first + n_rows].to(states.device)], 0, head.n_vocab)
+            precise = torch.promote_types(logits.dtype, torch.float32)
+            consume(torch.log_softmax(logits, dim=-1, dtype=precise), first)
+
+    def body(gpt: DocumentMask) -> Tensor:
+        states = _states(gpt, tokens, None)
+        # within the call, as a sharded head is whole only there
+        read(states.flatten(0, 1), _head(gpt))
+        return states
+
+    if isinstance(model, DocumentMask):
+        model(tokens, body=body)
+    else:
+        logits = model(tokens).flatten(0, 1)
+        read(logits, Head(logits.size(-1), lambda rows, start, end: rows[:, start:end], in_blocks=True))
 
 
 def _states(gpt: DocumentMask, tokens: Tensor, tree: Tree | None) -> Tensor:
     """What the head reads, (B, T, n_embd)."""
     if tree is None and tokens.size(1) > gpt.max_seq_length:
         raise ValueError(f"row of {tokens.size(1)} tokens: expected at most block_size = {gpt.max_seq_length}")
-    place = slice(tokens.size(1)) if tree is None else tree.positions
-    cos, sin = (table[place] if tree else table[place][None] for table in (gpt.cos, gpt.sin))
+    positions = slice(tokens.size(1)) if tree is None else tree.positions
+    cos, sin = (table[positions] if tree else table[positions][None] for table in (gpt.cos, gpt.sin))
     x = gpt.transformer.wte(tokens)
     if gpt.config.scale_embeddings:
         x = x * torch.tensor(gpt.config.n_embd**0.5, dtype=x.dtype)
@@ -107,7 +139,7 @@ def _states(gpt: DocumentMask, tokens: Tensor, tree: Tree | None) -> Tensor:
 
 
 def _head(gpt: DocumentMask) -> Head:
-    """Its columns by a part of the weight where there is a plain one; otherwise by the module."""
+    """The model's head: blocks of its weight where that is a plain one, else the module with all columns at once."""
     module, cap, n_vocab = gpt.lm_head, gpt.config.final_logit_softcapping, gpt.config.padded_vocab_size
     linear = module.linear if isinstance(module, LoRALinear) and module.r == 0 else module
     # a head that is a unit of FSDP2 of its own is whole only within its own call
@@ -141,7 +173,7 @@ def score_targets(states: Tensor, targets: Targets, head: Head) -> tuple[Tensor,
     """Negative log-likelihood of every asked token, and whether it is the first choice.
 
     Args:
-        states: (N, D), what the head reads, one row a place of the batch.
+        states: (N, D), what the head reads, one row a position of the batch.
         targets: what is asked.
         head: columns of the logits, by request.
 
@@ -149,15 +181,15 @@ def score_targets(states: Tensor, targets: Targets, head: Head) -> tuple[Tensor,
         (Q,) float32 in nats (float64 for float64 logits), and (Q,) bool: whether ``argmax`` of the logits is the token.
     """
     n_rows, n_columns = (768, 512) if head.in_blocks and states.is_cpu else (max(ELEMENTS // head.n_vocab, 1), 0)
-    n_parts = -(-len(targets.places) // n_rows)
-    n_rows = -(-len(targets.places) // n_parts)  # parts alike, rather than a small one at the end
-    edges = torch.searchsorted(targets.of, torch.arange(0, len(targets.places) + n_rows, n_rows)).tolist()
-    found = []
+    n_parts = -(-len(targets.indices) // n_rows)
+    n_rows = -(-len(targets.indices) // n_parts)  # alike, rather than a small one at the end
+    edges = torch.searchsorted(targets.of, torch.arange(0, len(targets.indices) + n_rows, n_rows)).tolist()
+    scores = []
     for i, (start, end) in enumerate(pairwise(edges)):
-        places = targets.places[i * n_rows : (i + 1) * n_rows].to(states.device)
+        indices = targets.indices[i * n_rows : (i + 1) * n_rows].to(states.device)
         of, tokens = targets.of[start:end] - i * n_rows, targets.tokens[start:end]
-        found.append(_score_rows(states[places], of, tokens, head, n_columns or head.n_vocab))
-    nll, hits = zip(*found, strict=True)
+        scores.append(_score_rows(states[indices], of, tokens, head, n_columns or head.n_vocab))
+    nll, hits = zip(*scores, strict=True)
     return torch.cat(nll), torch.cat(hits)
 
 
@@ -177,12 +209,12 @@ def _score_rows(states: Tensor, of: Tensor, tokens: Tensor, head: Head, n_column
             logits = logits.float()
         tops.append(logits.amax(-1))
         if start < end:
-            asked = of[start:end]
-            chosen.append(logits[asked, columns[start:end]])
-            first = chosen[-1] == tops[-1][asked]
+            rows = of[start:end]
+            chosen.append(logits[rows, columns[start:end]])
+            first = chosen[-1] == tops[-1][rows]
             # of equal logits argmax takes the first: to be looked up only where the token is among the greatest
             ties = first.nonzero()[:, 0]
-            first[ties] = logits[asked[ties]].argmax(-1) == columns[start:end][ties]
+            first[ties] = logits[rows[ties]].argmax(-1) == columns[start:end][ties]
             firsts.append(first)
         before, most = most, torch.maximum(most, tops[-1])
         total = total * (before - most).exp() + logits.sub_(most[:, None]).exp_().sum(-1)

@@ -219,7 +219,8 @@ class _Layer(KVCache):
             scores = torch.cat([_by_group(q_BGRH, self.prefix[0].mT), scores], dim=-1)
         if config.attention_logit_softcapping is not None:
             scores = do_softcapping(scores, config.attention_logit_softcapping)
-        weights = torch.softmax(scores + self.mask, dim=-1, dtype=torch.float32).to(values.dtype)
+        precise = torch.promote_types(scores.dtype, torch.float32)
+        weights = torch.softmax(scores + self.mask, dim=-1, dtype=precise).to(values.dtype)
         y = weights[..., n_prefix:] @ values
         if self.prefix is not None:
             y = y + _by_group(weights[..., :n_prefix], self.prefix[1])

@@ -1,4 +1,4 @@
-"""A model folder in LitGPT's format as a model that is ready to be asked; no Trainer is involved."""
+"""A model folder in LitGPT's format in evaluation mode; no Trainer is involved."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 
 
 class Loaded(NamedTuple):
-    """A model in evaluation mode, where it stands, and its tokenizer."""
+    """A model in evaluation mode, its tokenizer, and the device that it is on."""
 
     model: GPT
     tokenizer: Tokenizer
@@ -34,7 +34,7 @@ def load_model(folder: Path, device: str = "auto", precision: str = "auto") -> L
         ValueError: the weights do not fit the configuration, or the device or precision is unknown.
     """
     check_checkpoint_dir(folder)
-    place = find_device(device)
+    target = find_device(device)
     if precision != "auto" and precision not in PRECISIONS:
         raise ValueError(f"precision = {precision!r}: expected auto, {', '.join(PRECISIONS)}")
     config = model_config(None, folder, {}, None)
@@ -44,10 +44,10 @@ def load_model(folder: Path, device: str = "auto", precision: str = "auto") -> L
         model.load_state_dict(load_weights(folder), assign=True)
     except RuntimeError as error:
         raise ValueError(f"model = {folder}: the weights do not fit model_config.yaml ({error})") from None
-    model.cos, model.sin = model.rope_cache(device=place)
+    model.cos, model.sin = model.rope_cache(device=target)
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(place, PRECISIONS.get(precision, parameter.dtype))
-    return Loaded(model.eval().requires_grad_(False), Tokenizer(folder), place)
+        parameter.data = parameter.data.to(target, PRECISIONS.get(precision, parameter.dtype))
+    return Loaded(model.eval().requires_grad_(False), Tokenizer(folder), target)
 
 
 def find_device(name: str) -> torch.device:

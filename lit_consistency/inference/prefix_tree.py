@@ -1,15 +1,15 @@
-"""Token sequences laid into rows so that what several of them begin with is computed once.
+"""Token sequences put together as trees, so that what several of them begin with is computed once.
 
-Sequences are sorted, so that common beginnings are neighbours; neighbours are put into one row as a tree, whose nodes
+Sequences are sorted, so that common beginnings are neighbours; neighbours are put into one tree, whose nodes
 stand in depth-first order, and a node sees its ancestors only. A question with its candidates, the pairs of BLiMP, and
 the few-shot head of a whole task are all the same case. Identical tokens with identical beginnings are one node, and a
 token asked for at one node is asked once.
 
-How much goes into a row is decided by cost. A row of n nodes costs n (1 + n / s): matrices are linear, attention under
-a mask is quadratic, and s is the length at which both are equal. A row whose sequences all begin with the same c
-tokens and have x nodes of their own pays x^2 / s for nodes that look past one another; a new row would pay
+How much goes into a tree is decided by cost. A tree of n nodes costs n (1 + n / s): matrices are linear, attention
+under a mask is quadratic, and s is the length at which both are equal. A tree whose sequences all begin with the same
+c tokens and have x nodes of their own pays x^2 / s for nodes that look past one another; a new tree would pay
 c (1 + c / s) for the beginning once more. The cost of a node of one's own is least where both are equal, and there a
-row ends. Texts that share nothing stay alone, without a mask.
+tree ends. Texts that share nothing stay alone, without a mask.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Query(NamedTuple):
     targets: np.ndarray
 
 
-class Row(NamedTuple):
-    """A tree of N nodes in depth-first order, with Q questions.
+class PrefixTree(NamedTuple):
+    """A tree of N tokens in depth-first order, a row of a batch, with Q questions.
 
     Args:
         tokens: (N,) int64.
@@ -36,7 +36,7 @@ class Row(NamedTuple):
         ends: (N,) int64, one past the node's last descendant: i sees j if j <= i < ends[j].
         nodes: (Q,) int64, ascending: where each question is asked.
         targets: (Q,) int64: the token it asks for.
-        members: (M,) int64, for every supervised token of every sequence of the row, the sequence.
+        members: (M,) int64, for every supervised token of every sequence of the tree, the sequence.
         questions: (M,) int64, and the question that it is.
     """
 
@@ -54,31 +54,31 @@ class Row(NamedTuple):
         return bool((self.ends == len(self.ends)).all())
 
 
-def rows(queries: Sequence[Query], budget: int, equal_cost: float) -> list[Row]:
-    """The rows of all sequences that ask something.
+def prefix_trees(queries: Sequence[Query], budget: int, equal_cost: float) -> list[PrefixTree]:
+    """Trees that hold all sequences that ask something.
 
     Args:
         queries: the sequences.
-        budget: most nodes of a row that holds more than one path; a longer sequence stands alone.
+        budget: most nodes of a tree that holds more than one path; a longer sequence stands alone.
         equal_cost: nodes at which attention costs as much as the matrices; 0 where no mask can be given, then only
-            sequences that continue one another share a row.
+            sequences that continue one another share a tree.
     """
     keys = {i: query.fed.astype(">i8").tobytes() for i, query in enumerate(queries) if (query.targets >= 0).any()}
-    found: list[Row] = []
-    row = _Builder(equal_cost)
+    finished: list[PrefixTree] = []
+    tree = _Builder(equal_cost)
     for i in sorted(keys, key=lambda i: (keys[i], i)):
         # what comes after the last target is not needed
         n = int(np.flatnonzero(queries[i].targets >= 0)[-1]) + 1
         query = Query(queries[i].fed[:n], queries[i].targets[:n])
-        if row.sequences and not row.welcomes(query, budget):
-            found.append(row.finish())
-            row = _Builder(equal_cost)
-        row.add(i, query)
-    return [*found, row.finish()] if row.sequences else found
+        if tree.sequences and not tree.welcomes(query, budget):
+            finished.append(tree.finish())
+            tree = _Builder(equal_cost)
+        tree.add(i, query)
+    return [*finished, tree.finish()] if tree.sequences else finished
 
 
 class _Builder:
-    """A row in the making: pieces of nodes, and the path to the last sequence's end."""
+    """A tree in the making: pieces of nodes, and the path to the last sequence's end."""
 
     def __init__(self, equal_cost: float) -> None:
         self.equal_cost = equal_cost
@@ -90,10 +90,10 @@ class _Builder:
         self.positions: list[np.ndarray] = []
         self.closed: list[tuple[np.ndarray, int]] = []
         self.sequences: list[int] = []
-        self.asked: list[tuple[np.ndarray, np.ndarray]] = []
+        self.targets: list[tuple[np.ndarray, np.ndarray]] = []
 
     def welcomes(self, query: Query, budget: int) -> bool:
-        """Whether the sequence is better computed here than in a row of its own."""
+        """Whether the sequence is better computed here than in a tree of its own."""
         shared = _shared(self.last, query.fed)
         n = self.n + len(query.fed) - shared
         if n == self.n or shared == self.n:  # adds nothing, or continues the only path
@@ -114,24 +114,24 @@ class _Builder:
         self.last = query.fed
         taken = np.flatnonzero(query.targets >= 0)
         self.sequences.append(number)
-        self.asked.append((self.path[taken], query.targets[taken]))
+        self.targets.append((self.path[taken], query.targets[taken]))
 
-    def finish(self) -> Row:
-        """The row."""
+    def finish(self) -> PrefixTree:
+        """The tree."""
         ends = np.full(self.n, self.n)
         for nodes, end in self.closed:
             ends[nodes] = end
-        nodes = np.concatenate([nodes for nodes, _ in self.asked])
-        targets = np.concatenate([targets for _, targets in self.asked])
+        nodes = np.concatenate([nodes for nodes, _ in self.targets])
+        targets = np.concatenate([targets for _, targets in self.targets])
         width = int(targets.max()) + 1
         distinct, questions = np.unique(nodes * width + targets, return_inverse=True)
-        return Row(
+        return PrefixTree(
             tokens=np.concatenate(self.tokens),
             positions=np.concatenate(self.positions),
             ends=ends,
             nodes=distinct // width,
             targets=distinct % width,
-            members=np.repeat(self.sequences, [len(nodes) for nodes, _ in self.asked]),
+            members=np.repeat(self.sequences, [len(nodes) for nodes, _ in self.targets]),
             questions=questions.reshape(-1),
         )
 

@@ -1,9 +1,10 @@
 """Log-likelihood of candidates: common beginnings once, batched to a token budget, shared out over the ranks.
 
-Candidates become rows (``prefix_tree``): those that begin alike share a row under a mask, the others stand alone, and
-rows are sorted by length, so that little is padded. LitGPT's head is applied only where a token is scored. Any other
-model that maps tokens to logits gets the same rows without sharing. Families whose attention takes no mask of ours
-(``check_documents``) likewise. Given up: a sum over a row differs from that of a candidate alone by rounding.
+Candidates become trees (``prefix_tree``): those that begin alike share one under a mask, the others stand alone. Trees
+are the rows of a batch, sorted by length, so that little is padded. LitGPT's head is applied only where a token is
+scored. Any other model that maps tokens to logits gets a row for each candidate, and so do families whose attention
+takes no mask of ours (``check_documents``). Given up: a sum over a tree differs from that of a candidate alone by
+rounding.
 
 Which rank scores a batch does not change its content, and the sums are put together in float64, so that one process
 and many report the same numbers. Every rank runs the same number of forwards (an idle one repeats its last batch),
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from lit_consistency.inference.head import Head, Targets, Tree, score_batch, score_targets
 from lit_consistency.inference.items import Item
-from lit_consistency.inference.prefix_tree import Query, Row, rows
+from lit_consistency.inference.prefix_tree import PrefixTree, Query, prefix_trees
 from lit_consistency.metrics import ItemScores
 from lit_consistency.model import IGNORE, DocumentMask, check_documents
 
@@ -76,22 +77,22 @@ def score_sequences(
     """Score token sequences: (tokens (T,) int, supervised (T,) bool), otherwise as ``score_items``."""
     queries = [_query(tokens, supervised) for tokens, supervised in sequences]
     gpt = document_model(model)
-    laid = rows(queries, batch_tokens, attention_equals_matrices(gpt.config) if gpt else 0)
+    trees = prefix_trees(queries, batch_tokens, attention_equals_matrices(gpt.config) if gpt else 0)
     at_once = min(batch_tokens, CPU_BATCH_TOKENS) if device.type == "cpu" else batch_tokens
     # a batch without a tree needs no mask, and may use the fastest attention
     batches = [
-        [part[i] for i in batch]
-        for part in ([row for row in laid if not row.is_chain], [row for row in laid if row.is_chain])
-        for batch in plan_batches([len(row.tokens) for row in part], at_once)
+        [alike[i] for i in batch]
+        for alike in ([tree for tree in trees if not tree.is_chain], [tree for tree in trees if tree.is_chain])
+        for batch in plan_batches([len(tree.tokens) for tree in alike], at_once)
     ]
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     sums = torch.zeros(2, len(queries), dtype=torch.float64)
     for i in range(-(-len(batches) // world_size)):
         mine = i * world_size + rank
         batch = batches[min(mine, len(batches) - 1)]
-        found = _score_batch(gpt or model, batch, device)
+        scores = _score_batch(gpt or model, batch, device)
         if mine < len(batches):
-            _add(sums, batch, *found)
+            _add(sums, batch, *scores)
     if world_size > 1:
         # collectives need the model's device
         shared = sums.to(device)
@@ -124,7 +125,7 @@ def attention_equals_matrices(config: Config) -> float:
 
 
 def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Rows of each batch: longest first, at most ``batch_tokens`` tokens after padding to the batch's longest row."""
+    """Numbers of each batch's rows: longest first, at most ``batch_tokens`` tokens when padded to the longest."""
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     batches: list[list[int]] = []
     for row in order:
@@ -154,24 +155,24 @@ def _query(tokens: np.ndarray, supervised: np.ndarray) -> Query:
     return Query(ids[:-1], np.where(np.asarray(supervised, dtype=bool), ids, IGNORE)[1:])
 
 
-def _score_batch(model: nn.Module, batch: Sequence[Row], device: torch.device) -> tuple[Tensor, Tensor]:
-    """(Q,) nll and (Q,) hits of all questions of the rows, on the CPU."""
-    length = max(len(row.tokens) for row in batch)
-    tokens = _stack([row.tokens for row in batch], np.zeros(length, dtype=np.int64)).to(device)
-    asked = np.concatenate([row.nodes + i * length for i, row in enumerate(batch)])
-    places, of = np.unique(asked, return_inverse=True)
-    wanted = torch.from_numpy(np.concatenate([row.targets for row in batch]))
-    targets = Targets(torch.from_numpy(places), torch.from_numpy(of.reshape(-1)), wanted)
+def _score_batch(model: nn.Module, batch: Sequence[PrefixTree], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(Q,) nll and (Q,) hits of all questions of the trees, on the CPU."""
+    length = max(len(tree.tokens) for tree in batch)
+    tokens = _stack([tree.tokens for tree in batch], np.zeros(length, dtype=np.int64)).to(device)
+    asked_at = np.concatenate([tree.nodes + i * length for i, tree in enumerate(batch)])
+    indices, of = np.unique(asked_at, return_inverse=True)
+    wanted = torch.from_numpy(np.concatenate([tree.targets for tree in batch]))
+    targets = Targets(torch.from_numpy(indices), torch.from_numpy(of.reshape(-1)), wanted)
     if not isinstance(model, DocumentMask):
         logits = model(tokens).flatten(0, 1)
         head = Head(logits.size(-1), lambda rows, start, end: rows[:, start:end], in_blocks=True)
         nll, hits = score_targets(logits, targets, head)
-    elif all(row.is_chain for row in batch):
+    elif all(tree.is_chain for tree in batch):
         nll, hits = score_batch(model, tokens, targets, None)
     else:
-        positions = _stack([row.positions for row in batch], np.zeros(length, dtype=np.int64)).to(device)
+        positions = _stack([tree.positions for tree in batch], np.zeros(length, dtype=np.int64)).to(device)
         # what is padded sees itself alone: a softmax over nothing would not be a number
-        ends = _stack([row.ends for row in batch], np.arange(1, length + 1)).to(device)
+        ends = _stack([tree.ends for tree in batch], np.arange(1, length + 1)).to(device)
         nll, hits = score_batch(model, tokens, targets, Tree(positions, tree_mask(ends)))
     return nll.cpu(), hits.cpu()
 
@@ -182,18 +183,18 @@ def tree_mask(ends: Tensor) -> Tensor:
     return ((i[:, None] >= i) & (i[:, None] < ends[:, None, :]))[:, None]
 
 
-def _stack(parts: Sequence[np.ndarray], padding: np.ndarray) -> Tensor:
-    """(B, T): every part, and behind it the end of the padding."""
-    table = np.tile(padding, (len(parts), 1))
-    for row, part in zip(table, parts, strict=True):
-        row[: len(part)] = part
+def _stack(rows: Sequence[np.ndarray], padding: np.ndarray) -> Tensor:
+    """(B, T): every row, and behind it the end of the padding."""
+    table = np.tile(padding, (len(rows), 1))
+    for padded, row in zip(table, rows, strict=True):
+        padded[: len(row)] = row
     return torch.from_numpy(table)
 
 
-def _add(sums: Tensor, batch: Sequence[Row], nll: Tensor, hits: Tensor) -> None:
+def _add(sums: Tensor, batch: Sequence[PrefixTree], nll: Tensor, hits: Tensor) -> None:
     """Add what the batch's questions say to the sums (2, C) of the sequences that asked them."""
-    starts = np.cumsum([0, *[len(row.nodes) for row in batch]])
-    questions = torch.from_numpy(np.concatenate([row.questions + n for row, n in zip(batch, starts, strict=False)]))
-    members = torch.from_numpy(np.concatenate([row.members for row in batch]))
+    starts = np.cumsum([0, *[len(tree.nodes) for tree in batch]])
+    questions = torch.from_numpy(np.concatenate([tree.questions + n for tree, n in zip(batch, starts, strict=False)]))
+    members = torch.from_numpy(np.concatenate([tree.members for tree in batch]))
     sums[0].index_add_(0, members, nll[questions].double())
     sums[1].index_add_(0, members, hits[questions].double())

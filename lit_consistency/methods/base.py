@@ -1,4 +1,4 @@
-"""What is trained: the door between a run and the ways of training all of a model or only part of it."""
+"""The interface of a method: which weights of a model are trained, and how they are saved in the base's terms."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def load_checked(model: nn.Module, weights: dict[str, Tensor], may_miss: str | N
     Args:
         model: a LitGPT model.
         weights: name to tensor, in base names; LitGPT's modules rename for LoRA and for legacy files.
-        may_miss: a part of names that ``weights`` may lack.
+        may_miss: parameters whose names contain this may be missing from ``weights``.
 
     Raises:
         ValueError: a shape differs, or a name is missing or unexpected; ``model`` may then be half loaded.

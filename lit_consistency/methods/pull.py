@@ -103,16 +103,16 @@ class Pull(Full):
     @torch.no_grad()
     def before_step(self) -> None:
         """Measure the penalty; where it is in the loss, add its gradient."""
-        parts = []
+        penalties = []
         for parameter, start in self._bound.items():
             difference = local(parameter) - local(start)
-            parts.append((parameter, _size(difference, self.norm)))
+            penalties.append((parameter, _size(difference, self.norm)))
             if not self.decoupled:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
                 direction = difference.sign_() if self.norm == "l1" else difference
                 local(parameter.grad).add_(direction, alpha=self.strength)
-        self._penalty = self.strength * total(parts) if parts else None
+        self._penalty = self.strength * total(penalties) if penalties else None
 
     @torch.no_grad()
     def _pull_back(self, optimizer: Optimizer, *_: Any) -> None:
@@ -160,24 +160,24 @@ def towards(tensor: Tensor, start: Tensor, norm: Norm, pull: float) -> Tensor:
     return start + softshrink(tensor - start, pull)
 
 
-def total(parts: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """Sum of numbers, each of this rank's shard of a parameter, over parameters and shards.
+def total(local_sums: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Sum over parameters and their shards; a collective call where parameters are sharded.
 
     Args:
-        parts: (parameter, number of shape ()); one all-reduce for each layout of sharded parameters.
+        local_sums: (parameter, sum over its shard on this rank, of shape ()); one all-reduce for each way of sharding.
 
     Returns:
         The sum, of shape (), the same on every rank.
     """
     sums: dict[Any, Tensor] = {}
-    for parameter, number in parts:
-        layout = (parameter.device_mesh, parameter.placements) if isinstance(parameter, DTensor) else None
-        sums[layout] = sums[layout] + number if layout in sums else number
-    for layout, number in sums.items():
-        if layout is not None:
-            mesh, placements = layout
+    for parameter, number in local_sums:
+        sharding = (parameter.device_mesh, parameter.placements) if isinstance(parameter, DTensor) else None
+        sums[sharding] = sums[sharding] + number if sharding in sums else number
+    for sharding, number in sums.items():
+        if sharding is not None:
+            mesh, placements = sharding
             partial = [Partial() if placement.is_shard() else Replicate() for placement in placements]
-            sums[layout] = DTensor.from_local(number, mesh, partial, run_check=False).full_tensor()
+            sums[sharding] = DTensor.from_local(number, mesh, partial, run_check=False).full_tensor()
     return torch.stack(list(sums.values())).sum()
 
 

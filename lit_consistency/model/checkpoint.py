@@ -22,20 +22,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lit_consistency.model.tokenizer_files import copy_tokenizer
 from lit_consistency.records.atomic import new_folder
-from lit_consistency.records.model_folder import VOCABULARIES, weights_path
+from lit_consistency.records.model_folder import weights_path
 from lit_consistency.records.provenance import Provenance
-
-TOKENIZER_FILES = (
-    *VOCABULARIES,
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
-)
 
 
 def load_weights(checkpoint_dir: Path) -> dict[str, Tensor]:
@@ -62,19 +52,6 @@ def load_weights(checkpoint_dir: Path) -> dict[str, Tensor]:
     if not isinstance(weights, dict) or not weights or not all(isinstance(value, Tensor) for value in weights.values()):
         raise ValueError(f"{path}: expected a mapping of names to tensors, or one under the key `model`")
     return dict(weights)
-
-
-def copy_tokenizer(source: Path, destination: Path) -> None:
-    """Copy what LitGPT and transformers read of a tokenizer.
-
-    Raises:
-        FileNotFoundError: ``source`` holds no vocabulary.
-    """
-    if not any((Path(source) / name).is_file() for name in VOCABULARIES):
-        raise FileNotFoundError(f"tokenizer_dir = {source}: missing {' or '.join(VOCABULARIES)}")
-    for name in TOKENIZER_FILES:
-        if (Path(source) / name).is_file():
-            shutil.copyfile(Path(source) / name, Path(destination) / name)
 
 
 def save_model(

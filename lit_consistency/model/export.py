@@ -21,8 +21,9 @@ from litgpt.tokenizer import Tokenizer
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lit_consistency.model.checkpoint import copy_tokenizer, load_weights
+from lit_consistency.model.checkpoint import load_weights
 from lit_consistency.model.configuration import model_config
+from lit_consistency.model.tokenizer_files import copy_tokenizer
 from lit_consistency.records.atomic import new_folder, write_json
 from lit_consistency.records.model_folder import VOCABULARIES, check_checkpoint_dir
 from lit_consistency.records.provenance import Provenance, read_provenance

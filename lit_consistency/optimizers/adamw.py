@@ -197,8 +197,10 @@ def _portions(rows: Sequence[Row], device: torch.device) -> Iterator[list[Row]]:
     portion: list[Row] = []
     elements = 0
     for *tensors, step in rows:
-        whole = tensors[0].numel() <= at_once
-        cuts = zip(*(t.view(-1).split(at_once) for t in tensors), strict=True) if not whole else [tuple(tensors)]
+        if tensors[0].numel() > at_once:
+            cuts = list(zip(*(tensor.view(-1).split(at_once) for tensor in tensors), strict=True))
+        else:
+            cuts = [tuple(tensors)]
         for cut in cuts:
             if portion and elements + cut[0].numel() > at_once:
                 yield portion

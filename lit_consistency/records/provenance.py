@@ -20,7 +20,7 @@ FILE = "provenance.yaml"
 FAMILIES = {"Adam": "AdamW", "AdamW": "AdamW", "MoFO": "AdamW", "Muon": "Muon", "FilteredMuon": "Muon", "SGD": "SGD"}
 """Class of an optimizer -> the optimizer whose update it applies, to all coordinates or to those it selects.
 
-MoFO is AdamW on a share of the coordinates (arXiv 2407.20999, equation 1), FilteredMuon is Muon on such a share.
+MoFO is AdamW on a share of the coordinates (arXiv 2407.20999), FilteredMuon is Muon on such a share.
 """
 
 

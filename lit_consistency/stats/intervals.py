@@ -239,7 +239,7 @@ def _clopper_pearson(value: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.n
 def _design_effect(variance: np.ndarray, simple: np.ndarray, sums: ClusterSums, few: np.ndarray) -> np.ndarray:
     """Variance over that of single items, mixed with its greatest value, items per cluster, as the docstring says."""
     effect = np.divide(variance, simple, out=np.ones_like(variance), where=simple > 0)
-    # clusters may look more even than single items by chance, seldom by nature (Korn and Graubard 1999, chapter 2.3)
+    # clusters may look more even than single items by chance, seldom by nature (NCHS, Vital Health Statistics 2(175))
     if sums.binary:
         effect = np.maximum(effect, 1)
     n_clusters = 1 / (_weights(sums) ** 2).sum(-1)

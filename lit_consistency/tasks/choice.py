@@ -17,25 +17,18 @@ import numpy as np
 import torch
 from torch import nn
 
+from lit_consistency.data.tokens.pairs import opening_token
 from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.inference.items import Item
 from lit_consistency.records.fingerprints import seed_of
 from lit_consistency.stats.intervals import by_class, ratio
 from lit_consistency.tasks.formats import Format
-from lit_consistency.tasks.measured import Likelihoods, Measured, likelihoods_measured, score_questions
-from lit_consistency.tasks.prompts import Fitter, ask_in_format, candidate, encode, opening_token
-from lit_consistency.tasks.question import (
-    EncodedQuestion,
-    EncodedTask,
-    Question,
-    ReadTask,
-    headed_question,
-    limited,
-    named_question,
-    read_texts,
-)
-from lit_consistency.tasks.rows import TaskRow
-from lit_consistency.tasks.task import Advance, PromptedTask, Task
+from lit_consistency.tasks.likelihoods import Likelihoods, likelihoods_measured, score_questions
+from lit_consistency.tasks.measured import Measured
+from lit_consistency.tasks.prompts import Fitter, ask_in_format, candidate, encode
+from lit_consistency.tasks.question import EncodedQuestion, Question, TaskRow, limited
+from lit_consistency.tasks.reading import headed_question, named_question, read_texts
+from lit_consistency.tasks.task import Advance, EncodedTask, PromptedTask, ReadTask, Task
 from lit_consistency.tasks.templates import render, take
 
 UNLABELLED = (None, -1, "", "-1", "-")
@@ -74,6 +67,14 @@ class ChoiceTask(PromptedTask):
     shuffle: bool = False
 
     def _check(self) -> None:
+        if self.distractors < 0:
+            raise ValueError(f"distractors = {self.distractors}: expected 0 (none are drawn) or more")
+        if self.distractors and (idle := [key for key in ("choices", "contexts", "gold_values") if getattr(self, key)]):
+            raise ValueError(
+                f"distractors, {idle[0]}: expected one of the two; distractors are the golds of other rows"
+            )
+        if self.shuffle and self.contexts:
+            raise ValueError("shuffle, contexts: expected one of the two; contexts are asked in their order")
         if not self.distractors:
             self._needs("choices")
         self._needs("gold")
@@ -95,7 +96,7 @@ class ChoiceTask(PromptedTask):
 
     def read(self, rows: Sequence[TaskRow]) -> list[Question]:
         """Fields, choices and the right one of every row."""
-        pool = sorted({render(str(self.gold), row.fields, row.place) for row in rows}) if self.distractors else []
+        pool = sorted({self._answer(row) for row in rows}) if self.distractors else []
         if self.distractors and len(pool) <= self.distractors:
             raise ValueError(
                 f"{self.data.origin}: {len(pool)} different {self.gold}; expected more than {self.distractors}"
@@ -134,9 +135,12 @@ class ChoiceTask(PromptedTask):
             raise ValueError(f"{row.place}: gold = {value!r}: expected {expected}")
         return index
 
+    def _answer(self, row: TaskRow) -> str:
+        return render(str(self.gold), row.fields, row.place).strip()
+
     def _draw(self, row: TaskRow, pool: list[str]) -> tuple[tuple[str, ...], int]:
         """The right answer among wrong ones of the column; a function of the row alone, so all runs ask the same."""
-        answer = render(str(self.gold), row.fields, row.place)
+        answer = self._answer(row)
         rng = np.random.default_rng(seed_of(self.name, row.id))
         wrong = [value for value in pool if value != answer]
         labels = [answer, *(wrong[i] for i in rng.choice(len(wrong), self.distractors, replace=False))]

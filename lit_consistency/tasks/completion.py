@@ -22,19 +22,17 @@ from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.inference.items import Candidate, Item, text_bytes
 from lit_consistency.stats.intervals import ratio
 from lit_consistency.tasks.formats import Format
-from lit_consistency.tasks.measured import Measured, likelihoods_measured, score_questions
+from lit_consistency.tasks.likelihoods import likelihoods_measured, score_questions
+from lit_consistency.tasks.measured import Measured
 from lit_consistency.tasks.prompts import ask_in_format
-from lit_consistency.tasks.question import (
-    EncodedQuestion,
-    EncodedTask,
-    Question,
-    ReadTask,
-    headed_question,
-    limited,
-    read_texts,
-)
-from lit_consistency.tasks.rows import TaskRow
-from lit_consistency.tasks.task import Advance, PromptedTask, TaskData
+from lit_consistency.tasks.question import EncodedQuestion, Question, TaskRow, limited
+from lit_consistency.tasks.reading import headed_question, read_texts
+from lit_consistency.tasks.task import Advance, EncodedTask, PromptedTask, ReadTask
+from lit_consistency.tasks.task_data import TaskData
+
+READ_BY_TEMPLATES = ("few_shot", "instruction", "extract", "requires", "group", "cluster", "id")
+READ_BY_FILES = ("member", "records", "columns", "separator", "validation_share")
+"""Keys of a task and of its data that say how a row is read where it is no conversation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +65,10 @@ class CompletionTask(PromptedTask):
         check_style(self.prompt_style)
         if self.data.rows is None and self.data.path is None:
             raise ValueError("prompt_style: expected data.path, a file of conversations")
+        idle = [key for key in READ_BY_TEMPLATES if getattr(self, key)]
+        idle += [f"data.{key}" for key in READ_BY_FILES if getattr(self.data, key)]
+        if idle:
+            raise ValueError(f"{idle[0]}: expected none with prompt_style, whose rows are read as SFTData reads them")
 
     def conversations(self, data: TaskData) -> Rows | None:
         """With a ``prompt_style`` the rows of the files, as SFTData reads them."""

@@ -10,17 +10,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 
 from lit_consistency.data.tokens.chat_template import ChatTemplate
 from lit_consistency.tasks.question import Question
-from lit_consistency.tasks.task import PromptedTask
 from lit_consistency.tasks.templates import check_template, render
 
 FOLDER = Path(__file__).parent / "prompt_formats"
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
+
+
+class Headed(Protocol):
+    """What a format reads of a task."""
+
+    @property
+    def answer_heading(self) -> str:
+        """What stands before the answer."""
+
+    @property
+    def delimiter(self) -> str:
+        """White space before the answer."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,7 @@ class Format:
     instruction: bool = False
     chat: bool = False
 
-    def question(self, task: PromptedTask, row: Question, context: str | None = None) -> str:
+    def question(self, task: Headed, row: Question, context: str | None = None) -> str:
         """The question alone, up to where the answer begins; ``context`` takes the place of the fields."""
         if context is not None:
             return context
@@ -59,14 +70,14 @@ class Format:
             parts.append(render(self.answer, {"heading": task.answer_heading}, row.place))
         return self.between_fields.join(parts)
 
-    def answer_text(self, task: PromptedTask, text: str) -> str:
+    def answer_text(self, task: Headed, text: str) -> str:
         """An answer with the white space before it; one that continues its question keeps the task's own."""
         delimiter = task.delimiter if self.delimiter is None or not task.answer_heading else self.delimiter
         return ("" if self.chat else delimiter) + text
 
     def prompt(
         self,
-        task: PromptedTask,
+        task: Headed,
         row: Question,
         shots: Sequence[Question],
         chat: ChatTemplate | None = None,
@@ -89,7 +100,7 @@ class Format:
             raise ValueError(f"{row.place}: format = {self.name!r}: {error}") from None
 
     def messages(
-        self, task: PromptedTask, row: Question, shots: Sequence[Question] = (), context: str | None = None
+        self, task: Headed, row: Question, shots: Sequence[Question] = (), context: str | None = None
     ) -> list[dict[str, str]]:
         """The turns of a chat, up to the last question; the instruction opens the first."""
         examples = self._examples(task, shots)
@@ -100,7 +111,7 @@ class Format:
             messages[0]["content"] = f"{row.instruction}{self.between_examples}{messages[0]['content']}"
         return messages
 
-    def _examples(self, task: PromptedTask, shots: Sequence[Question]) -> list[tuple[str, str]]:
+    def _examples(self, task: Headed, shots: Sequence[Question]) -> list[tuple[str, str]]:
         """Questions of the examples with their answers."""
         return [(self.question(task, s, right_context(s)), self.answer_text(task, s.answer)) for s in shots]
 

@@ -34,11 +34,12 @@ from lit_consistency.metrics import (
 from lit_consistency.stats.intervals import ratio
 from lit_consistency.tasks.code.run import run_many
 from lit_consistency.tasks.formats import Format
-from lit_consistency.tasks.measured import Measured, clusters_of, record_of
+from lit_consistency.tasks.likelihoods import record_of
+from lit_consistency.tasks.measured import Measured, clusters_of
 from lit_consistency.tasks.prompts import Fitter, ask_in_format, candidate
-from lit_consistency.tasks.question import EncodedQuestion, EncodedTask, Question, ReadTask, headed_question
-from lit_consistency.tasks.rows import TaskRow
-from lit_consistency.tasks.task import Advance, PromptedTask, check_pattern
+from lit_consistency.tasks.question import EncodedQuestion, Question, TaskRow
+from lit_consistency.tasks.reading import headed_question
+from lit_consistency.tasks.task import Advance, EncodedTask, PromptedTask, ReadTask, check_pattern
 from lit_consistency.tasks.templates import as_text, render, take
 
 EXTRACTIONS = ("none", "gsm8k", "last_number", "first_line")
@@ -92,7 +93,10 @@ class GenerationTask(PromptedTask):
         if self.generation.n_samples > 1 and self.generation.temperature <= 0:
             raise ValueError("generation.n_samples: greedy samples are all the same; expected temperature above 0")
         if self.extraction not in EXTRACTIONS:
-            check_pattern("extraction", self.extraction)
+            try:
+                check_pattern("extraction", self.extraction)
+            except ValueError as error:
+                raise ValueError(f"{error}, or one of {', '.join(EXTRACTIONS)}") from None
             if re.compile(self.extraction).groups != 1:
                 raise ValueError(
                     f"extraction = {self.extraction!r}: expected one of {', '.join(EXTRACTIONS)}, or a pattern with "
@@ -160,7 +164,15 @@ class GenerationTask(PromptedTask):
     ) -> Measured:
         """Let the model write, and compare."""
         prompts = [question.tokens for question in encoded.questions if question.tokens is not None]
-        written = generate(model, prompts, self.generation, tokenizer, batch_tokens=batch_tokens, device=device)
+        written = generate(
+            model,
+            prompts,
+            self.generation,
+            tokenizer,
+            batch_tokens=batch_tokens,
+            device=device,
+            end_tokens=encoded.end_tokens,
+        )
         advance(len(prompts))
         if self.program is None:
             return measure_generation(self, encoded, written)

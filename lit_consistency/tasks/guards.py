@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from lit_consistency.tasks.choice import ChoiceTask
 from lit_consistency.tasks.generation import GenerationTask
-from lit_consistency.tasks.question import EncodedTask, Question, ReadTask
-from lit_consistency.tasks.task import Task
+from lit_consistency.tasks.question import Question
+from lit_consistency.tasks.task import EncodedTask, ReadTask, Task
 
 LEAST_ITEMS = 10
 """Fewer predictions, or references, may be the same by accident."""

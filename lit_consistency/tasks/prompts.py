@@ -1,6 +1,6 @@
 """Questions of a task as prompts, fitted into a model's context.
 
-The prompt is encoded as one text and the answer as another, so the boundary between them is exact. Where there is no
+Prompt and answer are encoded as one text, as in lm-evaluation-harness (``encode_pairs``). Where there is no
 prompt (documents, minimal pairs) the model sees BOS, or EOS where there is no BOS, as in lm-evaluation-harness
 (``prefix_token_id``), so that every token of the text is scored. What does not fit loses few-shot examples first, the
 oldest one first, and then tokens from the left; both are counted.
@@ -13,13 +13,14 @@ from collections.abc import Callable
 import numpy as np
 
 from lit_consistency.data.tokens.chat_template import ChatTemplate
-from lit_consistency.data.tokens.prompts import chat_template
+from lit_consistency.data.tokens.pairs import EncodedPair, encode_pairs, opening_token
+from lit_consistency.data.tokens.prompts import chat_template, end_of_turn
 from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.inference.items import Candidate, Item
 from lit_consistency.tasks.few_shot import draw_shots_by_group, without_shots
 from lit_consistency.tasks.formats import Format
-from lit_consistency.tasks.question import EncodedQuestion, EncodedTask, Question, ReadTask, limited
-from lit_consistency.tasks.task import PromptedTask
+from lit_consistency.tasks.question import EncodedQuestion, Question, limited
+from lit_consistency.tasks.task import EncodedTask, PromptedTask, ReadTask
 
 
 class Fitter:
@@ -52,14 +53,13 @@ class Fitter:
                 self.chat = chat_template(tokenizer)
             except ValueError as error:
                 raise ValueError(f"format = {form.name!r}: {error}") from None
+        self.end_tokens = end_of_turn(tokenizer, self.chat) if self.chat else ()
 
-    def prompt(
-        self, row: Question, room: int, context: str | None = None
-    ) -> tuple[str, np.ndarray, int, tuple[str, ...]]:
+    def prompt(self, row: Question, room: int) -> tuple[str, np.ndarray, int, tuple[str, ...]]:
         """Prompt, its tokens (T,), how many were cut, and the ids of the examples that are left."""
         shots = list(self.shots[row.group])
         while True:
-            prompt = self.form.prompt(self.task, row, shots, self.chat, context)
+            prompt = self.form.prompt(self.task, row, shots, self.chat)
             tokens = encode(self.tokenizer, prompt, chat=self.chat is not None)
             if len(tokens) <= room or not shots:
                 ids = tuple(shot.id for shot in shots)
@@ -76,22 +76,19 @@ class Fitter:
     def scored(self, row: Question, texts: tuple[str, ...], contexts: tuple[str, ...], gold: int) -> EncodedQuestion:
         """The question with its candidates: each text behind the prompt, or the one text behind each context."""
         texts = texts * len(contexts) if contexts else texts
-        answers = [self.answer(row, text) for text in texts]
-        room = max(self.block_size + 1 - max(map(len, answers)), 1)
-        heads = [self.prompt(row, room, context) for context in contexts or (None,)]
-        tokens_of = [heads[i if contexts else 0][1] for i in range(len(answers))]
+        prompts, encoded, shots = self._pairs(row, texts, contexts)
+        for text, (_, continuation) in zip(texts, encoded, strict=True):
+            if not continuation:
+                raise ValueError(f"{row.place}: no token in the candidate {text!r}; expected text to score")
         item = Item(
             [
-                candidate(head, answer, len(text.encode()), self.block_size)
-                for head, answer, text in zip(tokens_of, answers, texts, strict=True)
+                candidate(np.asarray(head), np.asarray(continuation), len(text.encode()), self.block_size)
+                for (head, continuation), text in zip(encoded, texts, strict=True)
             ],
             gold,
         )
-        prompt, _, _, shots = heads[gold if contexts else 0]
-        n_lost = sum(head[2] for head in heads) + sum(
-            max(len(head) + len(answer) - self.block_size - 1, 0)
-            for head, answer in zip(tokens_of, answers, strict=True)
-        )
+        n_cut = [max(len(head) + len(continuation) - self.block_size - 1, 0) for head, continuation in encoded]
+        prompt, n_lost = prompts[gold], sum(n_cut) if contexts else max(n_cut)
         return EncodedQuestion(
             row.id,
             row.place,
@@ -103,6 +100,21 @@ class Fitter:
             n_truncated=n_lost,
             shot_ids=shots,
         )
+
+    def _pairs(
+        self, row: Question, texts: tuple[str, ...], contexts: tuple[str, ...]
+    ) -> tuple[list[str], list[EncodedPair], tuple[str, ...]]:
+        """Of every candidate the prompt and the tokens with the answer's, and the ids of the examples that are left."""
+        answers = [self.form.answer_text(self.task, text) for text in texts]
+        shots = list(self.shots[row.group])
+        while True:
+            prompts = [self.form.prompt(self.task, row, shots, self.chat, context) for context in contexts or (None,)]
+            prompts = prompts if contexts else prompts * len(texts)
+            encoded = encode_pairs(self.tokenizer, list(zip(prompts, answers, strict=True)), special=self.chat is None)
+            longest = max(len(head) + len(continuation) for head, continuation in encoded)
+            if longest <= self.block_size + 1 or not shots:
+                return prompts, encoded, tuple(shot.id for shot in shots)
+            del shots[0]
 
 
 def ask_in_format(
@@ -128,7 +140,8 @@ def ask_in_format(
         raise ValueError(f"task {task.name}: every row is a few-shot example too; nothing is left to score")
     fitter = Fitter(task, form, examples, tokenizer, block_size)
     asked = limited(rows.scored, limit, seed, given_away)
-    return EncodedTask(task, form.name, shots, [encode_row(fitter, row) for row in asked], asked, given_away)
+    questions = [encode_row(fitter, row) for row in asked]
+    return EncodedTask(task, form.name, shots, questions, asked, given_away, fitter.end_tokens)
 
 
 def candidate(head: np.ndarray, answer: np.ndarray, n_bytes: int, block_size: int) -> Candidate:
@@ -147,8 +160,3 @@ def encode(tokenizer: Tokenizer, text: str, bos: bool | None = None, chat: bool 
     if not ids and bos is None:
         ids = [opening_token(tokenizer)]
     return np.asarray(ids, dtype=np.int64)
-
-
-def opening_token(tokenizer: Tokenizer) -> int:
-    """What stands before a text that has no context: BOS, or EOS where there is none."""
-    return int(tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id)

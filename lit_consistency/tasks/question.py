@@ -1,4 +1,4 @@
-"""A row as its task reads it, then as one model is asked: ``Question``, ``EncodedQuestion``.
+"""A row of data, as its task reads it, and as one model is asked: ``TaskRow``, ``Question``, ``EncodedQuestion``.
 
 A row without a label (gold -1, -, null or empty) is counted and left out; a task whose rows are all so is refused:
 the unlabelled test splits of GLUE were once scored as accuracy 1.000 (see guards.py).
@@ -7,17 +7,21 @@ the unlabelled test splits of GLUE were once scored as accuracy 1.000 (see guard
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lit_consistency.data.sources.rows import Conversation
 from lit_consistency.inference.items import Item
 from lit_consistency.records.fingerprints import seed_of
-from lit_consistency.tasks.rows import TaskRow, read_rows
-from lit_consistency.tasks.task import PromptedTask, Task, TaskData
-from lit_consistency.tasks.templates import as_text, render, take
+
+
+class TaskRow(NamedTuple):
+    """A row, its id, and where it stands."""
+
+    id: str
+    place: str
+    fields: dict[str, Any]
 
 
 class Question(NamedTuple):
@@ -87,68 +91,6 @@ class EncodedQuestion(NamedTuple):
     shot_ids: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class ReadTask:
-    """A task with its rows, read once for all formats and numbers of examples.
-
-    Args:
-        task: the task.
-        scored: the labelled rows of its data.
-        training: those of its training split; None where no examples are wanted or there is none.
-        n_unlabelled: rows without a label, which are left out.
-    """
-
-    task: Task
-    scored: list[Question]
-    training: list[Question] | None = None
-    n_unlabelled: int = 0
-
-
-@dataclass(frozen=True)
-class EncodedTask:
-    """The questions of a task in one format, with so many few-shot examples.
-
-    Args:
-        task: the task.
-        format: name of the format, ``none`` for texts and pairs.
-        shots: few-shot examples before each question.
-        questions: encoded for one model.
-        rows: of each question the row it was made of.
-        given_away: rows that a few-shot example gave away, and that are therefore not asked.
-    """
-
-    task: Task
-    format: str
-    shots: int
-    questions: list[EncodedQuestion]
-    rows: list[Question] = field(default_factory=list)
-    given_away: list[Question] = field(default_factory=list)
-
-
-def read_task(task: Task, with_training: bool = False) -> ReadTask:
-    """The rows of a task; those of its training split only where examples are wanted.
-
-    Raises:
-        ValueError: a row lacks a field, has choices without a gold that fits, or no row is left; names file and row.
-    """
-    scored, n_unlabelled = read_questions(task, task.data)
-    few_shot = task.few_shot if with_training and isinstance(task, PromptedTask) else None
-    training = read_questions(task, few_shot)[0] if few_shot else None
-    return ReadTask(task, scored, training, n_unlabelled)
-
-
-def read_questions(task: Task, data: TaskData) -> tuple[list[Question], int]:
-    """What the labelled rows of the data ask, and how many rows have no label."""
-    if (conversations := task.conversations(data)) is not None:
-        return [of_conversation(row) for row in conversations.rows()], 0
-    rows = [row for row in read_rows(task, data) if _is_complete(task, row)]
-    labelled = [row for row in rows if task.is_labelled(row)]
-    if not labelled:
-        what = f"none of {len(rows)} rows has a label (-1, null or empty)" if rows else "no row is left"
-        raise ValueError(f"{data.origin}: {what}; task {task.name} needs a split with labels")
-    return task.read(labelled), len(rows) - len(labelled)
-
-
 def limited(rows: Sequence[Question], limit: int, seed: int, without: Sequence[Question] = ()) -> list[Question]:
     """So many of the rows, drawn by the seed, in their order; 0: all.
 
@@ -158,50 +100,3 @@ def limited(rows: Sequence[Question], limit: int, seed: int, without: Sequence[Q
     order = np.random.default_rng(seed_of(seed, "limit")).permutation(len(rows)) if limit else np.arange(len(rows))
     kept = [i for i in order if rows[i].id not in left_out]
     return [rows[i] for i in sorted(kept[: limit or None])]
-
-
-def of_conversation(row: Conversation) -> Question:
-    """A conversation as a question: its turns, and the last answer."""
-    answer = next(turn["content"] for turn in reversed(row.messages) if turn["role"] == "assistant")
-    turns = tuple((turn["role"], turn["content"]) for turn in row.messages)
-    return Question(row.place, row.place, None, row.place, fields=turns, answer=answer, conversation=row)
-
-
-def named_question(task: Task, row: TaskRow) -> Question:
-    """What every kind of task takes of a row: id, place, group and cluster."""
-    group = render(task.group, row.fields, row.place) if task.group else None
-    cluster = render(task.cluster, row.fields, row.place) if task.cluster else group or row.id
-    return Question(row.id, row.place, group, cluster)
-
-
-def headed_question(task: PromptedTask, row: TaskRow, verbatim: bool = False) -> Question:
-    """The same with the fields and the instruction; ``verbatim`` keeps the white space around a field."""
-    texts = {name: render(template, row.fields, row.place) for name, template in task.fields.items()}
-    headed = tuple((name, text if verbatim else text.strip()) for name, text in texts.items())
-    instruction = render(task.instruction, row.fields, row.place).strip()
-    return named_question(task, row)._replace(fields=headed, instruction=instruction)
-
-
-def read_texts(templates: str | tuple[str, ...], key: str, row: TaskRow) -> tuple[str, ...]:
-    """Texts of a template that is a list, or of a list of templates, without the space around them.
-
-    Raises:
-        ValueError: it is no list of at least two, or one of the texts is empty.
-    """
-    if isinstance(templates, tuple):
-        texts = [render(template, row.fields, row.place) for template in templates]
-    else:
-        values = take(templates, row.fields, row.place)
-        if not isinstance(values, (list, tuple)) or len(values) < 2:
-            raise ValueError(
-                f"{row.place}: {key} = {templates}: expected a list of at least two texts, found {values!r}"
-            )
-        texts = [as_text(value, key, row.place) for value in values]
-    empty = [i for i, text in enumerate(texts) if not text.strip()]
-    if empty:
-        raise ValueError(f"{row.place}: {key}: number {empty[0]} is empty; expected text")
-    return tuple(text.strip() for text in texts)
-
-
-def _is_complete(task: Task, row: TaskRow) -> bool:
-    return all(take(f"{{{name}}}", row.fields, row.place) not in (None, "") for name in task.requires)

@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from lit_consistency.data.sources.documents import TextFiles
 from lit_consistency.data.sources.files import find_files, fingerprint_files, read_parquet
@@ -23,19 +23,15 @@ from lit_consistency.data.sources.hold_out import Part
 from lit_consistency.data.sources.hub import HubRows
 from lit_consistency.data.worlds.adapters import GENERATION
 from lit_consistency.records.extras import require
-from lit_consistency.tasks.task import Task, TaskData
+from lit_consistency.tasks.question import TaskRow
+from lit_consistency.tasks.task import Task
+from lit_consistency.tasks.task_data import TaskData
 from lit_consistency.tasks.templates import as_text, look_up, render
 from lit_consistency.tasks.world import world_rows
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".txt", ".parquet", ".gz", ".zip")
-
-
-class TaskRow(NamedTuple):
-    """A row, its id, and where it stands."""
-
-    id: str
-    place: str
-    fields: dict[str, Any]
+READ_AS = ("member", "records", "columns", "separator", "part", "validation_share")
+"""How the rows of files are read; the same files read in another way are other rows."""
 
 
 def read_rows(task: Task, data: TaskData) -> list[TaskRow]:
@@ -73,7 +69,8 @@ def fingerprint(data: TaskData) -> Any:
     held = data.source if data.source is not None else data.rows
     if held is not None:
         return held.fingerprint()
-    return fingerprint_files(find_files("path", str(data.path), SUFFIXES))
+    read_as = {key: getattr(data, key) for key in READ_AS if getattr(data, key)}
+    return {"files": fingerprint_files(find_files("path", str(data.path), SUFFIXES)), **read_as}
 
 
 def _extract(fields: dict[str, Any], name: str, pattern: str, place: str) -> dict[str, str]:
@@ -94,7 +91,8 @@ def _raw_rows(data: TaskData) -> Iterator[tuple[str, str, Any]]:
         source = TextFiles(str(data.path), data.separator, cast(Part, data.part), data.validation_share)
     if source is not None:
         texts = enumerate(source.documents(), start=1)
-        return ((f"{data.origin}:{number}", f"{data.origin}:{number}", {"text": text}) for number, text in texts)
+        name = PurePosixPath(data.origin).name  # wherever the files stand, the ids are the same
+        return ((f"{name}:{number}", f"{data.origin}:{number}", {"text": text}) for number, text in texts)
     return _file_rows(data)
 
 

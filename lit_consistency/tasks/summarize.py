@@ -10,7 +10,7 @@ from lit_consistency.records.results import Result
 from lit_consistency.stats.intervals import Ratio, value_of
 from lit_consistency.tasks.guards import Finding
 from lit_consistency.tasks.measured import Measured, perplexity
-from lit_consistency.tasks.question import EncodedTask
+from lit_consistency.tasks.task import EncodedTask
 
 
 def summarize_result(

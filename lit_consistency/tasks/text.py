@@ -17,17 +17,19 @@ import numpy as np
 import torch
 from torch import nn
 
+from lit_consistency.data.tokens.pairs import opening_token
 from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.data.worlds.markov import MarkovChains
 from lit_consistency.inference.items import Candidate, Item
 from lit_consistency.inference.kl import forward_kl, log_probabilities
 from lit_consistency.stats.intervals import Ratio, ratio
 from lit_consistency.tasks.formats import Format
-from lit_consistency.tasks.measured import Measured, likelihoods_measured, score_questions
-from lit_consistency.tasks.prompts import encode, opening_token
-from lit_consistency.tasks.question import EncodedQuestion, EncodedTask, Question, ReadTask, named_question
-from lit_consistency.tasks.rows import TaskRow
-from lit_consistency.tasks.task import Advance, Task
+from lit_consistency.tasks.likelihoods import likelihoods_measured, score_questions
+from lit_consistency.tasks.measured import Measured
+from lit_consistency.tasks.prompts import encode
+from lit_consistency.tasks.question import EncodedQuestion, Question, TaskRow
+from lit_consistency.tasks.reading import named_question
+from lit_consistency.tasks.task import Advance, EncodedTask, ReadTask, Task
 from lit_consistency.tasks.templates import render
 
 LEAST_EXCERPT = 2000
@@ -60,6 +62,8 @@ class TextTask(Task):
             raise ValueError(
                 "metrics: 'kl': expected data of a world of MarkovChains, whose true distribution is known"
             )
+        if "kl" in self.metrics and self.max_bytes:
+            raise ValueError(f"max_bytes = {self.max_bytes}: expected 0 with 'kl', which is of whole documents")
 
     def read(self, rows: Sequence[TaskRow]) -> list[Question]:
         """The documents, cut to ``max_bytes``."""
@@ -88,8 +92,15 @@ class TextTask(Task):
         self.check_asked(form, shots)
         questions: list[EncodedQuestion] = []
         asked: list[Question] = []
+        own = self.data.world.tokenizer() if "kl" in self.metrics and self.data.world else None
         for row in rows.scored:
-            for window in _windows(row, tokenizer, block_size):
+            windows = list(_windows(row, tokenizer, block_size))
+            # a later window of a document has no tag, without which its chain is not known
+            if own and (len(windows) > 1 or _scored_ids(windows[0]) != own.encode(row.labels[0]).ids):
+                raise ValueError(
+                    f"{row.place}: 'kl': expected a whole document in the context and the world's own tokenizer"
+                )
+            for window in windows:
                 if limit and len(questions) == limit:
                     return EncodedTask(self, "none", 0, questions, asked)
                 questions.append(window)
@@ -126,16 +137,9 @@ class TextTask(Task):
         world = self.data.world
         assert isinstance(world, MarkovChains)
         texts = [question.labels[0] for question in encoded.questions]
-        items, truths = [], []
-        for text, question in zip(texts, encoded.questions, strict=True):
-            tokens = encode(tokenizer, text, bos=False)
-            truth = world.true_log_probs(text)
-            if len(tokens) != len(truth) + 1:
-                raise ValueError(
-                    f"{question.place}: 'kl': expected a whole document in the context and the world's own tokenizer"
-                )
-            items.append(Item([Candidate(tokens, np.arange(len(tokens)) > 0, len(text.encode()))], gold=0))
-            truths.append(truth)
+        truths = [world.true_log_probs(text) for text in texts]
+        tokens = [encode(tokenizer, text, bos=False) for text in texts]
+        items = [Item([Candidate(ids, np.arange(len(ids)) > 0, 0)], gold=0) for ids in tokens]
         n_positions = sum(map(len, truths))
         predicted = log_probabilities(model, items, n_positions=n_positions, batch_tokens=batch_tokens, device=device)
         parts = zip(truths, predicted.split([len(truth) for truth in truths]), strict=True)
@@ -184,6 +188,12 @@ def _windows(row: Question, tokenizer: Tokenizer, block_size: int) -> Iterator[E
         item = Item([Candidate(window, supervised, len(scored.encode()))], gold=0)
         before = text[ends[max(stop - block_size, 0)] : ends[start]] or text[: ends[start]][-1:]
         yield EncodedQuestion(f"{row.id}+{start}", row.place, row.group, row.cluster, before, item, (scored,))
+
+
+def _scored_ids(window: EncodedQuestion) -> list[int]:
+    assert window.item is not None
+    candidate = window.item.candidates[0]
+    return candidate.tokens[candidate.supervised].tolist()
 
 
 def _encode_with_ends(tokenizer: Tokenizer, text: str) -> tuple[np.ndarray, list[int]]:

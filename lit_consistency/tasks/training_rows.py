@@ -15,9 +15,11 @@ from typing import Any
 from lit_consistency.data.sources.rows import Conversation, Rows
 from lit_consistency.tasks.few_shot import without_shots
 from lit_consistency.tasks.formats import load_format, right_context
-from lit_consistency.tasks.question import Question, limited, read_questions
+from lit_consistency.tasks.question import Question, limited
+from lit_consistency.tasks.reading import read_questions
 from lit_consistency.tasks.rows import fingerprint
-from lit_consistency.tasks.task import PromptedTask, TaskData, keys_of
+from lit_consistency.tasks.task import PromptedTask, keys_of
+from lit_consistency.tasks.task_data import TaskData
 from lit_consistency.tasks.yaml_file import load_task
 
 SPLITS = ("few_shot", "scored")

@@ -23,8 +23,9 @@ from lit_consistency.tasks.completion import CompletionTask
 from lit_consistency.tasks.formats import load_format
 from lit_consistency.tasks.guards import Finding, check_labels, check_predictions, check_shots, check_truncation
 from lit_consistency.tasks.measured import Measured
-from lit_consistency.tasks.question import read_task
-from lit_consistency.tasks.task import Task, TaskData
+from lit_consistency.tasks.reading import read_task
+from lit_consistency.tasks.task import Task
+from lit_consistency.tasks.task_data import TaskData
 from lit_consistency.tasks.text import TextTask
 from lit_consistency.tasks.yaml_file import load_tasks, task_from_keys
 

@@ -10,15 +10,13 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from lit_consistency.data.worlds.base import Probe, World, check_choice
 from lit_consistency.records.atomic import write_text
-
-if TYPE_CHECKING:
-    from lit_consistency.tasks.task import TaskData
+from lit_consistency.tasks.task_data import TaskData
 
 
 def world_rows(data: TaskData) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -21,7 +21,8 @@ from lit_consistency.inference.sampling import GenerationOptions
 from lit_consistency.tasks.choice import ChoiceTask, PairsTask
 from lit_consistency.tasks.completion import CompletionTask
 from lit_consistency.tasks.generation import GenerationTask
-from lit_consistency.tasks.task import Task, TaskData
+from lit_consistency.tasks.task import Task
+from lit_consistency.tasks.task_data import TaskData
 from lit_consistency.tasks.text import TextTask
 
 FOLDER = Path("configs/evaluation")
@@ -31,6 +32,7 @@ IN_MEMORY = ("source", "rows")
 KINDS: dict[str, type[Task]] = {
     kind.kind: kind for kind in (TextTask, ChoiceTask, PairsTask, CompletionTask, GenerationTask)
 }
+KEYS = {"kind"} | {entry.name for kind in KINDS.values() for entry in fields(kind)}
 
 
 def load_tasks(name: str, data_dir: Path | None = None, world: World | Mapping[str, Any] | None = None) -> list[Task]:
@@ -88,7 +90,7 @@ def task_from_keys(
         if key not in content:
             raise ValueError(f"{origin}: no key {key!r}; a task needs it")
     kind = content.pop("kind")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"{origin}: kind = {kind!r}: expected one of {', '.join(KINDS)}")
     try:
         for key in ("data", "few_shot"):
@@ -115,12 +117,20 @@ def _read(path: Path, data_dir: Path | None, world: World | Mapping[str, Any] | 
     content.setdefault("name", path.stem)
     if variants is None:
         return {path.stem: task_from_keys(content, path.stem, data_dir, world, str(path))}
-    if not isinstance(variants, dict) or not all(isinstance(keys or {}, dict) for keys in variants.values()):
+    if (
+        not isinstance(variants, dict)
+        or not variants
+        or not all(isinstance(keys, dict | None) for keys in variants.values())
+    ):
         raise ValueError(f"{path}: variants: expected a mapping of names to the keys that differ")
     tasks = {}
     for variant, keys in variants.items():
+        if "name" in (keys or {}):
+            raise ValueError(f"{path}: variants.{variant}.name: expected none, the variant's own name is taken")
         merged = {**content, **(keys or {})}
-        # a variant of another kind takes a key of the others back by null
+        # a variant of another kind takes a key of the others back by null; a key that no kind has is still refused
+        if unknown := [key for key, value in merged.items() if value is None and key not in KEYS]:
+            raise ValueError(f"{path}: variants.{variant}.{unknown[0]}: no such key")
         filled = _fill({key: value for key, value in merged.items() if value is not None}, str(variant))
         filled["name"] = f"{content['name']}_{variant}"
         tasks[str(variant)] = task_from_keys(filled, filled["name"], data_dir, world, str(path))
@@ -141,7 +151,7 @@ def _find(name: str) -> tuple[Path, str | None]:
         file, _, variant = name.rpartition(separator)
         if file in known:
             return FOLDER / f"{file}.yaml", variant
-        if separator == ":" and Path(file).suffix in (".yaml", ".yml") and Path(file).is_file():
+        if Path(file).suffix in (".yaml", ".yml") and Path(file).is_file():
             return Path(file), variant
     close = get_close_matches(name, known) or known
     expected = f"one of {', '.join(close)}" if close else "a YAML file"
@@ -176,6 +186,28 @@ def _data(content: Any, prefix: str, data_dir: Path | None, world: World | Mappi
 
 def _world(spec: Any, key: str, given: World | Mapping[str, Any] | None) -> World:
     """The world of a task file, or the given one, which must be of the same class."""
+    if isinstance(spec, World):  # the command line builds what stands in the keys of an inline task
+        cls, init_args = type(spec), {entry.name: getattr(spec, entry.name) for entry in fields(spec)}  # type: ignore[arg-type]
+    else:
+        cls, init_args = _world_class(spec, key)
+    if isinstance(given, World):
+        if type(given) is not cls:
+            raise ValueError(
+                f"{key} = {cls.__name__}: the run's world is of {type(given).__name__}; expected the same class"
+            )
+        return given
+    values = {**init_args, **(given or {})}
+    known = [entry.name for entry in fields(cls)]  # type: ignore[arg-type]
+    if unknown := [name for name in values if name not in known]:
+        raise ValueError(f"{key}: {unknown[0]}: {cls.__name__} has no such option; expected one of {', '.join(known)}")
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise ValueError(f"{key}: init_args = {values}: {error}") from None
+
+
+def _world_class(spec: Any, key: str) -> tuple[type[World], dict[str, Any]]:
+    """Class and fields of a world that is written as ``class_path`` and ``init_args``, or as the path alone."""
     if isinstance(spec, str):
         spec = {"class_path": spec}
     if not isinstance(spec, dict) or not {"class_path"} <= spec.keys() <= {"class_path", "init_args"}:
@@ -187,17 +219,7 @@ def _world(spec: Any, key: str, given: World | Mapping[str, Any] | None) -> Worl
         cls = None
     if not (isinstance(cls, type) and issubclass(cls, World)):
         raise ValueError(f"{key}.class_path = {spec['class_path']}: expected the path of a World")
-    if isinstance(given, World):
-        if type(given) is not cls:
-            raise ValueError(
-                f"{key} = {cls.__name__}: the run's world is of {type(given).__name__}; expected the same class"
-            )
-        return given
-    values = {**(spec.get("init_args") or {}), **(given or {})}
-    known = [entry.name for entry in fields(cls)]  # type: ignore[arg-type]
-    if unknown := [name for name in values if name not in known]:
-        raise ValueError(f"{key}: {unknown[0]}: {cls.__name__} has no such option; expected one of {', '.join(known)}")
-    return cls(**values)
+    return cls, spec.get("init_args") or {}
 
 
 def _build(kind: Any, content: Any, prefix: str) -> Any:

@@ -26,12 +26,12 @@ SETS: dict[str, list[tuple[tuple[int, int], Any]]] = {
 def groups_of(shapes: list[tuple[tuple[int, int], Any]]) -> list[dict[str, Any]]:
     """Parameters with random gradients, in groups of one split each."""
     generator = torch.Generator().manual_seed(0)
-    found: dict[Any, list[Any]] = {}
+    by_split: dict[Any, list[Any]] = {}
     for number, (shape, split) in enumerate(shapes):
         parameter = torch.nn.Parameter(torch.randn(shape, generator=generator))
         parameter.grad = torch.randn(shape, generator=generator)
-        found.setdefault(split, []).append((f"w{number}", parameter))
-    return [{"params": params, "role": "hidden", "split": split} for split, params in found.items()]
+        by_split.setdefault(split, []).append((f"w{number}", parameter))
+    return [{"params": params, "role": "hidden", "split": split} for split, params in by_split.items()]
 
 
 def measure(steps: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
@@ -43,7 +43,7 @@ def measure(steps: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float
             step()
             if number >= 2:
                 times[name].append(time.process_time() - start)
-    return {name: statistics.median(found) for name, found in times.items()}
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
 def main() -> None:
@@ -64,9 +64,9 @@ def main() -> None:
         }
         if options.slow:
             steps["topk"] = TopkMoFO(groups).step
-        found = measure(steps, options.rounds)
-        for step, seconds in found.items():
-            print(f"{name:<18} {step:<22} {seconds * 1e3:8.1f} ms {seconds / found['AdamW fused']:6.2f}")
+        medians = measure(steps, options.rounds)
+        for step, seconds in medians.items():
+            print(f"{name:<18} {step:<22} {seconds * 1e3:8.1f} ms {seconds / medians['AdamW fused']:6.2f}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from jsonargparse import ActionConfigFile, Namespace
+from jsonargparse._parameter_resolvers import get_signature_parameters
 
 from lit_consistency.cli.fit import build
 from lit_consistency.cli.overlays import OverlayParser
@@ -59,11 +60,15 @@ def fit(parser: Any, *args: str) -> Namespace:
     return parser.parse_args(["fit", "--model.optimizer=lit_consistency.optimizers.SGD", *args])["fit"]
 
 
+def defaults_of(kind: type) -> dict[str, Any]:
+    """Every option with its default, also those that a class hands on to its parent as ``**kwargs``."""
+    return {p.name: p.default for p in get_signature_parameters(kind, "__init__")}
+
+
 def other_than_default(kind: type) -> dict[str, Any]:
     """A value for every option that can be changed without knowing what it means."""
     changed: dict[str, Any] = {}
-    for name, parameter in inspect.signature(kind).parameters.items():
-        default = parameter.default
+    for name, default in defaults_of(kind).items():
         if default is inspect.Parameter.empty and name in REQUIRED:
             changed[name] = REQUIRED[name]
         elif isinstance(default, bool):

@@ -64,6 +64,10 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
         ["compare, tasks: expected one of the two"],
     ),
     "one folder to compare": (["--compare", "{model}"], ["1 folders; expected two"]),
+    "a world that no task asks of": (
+        ["--model", "{model}", "--tasks", "{task}", "--world", "{{seed: 1}}"],
+        ["world = {'seed': 1}: none of the tasks asks of a world"],
+    ),
     "nothing": ([], ["model"]),
 }
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lit_consistency.inference.evaluation_mode import untouched
+from lit_consistency.inference.evaluation_mode import evaluation_mode
 
 
 def test_random_states_and_modes_are_put_back() -> None:
@@ -15,7 +15,7 @@ def test_random_states_and_modes_are_put_back() -> None:
     random.seed(0), np.random.seed(0), torch.manual_seed(0)
     expected = random.random(), np.random.rand(), torch.rand(3)
     random.seed(0), np.random.seed(0), torch.manual_seed(0)
-    with untouched(model):
+    with evaluation_mode(model):
         assert not model[1].training
         assert not torch.is_grad_enabled()
         random.random(), np.random.rand(), torch.rand(7)
@@ -29,7 +29,7 @@ def test_random_states_and_modes_are_put_back() -> None:
 def test_modes_are_put_back_after_an_error() -> None:
     model = nn.Dropout(0.5)
     try:
-        with untouched(model):
+        with evaluation_mode(model):
             raise KeyError
     except KeyError:
         pass

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,11 +10,13 @@ import torch
 from torch import nn
 
 from lit_consistency.data.tokens.tokenizer import Tokenizer
+from lit_consistency.inference import decoding
 from lit_consistency.inference.decoding import LEAST_PREFIX, common_prefix
 from lit_consistency.inference.generate import Generation, generate
 from lit_consistency.inference.sampling import GenerationOptions
 from lit_consistency.methods import LoRA
 from lit_consistency.model import GPT
+from tests.data.tokens.families import llama2_like, llama3_like
 from tests.model.tiny_models import tiny_config, tiny_model, tiny_tokenizer
 from tests.reference.generation import greedy
 
@@ -66,6 +70,45 @@ def test_a_text_ends_in_each_of_the_three_ways(tokenizer: Tokenizer) -> None:
     for generation in plain:
         assert tokenizer.eos_id not in generation.tokens
         assert (len(generation.tokens) == 30) == (generation.finished == "length")
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, tokens: list[int]) -> None:
+    """Whatever the logits are, the model writes these tokens."""
+    script = iter(tokens)
+    monkeypatch.setattr(decoding, "next_tokens", lambda *_: torch.tensor([next(script)]))
+
+
+def test_a_text_ends_where_any_file_or_the_caller_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = llama3_like(tmp_path)
+    tokenizer = Tokenizer(folder)
+    model = tiny_model("pythia-14m", vocab_size=tokenizer.vocab_size)
+    prompt = [tokenizer.encode("the question").numpy()]
+    tokens = tokenizer.encode(" the day<|eot_id|> and the night", bos=False).tolist()
+    day = tokens[: tokens.index(tokenizer.token_to_id("<|eot_id|>"))]
+
+    def written(**options: Any) -> Generation:
+        scripted(monkeypatch, tokens)
+        ends = options.pop("end_tokens", ())
+        how = GenerationOptions(max_new_tokens=len(tokens), **options)
+        return generate(model, prompt, how, Tokenizer(folder), batch_tokens=100, device=CPU, end_tokens=ends)[0][0]
+
+    assert written() == Generation(" the day and the night", tokens, "length")
+    assert written(end_tokens=[tokens[len(day)]]) == Generation(" the day", day, "eos")
+    assert written(stop=("<|eot_id|>",)) == Generation(" the day", tokens[: len(day) + 1], "stop")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, tokens[len(day)]]}))
+    assert written() == Generation(" the day", day, "eos")
+
+
+def test_indented_code_keeps_its_indentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = Tokenizer(llama2_like(tmp_path))
+    model = tiny_model("pythia-14m", vocab_size=tokenizer.vocab_size)
+    prompt = tokenizer.encode("def f(x):\n")
+    tokens = tokenizer.encode("def f(x):\n    return x").tolist()[len(prompt) :]
+    for stop, text, reason in ((), "    return x", "length"), (("turn",), "    re", "stop"):
+        scripted(monkeypatch, tokens)
+        options = GenerationOptions(max_new_tokens=len(tokens), stop=stop)
+        sample = generate(model, [prompt.numpy()], options, tokenizer, batch_tokens=100, device=CPU)[0][0]
+        assert (sample.text, sample.finished) == (text, reason)
 
 
 def test_the_context_ends_a_text(tokenizer: Tokenizer) -> None:

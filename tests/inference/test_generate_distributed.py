@@ -15,31 +15,48 @@ import torch
 from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.inference.decoding import Decoding, Request
 from lit_consistency.inference.sampling import GenerationOptions
+from lit_consistency.model import GPT
 from tests.inference.test_generate import make_prompts, write
+from tests.inference.test_kl import answers, compared, two_models
 from tests.model.tiny_models import tiny_model, tiny_tokenizer
 
 # 3 prompts for 2 ranks, one long: a rank is idle while the other goes on
 OPTIONS = {"max_new_tokens": 9, "temperature": 1.0, "n_samples": 2}
+# answers of the items whose divergences are taken; a single one leaves a rank idle
+LENGTHS = [[5, 9, 2, 30, 4], [3]]
+
+
+def shard(model: GPT) -> GPT:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    for block in model.transformer.h:
+        fully_shard(block, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def divergences(sharded: bool, lengths: list[int]) -> list[list[float]]:
+    models = [shard(model) if sharded else model for model in two_models()]
+    terms = compared(*models, answers(lengths))
+    return [terms.forward.tolist(), terms.reverse.tolist()]
 
 
 def texts(folder: Path, sharded: bool, n_prompts: int) -> list[list[list[int]]]:
     model = tiny_model("Llama-3.2-1B")
     if sharded:
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
-
-        mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
-        for block in model.transformer.h:
-            fully_shard(block, mesh=mesh)
-        fully_shard(model, mesh=mesh)
+        shard(model)
     found = write(model, make_prompts(n_prompts), Tokenizer(folder), 40, **OPTIONS)
     return [[sample.tokens for sample in samples] for samples in found]
 
 
 def main(folder: Path) -> None:
     torch.distributed.init_process_group("gloo")
-    found = [texts(folder, sharded, n) for sharded in (False, True) for n in (1, 3)]
-    (folder / f"rank{torch.distributed.get_rank()}.json").write_text(json.dumps(found))
+    results = {
+        "texts": [texts(folder, sharded, n) for sharded in (False, True) for n in (1, 3)],
+        "divergences": [divergences(sharded, lengths) for sharded in (False, True) for lengths in LENGTHS],
+    }
+    (folder / f"rank{torch.distributed.get_rank()}.json").write_text(json.dumps(results))
     torch.distributed.destroy_process_group()
 
 
@@ -75,13 +92,17 @@ def test_two_ranks_give_what_one_gives_plain_and_sharded(tmp_path: Path) -> None
     ranks = [subprocess.Popen(command, cwd=root, env={**common, "RANK": str(rank)}) for rank in range(2)]
     try:
         one = [texts(tmp_path, False, n) for n in (1, 3)]
+        terms = [divergences(False, lengths) for lengths in LENGTHS]
         assert [process.wait(timeout=120) for process in ranks] == [0, 0]
     finally:
         for process in ranks:
             process.kill()
             process.wait()
     for rank in range(2):
-        assert json.loads((tmp_path / f"rank{rank}.json").read_text()) == one + one
+        results = json.loads((tmp_path / f"rank{rank}.json").read_text())
+        assert results["texts"] == one + one
+        for of_rank, of_one in zip(results["divergences"], terms + terms, strict=True):
+            torch.testing.assert_close(torch.tensor(of_rank), torch.tensor(of_one), rtol=1e-4, atol=1e-6)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.inference.stopping import StopStrings
+from tests.data.tokens.families import llama2_like, llama3_like, metaspace
 from tests.model.tiny_models import tiny_tokenizer
 
 
@@ -15,10 +17,10 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return Tokenizer(tiny_tokenizer(tmp_path_factory.mktemp("tokenizer")))
 
 
-def first_cut(stopping: StopStrings, tokens: list[int]) -> tuple[int, str] | None:
+def first_cut(stopping: StopStrings, tokens: list[int], anchor: Sequence[int] = ()) -> tuple[int, str] | None:
     """Token by token, as in generation: when it stops, and with which text."""
     for n in range(1, len(tokens) + 1):
-        text = stopping.cut(tokens[:n])
+        text = stopping.cut(tokens[:n], anchor)
         if text is not None:
             return n, text
     return None
@@ -52,21 +54,41 @@ def test_looking_at_the_tail_finds_what_looking_at_the_whole_text_finds(tokenize
         stopping = StopStrings(tokenizer, stop)
         expected = None
         for n in range(1, len(tokens) + 1):
-            whole = stopping.decode(tokens[:n])
-            places = [whole.index(s) for s in stop if s in whole]
-            if places:
-                expected = n, whole[: min(places)]
+            whole = tokenizer.decode_tokens(tokens[:n])
+            starts = [whole.index(s) for s in stop if s in whole]
+            if starts:
+                expected = n, whole[: min(starts)]
                 break
         assert first_cut(stopping, tokens) == expected
 
 
+@pytest.mark.parametrize("family", [llama2_like, metaspace])
+@pytest.mark.parametrize(
+    ("text", "stop", "left"),
+    [
+        ("  return x", ("  r",), ""),  # begins with the first token, whose space a lone decoding drops
+        ("    return x\n  x", ("\n  x",), "    return x"),
+        (" 日é日é→", ("é→",), " 日é日"),  # bytes in a row, of which a part is no text
+        (" x日", ("\n",), None),  # stands in the prompt only
+    ],
+)
+def test_text_is_cut_behind_its_prompt(
+    family: Callable[[Path], Path], text: str, stop: tuple[str, ...], left: str | None, tmp_path: Path
+) -> None:
+    tokenizer = Tokenizer(family(tmp_path))
+    prompt = tokenizer.encode("def f(x):\n").tolist()
+    tokens = tokenizer.encode("def f(x):\n" + text).tolist()[len(prompt) :]
+    cut = first_cut(StopStrings(tokenizer, stop), tokens, tokenizer.anchor(prompt))
+    assert (cut[1] if cut else None) == left
+
+
+@pytest.mark.parametrize("stop", ["<|eot_id|>", "<|eot_id|>\n"])
+def test_a_stop_string_with_a_special_token_is_found_though_it_does_not_show(stop: str, tmp_path: Path) -> None:
+    tokenizer = Tokenizer(llama3_like(tmp_path))
+    tokens = tokenizer.encode("the day<|eot_id|>\nand", bos=False).tolist()
+    n = tokens.index(tokenizer.token_to_id("<|eot_id|>")) + 1
+    assert first_cut(StopStrings(tokenizer, ("the user", stop)), tokens) == (n + stop.endswith("\n"), "the day")
+
+
 def test_without_stop_strings_nothing_is_cut(tokenizer: Tokenizer) -> None:
-    assert StopStrings(tokenizer, ()).cut([1, 2, 3]) is None
-
-
-def test_sentencepiece_has_its_ends_for_special_tokens(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    from lit_consistency.inference.stopping import silent_tokens
-
-    assert silent_tokens(tokenizer) == {tokenizer.eos_id}
-    tokenizer_like = type("Like", (), {"backend": "sentencepiece", "bos_id": 1, "eos_id": 2})()
-    assert silent_tokens(tokenizer_like) == {1, 2}
+    assert StopStrings(tokenizer, ()).cut([1, 2, 3], []) is None

@@ -44,13 +44,13 @@ def test_it_is_the_reference_by_sort(split: tuple[int, ...] | None) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("filter", FILTERS)
-def test_fraction_one_is_adamw(filter: Filter, dtype: torch.dtype) -> None:
+def test_fraction_one_is_adamw(dtype: torch.dtype) -> None:
     grads = random_grads((6, 7), 4)
-    ours, groups = one_matrix(6, 7, dtype=dtype, split=(3, 2, 1))
     theirs, their_groups = one_matrix(6, 7, dtype=dtype)
-    found = follow(MoFO(groups, fraction=1.0, filter=filter, **OPTIONS), ours, grads)
-    assert torch.equal(found, follow(AdamW(their_groups, **OPTIONS), theirs, grads))
+    expected = follow(AdamW(their_groups, **OPTIONS), theirs, grads)
+    for filter in FILTERS:
+        ours, groups = one_matrix(6, 7, dtype=dtype, split=(3, 2, 1))
+        assert torch.equal(follow(MoFO(groups, fraction=1.0, filter=filter, **OPTIONS), ours, grads), expected), filter
 
 
 @pytest.mark.parametrize("filter", FILTERS)

@@ -26,16 +26,13 @@ def impossible(default: Any) -> list[Any]:
     return [-1, 5000.5, "x"] if isinstance(default, int) else [-1.0, math.nan, math.inf, "x", None]
 
 
-IMPOSSIBLE = [
-    (name, option, value)
-    for name in SECTIONS
-    for option, default in defaults_of(name).items()
-    for value in (impossible(default) if option not in ANY_VALUE else [])
-]
-
-
-@pytest.mark.parametrize(("name", "option", "value"), IMPOSSIBLE)
-def test_what_is_out_of_range_is_refused_by_name(name: str, option: str, value: Any) -> None:
-    # the option, then what it is, then what is allowed
-    with pytest.raises(ValueError, match=rf"^{option} = .*: expected .*({option}|one of|a list of|numbers)"):
-        build(name, small_gpt(), **{option: value})
+@pytest.mark.parametrize("name", SECTIONS)
+def test_what_is_out_of_range_is_refused_by_name(name: str) -> None:
+    model, n_refused = small_gpt(), 0
+    for option, default in defaults_of(name).items():
+        for value in impossible(default) if option not in ANY_VALUE else []:
+            # the option, then what it is, then what is allowed
+            with pytest.raises(ValueError, match=rf"^{option} = .*: expected .*({option}|one of|a list of|numbers)"):
+                build(name, model, **{option: value})
+            n_refused += 1
+    assert n_refused > 10

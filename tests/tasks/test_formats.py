@@ -40,7 +40,7 @@ EXPECTED = {
 def test_the_prompt_and_the_answer_of_a_format(form: str, tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer(tmp_path / "chat", chat=True)
     task = task_of(tmp_path, **NLI, data=ROWS, few_shot=SHOTS)
-    question = built(task, tokenizer, form, shots=1).questions.questions[0]
+    question = built(task, tokenizer, form, shots=1).questions[0]
     prompt, answer = EXPECTED[form]
     assert question.prompt == prompt
     assert question.labels == ("yes", "no")
@@ -49,8 +49,9 @@ def test_the_prompt_and_the_answer_of_a_format(form: str, tmp_path: Path) -> Non
     decoded = tokenizer.processor.decode(candidate.tokens.tolist(), skip_special_tokens=False)
     assert decoded == prompt + answer
     scored = tokenizer.processor.decode(candidate.tokens[candidate.supervised].tolist(), skip_special_tokens=False)
-    assert scored == answer
-    assert candidate.n_bytes == len(answer)
+    # white space at the prompt's end is scored with the answer, as in lm-eval
+    assert scored == prompt[len(prompt.rstrip()) :] + answer
+    assert candidate.n_bytes == len(answer.strip()), "of the answer itself"
 
 
 def test_all_formats_of_the_package_are_tested() -> None:
@@ -65,23 +66,13 @@ def test_formats_are_part_of_the_installed_package() -> None:
 def test_an_answer_that_continues_its_question_is_written_the_same_way_in_default_and_io(
     tiny: Tokenizer, tmp_path: Path
 ) -> None:
-    keys = {"kind": "choice", "fields": {"": "{q}"}, "choices": ["{a}"], "answer_heading": ""}
+    keys = {"kind": "completion", "fields": {"": "{q}"}, "completion": "{a}", "answer_heading": ""}
     task = task_of(tmp_path, **keys, data=[{"q": "17*2=", "a": "34"}], delimiter="")
     for form in ("default", "io"):
-        question = built(task, tiny, form).questions.questions[0]
+        question = built(task, tiny, form).questions[0]
         assert question.prompt == "17*2="
         assert question.item is not None
         assert tiny.processor.decode(question.item.candidates[0].tokens.tolist()) == "17*2=34"
-
-
-def test_of_contexts_only_the_end_is_scored(tiny: Tokenizer, tmp_path: Path) -> None:
-    keys = {"kind": "choice", "contexts": "{options}", "choices": ["{end}"], "gold": "{gold}", "answer_heading": ""}
-    rows = [{"options": ["The cup fell so the cup", "The cup fell so the floor"], "end": "broke.", "gold": 0}]
-    question = built(task_of(tmp_path, **keys, data=rows), tiny).questions.questions[0]
-    assert question.item is not None
-    for candidate, context in zip(question.item.candidates, rows[0]["options"], strict=True):
-        assert tiny.processor.decode(candidate.tokens.tolist()) == f"{context} broke."
-        assert tiny.processor.decode(candidate.tokens[candidate.supervised].tolist()) == " broke."
 
 
 def test_an_unknown_format_names_the_known_ones() -> None:
@@ -93,7 +84,7 @@ def test_a_format_of_ones_own_is_a_file(tiny: Tokenizer, tmp_path: Path) -> None
     keys = {"field": "<{heading}>{value}", "between_fields": " ", "answer": "=>", "between_examples": "\n"}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(keys))
     task = task_of(tmp_path, **NLI, data=ROWS)
-    question = built(task, tiny, str(tmp_path / "mine.yaml")).questions.questions[0]
+    question = built(task, tiny, str(tmp_path / "mine.yaml")).questions[0]
     assert question.prompt == "<Premise>snow is white <Hypothesis>snow has colour =>"
     for bad, message in ({"fields": "x"}, "fields: no such key"), ({"chat": "yes"}, "chat = 'yes'"), ({}, "'field'"):
         (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**(keys if bad else {}), **bad}))

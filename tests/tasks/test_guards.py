@@ -84,10 +84,10 @@ def test_sound_data_have_no_findings(tiny: Tokenizer, tmp_path: Path) -> None:
     assert planned(keys, tiny, tmp_path, **ask).findings == []
 
 
-def test_the_golds_of_pairs_and_of_single_choices_may_be_the_same(tiny: Tokenizer, tmp_path: Path) -> None:
+def test_the_golds_of_pairs_and_of_single_answers_may_be_the_same(tiny: Tokenizer, tmp_path: Path) -> None:
     rows = [{"a": f"one {i}", "b": f"two {i}"} for i in range(12)]
     assert planned({"kind": "pairs", "choices": ["{a}", "{b}"], "data": rows}, tiny, tmp_path).findings == []
-    keys = {"kind": "choice", "fields": {"": "{a}"}, "choices": ["{b}"], "data": rows}
+    keys = {"kind": "completion", "fields": {"": "{a}"}, "completion": "{b}", "data": rows}
     assert planned(keys, tiny, tmp_path).findings == []
 
 

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from lit_consistency.tasks.definition import Task, TaskData
+from lit_consistency.data.sources.documents import TextFiles
+from lit_consistency.records.fingerprints import fingerprint_of
+from lit_consistency.tasks import TaskData, TextTask
 from lit_consistency.tasks.rows import fingerprint, read_rows
 from tests.tasks.tiny import write_lines
 
@@ -19,7 +21,7 @@ ROWS = [{"q": "a"}, {"q": "b"}]
 
 def rows_of(path: Path | str, **options: Any) -> list[tuple[str, str]]:
     data = TaskData(path=str(path), **options)
-    task = Task(name="t", kind="text", metrics=("bits_per_byte",), data=data, text="{q}")
+    task = TextTask(name="t", data=data, text="{q}")
     return [(row.id, row.fields["q"]) for row in read_rows(task, data)]
 
 
@@ -57,7 +59,7 @@ def test_a_zip_gives_the_members_that_are_asked_for(tmp_path: Path) -> None:
 def test_texts_are_divided_and_parquet_is_read(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("first\n\n\nsecond\n\n\n \n\n\nthird")
     data = TaskData(path=str(tmp_path / "x.txt"), separator="\n\n\n")
-    task = Task(name="t", kind="text", metrics=("bits_per_byte",), data=data, text="{text}")
+    task = TextTask(name="t", data=data, text="{text}")
     assert [(r.id, r.fields["text"]) for r in read_rows(task, data)] == [
         ("x.txt:1", "first"),
         ("x.txt:2", "second"),
@@ -91,7 +93,7 @@ def test_a_file_that_is_not_there_and_an_id_that_is_there_twice(tmp_path: Path) 
     with pytest.raises(FileNotFoundError, match="nowhere"):
         rows_of(tmp_path / "nowhere.jsonl")
     data = TaskData(path=str(write_lines(tmp_path / "x.jsonl", [{"q": "a"}, {"q": "a"}])))
-    task = Task(name="t", kind="text", metrics=("bits_per_byte",), data=data, text="{q}", id="{q}")
+    task = TextTask(name="t", data=data, text="{q}", id="{q}")
     with pytest.raises(ValueError, match=r"x\.jsonl:2: id 'a' is that of .*x\.jsonl:1 too"):
         read_rows(task, data)
 
@@ -103,13 +105,42 @@ def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
     assert fingerprint(TaskData(path=str(write_lines(tmp_path / "x.jsonl", ROWS[:1])))) != first
 
 
+def test_the_same_file_read_in_another_way_has_another_fingerprint(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    path.write_text("first\n\nsecond\n\nthird")
+    ways: list[dict[str, Any]] = [{}, {"separator": "\n\n"}, {"separator": "\n"}, {"member": "x.*"}]
+    ways += [{"part": part, "validation_share": share} for part, share in (("train", 0.3), ("validation", 0.3))]
+    ways += [{"part": "validation", "validation_share": 0.4}, {"columns": ("q",)}, {"records": "q"}]
+    marks = [fingerprint_of(fingerprint(TaskData(path=str(path), **way))) for way in ways]
+    assert len(set(marks)) == len(ways)
+
+
+def test_a_part_of_a_text_is_what_training_leaves_out(tmp_path: Path) -> None:
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.txt").write_text("\n\n".join(f"document {i}" for i in range(40)))
+    options: dict[str, Any] = {"separator": "\n\n", "validation_share": 0.3}
+    ids, texts = {}, {}
+    for part in ("train", "validation"):
+        data = TaskData(path=str(tmp_path / "here" / "x.txt"), part=part, **options)
+        rows = read_rows(TextTask(name="t", data=data), data)
+        expected = TextFiles(str(tmp_path / "here" / "x.txt"), "\n\n", part, 0.3)  # type: ignore[arg-type]
+        texts[part] = [row.fields["text"] for row in rows]
+        assert texts[part] == list(expected.documents())
+        ids[part] = [row.id for row in rows]
+        moved = TaskData(path=str(tmp_path / "there" / "x.txt"), part=part, **options)
+        assert [row.id for row in read_rows(TextTask(name="t", data=moved), moved)] == ids[part], "wherever it stands"
+    assert len(texts["train"]) + len(texts["validation"]) == 40
+    assert 0 < len(texts["validation"]) < 40
+
+
 def test_a_folder_in_the_layout_of_the_hub_is_read_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("datasets")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     write_lines(tmp_path / "hub" / "english" / "test.jsonl", ROWS)
     write_lines(tmp_path / "hub" / "french" / "test.jsonl", ROWS[:1])
     data = TaskData(hub=str(tmp_path / "hub"), split="test", data_dir="english")
-    task = Task(name="t", kind="text", metrics=("bits_per_byte",), data=data, text="{q}")
+    task = TextTask(name="t", data=data, text="{q}")
     assert [(row.id, row.fields["q"]) for row in read_rows(task, data)] == [
         ("english/test:1", "a"),
         ("english/test:2", "b"),

@@ -9,10 +9,7 @@ import pytest
 
 from lit_consistency.data.tokens.prompts import PromptEncoder
 from lit_consistency.data.tokens.tokenizer import Tokenizer
-from lit_consistency.data.worlds import Biographies
 from lit_consistency.tasks import TaskRows
-from lit_consistency.tasks.world import write_world_task
-from lit_consistency.tasks.yaml_file import load_task
 from tests.tasks.tiny import NLI, built, nli_rows, tiny_tokenizer, write_task
 
 WRITTEN: dict[str, Any] = {
@@ -38,7 +35,7 @@ def test_supervised_tokens_are_those_of_the_right_candidate_and_the_end(
     form: str, tiny: Tokenizer, tmp_path: Path
 ) -> None:
     rows = TaskRows(choice(tmp_path), form, split="scored")
-    questions = built(rows.task, tiny, form).questions.questions
+    questions = built(rows.task, tiny, form).questions
     encoder = PromptEncoder(tiny, "default")
     trained = [encoder.encode(row) for row in rows.rows()]
     for example, question in zip(trained, questions, strict=True):
@@ -53,7 +50,7 @@ def test_prompts_of_written_answers_are_those_that_are_asked(form: str, tmp_path
     tokenizer = tiny_tokenizer(tmp_path / "tokenizer", chat=True)
     rows = TaskRows(written(tmp_path), form, split="scored")
     encoder = PromptEncoder(tokenizer, "chat_template" if form == "chat" else "default")
-    asked = built(rows.task, tokenizer, form).questions.questions
+    asked = built(rows.task, tokenizer, form).questions
     for row, question in zip(rows.rows(), asked, strict=True):
         example = encoder.encode(row)
         assert question.tokens is not None
@@ -65,7 +62,7 @@ def test_prompts_of_written_answers_are_those_that_are_asked(form: str, tmp_path
 def test_the_answer_of_a_partial_evaluation_follows_its_right_context(tiny: Tokenizer, tmp_path: Path) -> None:
     keys = {"kind": "choice", "contexts": ["{p} A", "{p} B"], "choices": ["{h}"], "gold": "{label}"}
     rows = TaskRows(str(write_task(tmp_path / "partial.yaml", **keys, data=nli_rows(4))), split="scored")
-    questions = built(rows.task, tiny).questions.questions
+    questions = built(rows.task, tiny).questions
     for row, question in zip(rows.rows(), questions, strict=True):
         assert question.item is not None
         right = question.item.candidates[question.item.gold]
@@ -115,9 +112,9 @@ def test_bad_options_are_named(tmp_path: Path) -> None:
         ((name,), "has no key `few_shot`"),
         ((name, "fancy", "scored"), "format = 'fancy'"),
         ((name, "default", "scored", -1), "limit = -1"),
-        ((text,), "of kind text: expected choice or generation"),
+        ((text,), "of kind text: expected questions with an answer"),
         ((code, "default", "scored"), "expected the key `demonstration`"),
-        ((many,), "a file of 2 tasks; expected one of them, as .*many.yaml:a"),
+        ((many,), "a file of 2 tasks; expected one of them, as .*many.yaml/a"),
         ((f"{many}:c",), "has no 'c'; expected one of a, b"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -125,31 +122,3 @@ def test_bad_options_are_named(tmp_path: Path) -> None:
     assert TaskRows(f"{many}:b", split="scored").task.name == "many_b"
     with pytest.raises(ValueError, match="the answer is empty"):
         list(TaskRows(written(tmp_path, data=[{"h": "x", "p": " "}]), split="scored").rows())
-
-
-def test_a_world_is_asked_and_learned_like_any_task(tmp_path: Path) -> None:
-    world = Biographies(n_people=4, n_new=3, seed=5)
-    path = write_world_task(tmp_path, "people", world, "new_cloze", "new_people")
-    scored = list(TaskRows(str(path), split="scored").rows())
-    assert [(row.messages[0]["content"], row.messages[1]["content"]) for row in scored] == [
-        (probe.prompt, probe.answer) for probe in world.probes("new_cloze")
-    ]
-    learned = list(TaskRows(str(path)).rows())
-    for row, (prompt, completion) in zip(learned, world.rows("new_people"), strict=True):
-        assert row.messages[0]["content"] == prompt
-        assert completion.startswith(row.messages[1]["content"])
-    assert load_task(str(write_world_task(tmp_path, "old", world, "base_cloze"))).few_shot is None
-
-
-def test_a_world_is_refused_where_its_rows_answer_no_question(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="probes = 'nothing'"):
-        write_world_task(tmp_path, "x", Biographies(n_people=4, n_new=3), "nothing")
-    with pytest.raises(ValueError, match="task = 'nothing'"):
-        write_world_task(tmp_path, "x", Biographies(n_people=4, n_new=3), "new_cloze", "nothing")
-    with pytest.raises(ValueError, match="answers none of the questions"):
-        write_world_task(tmp_path, "x", _Mumbling(n_people=4, n_new=3), "new_cloze", "new_people")
-
-
-class _Mumbling(Biographies):
-    def rows(self, task: str, split: str = "train") -> list[tuple[str, str]]:
-        return [("Her hobby is", " mumble.")]

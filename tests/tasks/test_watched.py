@@ -1,120 +1,142 @@
+"""Tasks as a run watches them: options, what is refused, what is warned of, and the held-out part of the data."""
+
 from __future__ import annotations
 
-import json
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-import numpy as np
 import pytest
 
-from lit_consistency.data import RowFiles, TextFiles, Tokenizer
-from lit_consistency.data.tokens.tokenizer import write_tokenizer
-from lit_consistency.data.worlds import Biographies, MarkovChains, WorldRows
-from lit_consistency.inference.items import text_bytes
-from lit_consistency.tasks import ChainSet, RetainData, RowSet, TextSet, WorldProbes
+from lit_consistency.data.worlds import Biographies, ModularArithmetic
+from lit_consistency.inference.evaluation_mode import evaluation_mode
+from lit_consistency.inference.load import Loaded
+from lit_consistency.tasks import CompletionTask, TextTask, WatchedTask
+from lit_consistency.tasks.watched import PreparedTask, held_out_task
 from tests.data.helpers import ListRows, ListSource
+from tests.reference.scores import document
+from tests.runs import ROOT
+from tests.tasks.tiny import NLI, PAIRS, WRITTEN, nli_rows, write_task
+
+PROGRAM = {"kind": "generation", "metrics": ["pass@1"], "fields": {"": "{p}"}, "references": "{t}", "program": "{p}"}
 
 
-@pytest.fixture(scope="module")
-def tokenizer_of_people(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    """One token for every word of the biographies, bytes for the rest."""
-    folder = tmp_path_factory.mktemp("people")
-    write_tokenizer(Biographies(n_people=2).tokenizer(), folder)
-    return Tokenizer(folder)
+def nli(folder: Path, **keys: Any) -> str:
+    return str(write_task(folder / "nli.yaml", **{**NLI, "data": nli_rows(12), **keys}))
 
 
-def write(path: Path, text: str) -> TextFiles:
-    path.write_text(text, encoding="utf-8")
-    return TextFiles(str(path))
+def values(prepared: PreparedTask, loaded: Loaded) -> dict[str, float]:
+    with evaluation_mode(loaded.model):
+        return prepared.measure(loaded.model, batch_tokens=512, device=loaded.device).values()
 
 
-def test_windows_score_every_token_but_the_first_once(tmp_path: Path, tokenizer_of_people: Tokenizer) -> None:
-    text = "The hobby of somebody is unknown to everybody."
-    ids = tokenizer_of_people.encode(text, bos=False).tolist()
-    for block_size in (3, 7, 1000):
-        items = TextSet(write(tmp_path / "a.txt", text)).items(tokenizer_of_people, block_size)
-        scored = [token for item in items for token in item.candidates[0].tokens[item.candidates[0].supervised]]
-        assert scored == ids[1:]
-        assert max(len(item.candidates[0].tokens) for item in items) <= block_size + 1
-        # the first token has no context; its bytes are not scored
-        assert sum(item.candidates[0].n_bytes for item in items) == len(text.encode()) - len(b"The")
+def test_the_name_of_a_set_is_its_task_unless_it_says_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert WatchedTask().load("biographies/old_people") == WatchedTask("biographies/old_people").load("mine")
+    inline = WatchedTask({**NLI, "data": {"path": str(tmp_path / "x.jsonl")}}).load("mine")
+    assert (inline.name, inline.kind) == ("mine", "choice")
+    with pytest.raises(ValueError, match=r"a file of several; expected biographies/NAME, of old_people, new_people"):
+        WatchedTask("biographies").load("mine")
+    with pytest.raises(ValueError, match="task mine: golds: no such key"):
+        WatchedTask({**NLI, "data": {"path": "x.jsonl"}, "golds": "x"}).load("mine")
 
 
-def test_text_is_cut_at_its_budget_of_bytes(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    items = TextSet(write(tmp_path / "a.txt", "ä" * 100), max_bytes=11).items(tokenizer, 50)
-    # five letters of two bytes, no half one; a token is a byte here, and the first is not scored
-    assert sum(item.candidates[0].supervised.sum() for item in items) == 9
-    assert sum(item.candidates[0].n_bytes for item in items) == 9
+def test_another_metric_may_judge_and_another_world_be_asked_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    task = WatchedTask(metric="nats_per_token", world=Biographies(seed=3)).load("biographies/old_people")
+    assert task.metrics == ("nats_per_token", "exact")
+    assert task.data.world == Biographies(seed=3)
+    with pytest.raises(ValueError, match="the run's world is of ModularArithmetic; expected the same class"):
+        WatchedTask(world=ModularArithmetic()).load("biographies/old_people")
 
 
-def test_every_document_leaves_out_the_bytes_of_its_own_first_token(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    items = TextSet(ListSource(["the day", "xyz", "q"])).items(tokenizer, 2)
-    assert tokenizer.decode(tokenizer.encode("the day", bos=False)[:1]) == "the"
-    assert sum(item.candidates[0].n_bytes for item in items) == len(" day") + len("yz")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metric": "rouge_l"}, "metrics: 'rouge_l': expected one of accuracy"),
+        ({"format": "poem"}, "format = 'poem': expected one of"),
+        ({"shots": 1}, "shots = 1: task nli has no key `few_shot`"),
+        ({"shots": -1}, "shots = -1: expected at least 0"),
+        ({"limit": -1}, "limit = -1: expected at least 0"),
+        ({"seed": -1}, "seed = -1: expected at least 0"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_any_data_is_read(
+    options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    file = nli(tmp_path, data={"path": "nowhere.jsonl"})
+    with pytest.raises(ValueError, match=message):
+        WatchedTask(file, **options).load("mine")
 
 
-def test_text_without_documents_is_an_error(tmp_path: Path, tokenizer_of_people: Tokenizer) -> None:
-    with pytest.raises(ValueError, match="nothing to score"):
-        TextSet(write(tmp_path / "a.txt", " ")).items(tokenizer_of_people, 50)
+@pytest.mark.parametrize(
+    ("keys", "options", "message"),
+    [
+        ({**PAIRS, "data": nli_rows(2)}, {"shots": 1}, "shots = 1: task task is of kind pairs; expected 0"),
+        ({**WRITTEN, "references": "{p}", "data": nli_rows(2)}, {"format": "instruct"}, "has no key `instruction`"),
+        ({**PROGRAM, "data": nli_rows(2)}, {}, "allow_code_execution = false: task task runs"),
+    ],
+)
+def test_what_does_not_fit_the_kind(
+    keys: dict[str, Any], options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    file = str(write_task(tmp_path / "task.yaml", **keys))
+    with pytest.raises(ValueError, match=message):
+        WatchedTask(file, **options).load("mine")
+    if "program" in keys:
+        assert WatchedTask(file, allow_code_execution=True).load("mine").metric == "pass@1"
 
 
-def test_rows_score_the_answer_and_its_end(tmp_path: Path, tokenizer_of_people: Tokenizer) -> None:
-    file = tmp_path / "rows.jsonl"
-    file.write_text(json.dumps({"prompt": "The hobby is", "completion": " golf."}) + "\n")
-    item = RowSet(RowFiles(str(file))).items(tokenizer_of_people, 50)[0].candidates[0]
-    answer = tokenizer_of_people.decode(__import__("torch").tensor(item.tokens[item.supervised][:-1]))
-    assert answer.strip() == "golf."
-    assert item.tokens[-1] == tokenizer_of_people.eos_id
-    assert item.supervised[-1]
-    assert item.n_bytes == len(" golf.")
+def test_a_task_that_is_not_there_is_refused() -> None:
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        WatchedTask("nowhere.yaml").load("mine")
 
 
-def test_a_row_that_is_cut_counts_only_the_bytes_that_are_left(tokenizer: Tokenizer) -> None:
-    rows = RowSet(ListRows([("xy", "XYZÄ")]))
-    # a token is a byte here: x y X Y Z and two of Ä, and the end, which has no bytes; block_size + 1 tokens are left
-    assert [rows.items(tokenizer, n)[0].candidates[0].n_bytes for n in (2, 4, 5, 6, 7)] == [1, 3, 4, 5, 5]
+def test_a_guard_s_finding_is_warned_of_once(loaded: Loaded, tmp_path: Path) -> None:
+    one_class = [{**row, "label": 0} for row in nli_rows(12)]
+    with pytest.warns(UserWarning, match="task nli: single_class: all 12 gold labels"):
+        WatchedTask(nli(tmp_path, data=one_class)).prepare("mine", loaded.tokenizer, 128)
+    keys = {**WRITTEN, "references": "{p}", "metrics": ["exact_match"], "extraction": "(?:.|\n)*?(x?)$"}
+    file = str(write_task(tmp_path / "said.yaml", **keys, data=nli_rows(12), generation={"max_new_tokens": 2}))
+    again = WatchedTask(file).prepare("mine", loaded.tokenizer, 128)
+    with pytest.warns(UserWarning, match="task said: constant: all 12 predictions"):
+        values(again, loaded)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        values(again, loaded)
+    assert [guard for guard, _ in again.findings] == ["constant"]
 
 
-def test_bytes_of_tokens_are_those_of_their_text_without_its_end(tokenizer: Tokenizer) -> None:
-    tokens = np.append(tokenizer.encode("the dayü", bos=False).numpy(), tokenizer.eos_id)
-    assert text_bytes(tokenizer, tokens) == len("the dayü".encode())
-    assert text_bytes(tokenizer, tokens[:-2]) == len("the dayü".encode()) - 1, "half a letter"
-    assert text_bytes(tokenizer, tokens[-1:]) == 0
+def test_the_items_of_the_divergence_are_the_right_answers(loaded: Loaded, tmp_path: Path) -> None:
+    prepared = WatchedTask(nli(tmp_path), limit=6, seed=1).prepare("mine", loaded.tokenizer, 128)
+    assert len(prepared.items) == len(prepared.encoded.questions) == 6
+    decode = loaded.tokenizer.processor.decode
+    for item, row in zip(prepared.items, prepared.encoded.rows, strict=True):
+        candidate = item.candidates[item.gold]
+        assert decode(candidate.tokens[candidate.supervised].tolist()) == f" {row.answer}"
 
 
-def test_rows_are_limited(tokenizer_of_people: Tokenizer) -> None:
-    rows = WorldRows(Biographies(n_people=2), "new_people")
-    assert len(RowSet(rows, max_rows=7).items(tokenizer_of_people, 50)) == 7
+# -------------------- the held-out part of the training data
 
 
-def test_a_probe_scores_exactly_one_token(tokenizer_of_people: Tokenizer) -> None:
-    world = Biographies(n_people=5)
-    for probes in world.probe_names:
-        for item in WorldProbes(world, probes, max_items=20).items(tokenizer_of_people, 50):
-            assert len(item.candidates) == 1
-            assert item.candidates[0].supervised.tolist() == [False] * (len(item.candidates[0].tokens) - 1) + [True]
+def test_held_out_text_is_a_text_task(loaded: Loaded) -> None:
+    texts = ["the day", "Wälder", "xyz"]
+    data: Any = SimpleNamespace(validation=ListSource(texts))
+    prepared = held_out_task(data, loaded.tokenizer, 128)
+    assert isinstance(prepared.task, TextTask)
+    assert prepared.metric == "nats_per_token"
+    ids = [loaded.tokenizer.processor.encode(text).ids for text in texts]
+    nats = sum(document(loaded.model, loaded.tokenizer.eos_id, tokens, 128) for tokens in ids)
+    assert values(prepared, loaded)["nats_per_token"] == pytest.approx(nats / sum(map(len, ids)), rel=1e-6)
 
 
-def test_chains_bring_their_true_distribution(tmp_path: Path) -> None:
-    world = MarkovChains(n_documents=3, length=8)
-    write_tokenizer(world.tokenizer(), tmp_path)
-    tokenizer = Tokenizer(tmp_path)
-    for kind in ("old", "new"):
-        watched = ChainSet(world, kind, max_documents=4)
-        items, truth = watched.items(tokenizer, 8), watched.truth(tokenizer)
-        assert truth.shape == (4 * 8, tokenizer.vocab_size)
-        assert np.allclose(truth.exp().sum(-1), 1, atol=1e-5)
-        told = np.concatenate([item.candidates[0].tokens[1:] for item in items])
-        assert np.isfinite(truth.numpy()[np.arange(len(told)), told]).all(), "what is told is possible"
-    with pytest.raises(ValueError, match="block_size = 7: expected at least 8"):
-        ChainSet(world).items(tokenizer, 7)
-
-
-@pytest.mark.parametrize("name", ["", "a/b", "a.b", "a b"])
-def test_names_that_would_break_the_tags_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="sets: name"):
-        RetainData({name: WorldProbes(Biographies(n_people=2), "base_cloze")})
-
-
-def test_an_unknown_set_of_probes_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"probes = 'none'.*base_cloze"):
-        WorldProbes(Biographies(n_people=2), "none")
+def test_held_out_rows_are_conversations_in_the_style_of_training(loaded: Loaded) -> None:
+    pairs = [(f"the day {i}", f"xyz {i}") for i in range(600)]
+    data: Any = SimpleNamespace(validation=ListRows(pairs), prompt_style="alpaca")
+    prepared = held_out_task(data, loaded.tokenizer, 1024)
+    assert isinstance(prepared.task, CompletionTask)
+    assert len(prepared.encoded.questions) == 500, "of more rows so many are drawn"
+    item = prepared.items[0]
+    text = loaded.tokenizer.processor.decode(item.candidates[0].tokens.tolist())
+    assert text.startswith("Below is an instruction")

@@ -13,10 +13,12 @@ from lit_consistency.__main__ import main
 from lit_consistency.data.tokens.tokenizer import Tokenizer, write_tokenizer
 from lit_consistency.model import GPT, model_config, save_model
 from lit_consistency.records.provenance import Provenance
-from lit_consistency.tasks.definition import Task
+from lit_consistency.tasks import Task
 from lit_consistency.tasks.formats import load_format
-from lit_consistency.tasks.prompts import Built, build_questions, read_task
-from lit_consistency.tasks.yaml_file import load_tasks
+from lit_consistency.tasks.question import Question
+from lit_consistency.tasks.reading import read_task
+from lit_consistency.tasks.task import EncodedTask
+from lit_consistency.tasks.yaml_file import load_task
 from tests.data.conftest import byte_level_tokenizer
 
 CHATML = (
@@ -25,17 +27,21 @@ CHATML = (
 )
 
 
-def tiny_tokenizer(folder: Path, chat: bool = False) -> Tokenizer:
-    """One token per byte or frequent piece."""
+def tiny_tokenizer(folder: Path, chat: bool = False, bos: bool = False) -> Tokenizer:
+    """One token per byte or frequent piece; ``<s>`` opens every text where ``bos`` says so."""
     write_tokenizer(byte_level_tokenizer(), folder)
     if chat:
         (folder / "chat_template.jinja").write_text(CHATML)
+    if bos:
+        file = folder / "tokenizer_config.json"
+        config = {**json.loads(file.read_text()), "bos_token": "<s>", "add_bos_token": True}
+        file.write_text(json.dumps(config))
     return Tokenizer(folder)
 
 
-def tiny_model(folder: Path, seed: int = 0, block_size: int = 128, scale: float = 3) -> Path:
+def tiny_model(folder: Path, seed: int = 0, block_size: int = 128, scale: float = 3, bos: bool = False) -> Path:
     """A model folder with random weights, the same for the same seed."""
-    tokenizer = tiny_tokenizer(folder.parent / f"{folder.name}-tokenizer")
+    tokenizer = tiny_tokenizer(folder.parent / f"{folder.name}-tokenizer", bos=bos)
     overrides = {"n_layer": 1, "n_embd": 16, "n_head": 2, "block_size": block_size}
     config = model_config("pythia-14m", None, overrides, tokenizer.vocab_size)
     with torch.random.fork_rng():
@@ -66,14 +72,19 @@ def write_task(path: Path, **keys: Any) -> Path:
 
 def task_of(folder: Path, **keys: Any) -> Task:
     """The task of such a file."""
-    return load_tasks(str(write_task(folder / "task.yaml", **keys)))[0]
+    return load_task(str(write_task(folder / "task.yaml", **keys)))
 
 
 def built(
     task: Task, tokenizer: Tokenizer, form: str = "default", shots: int = 0, block: int = 256, **options: Any
-) -> Built:
+) -> EncodedTask:
     """The task's questions."""
-    return build_questions(read_task(task, shots > 0), load_format(form), shots, tokenizer, block, **options)
+    return task.questions(read_task(task, shots > 0), load_format(form), shots, tokenizer, block, **options)
+
+
+def rows_of(task: Task) -> list[Question]:
+    """What the labelled rows ask."""
+    return read_task(task).scored
 
 
 PAIRS: dict[str, Any] = {"kind": "pairs", "choices": ["{good}", "{bad}"], "group": "{part}"}
@@ -95,6 +106,7 @@ def nli_rows(n: int, start: int = 0) -> list[dict[str, Any]]:
 def task_files(folder: Path) -> list[str]:
     """One task of each kind."""
     pairs = [{"good": f"she runs {i}", "bad": f"she run {i}", "part": "ab"[i % 2]} for i in range(8)]
+    known = {"kind": "completion", "fields": {"Q": "{h}"}, "completion": "{p}"}
     files = [
         write_task(folder / "nli.yaml", **NLI, data=nli_rows(16), few_shot=nli_rows(9, start=50)),
         write_task(folder / "syntax.yaml", **PAIRS, data=pairs),
@@ -102,6 +114,7 @@ def task_files(folder: Path) -> list[str]:
         write_task(
             folder / "said.yaml", **WRITTEN, references="{p}", data=nli_rows(3), generation={"max_new_tokens": 5}
         ),
+        write_task(folder / "known.yaml", **known, data=nli_rows(6)),
     ]
     return [str(file) for file in files]
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_consistency.data.tokens.token_rows import TokenRow
+from lit_consistency.data.tokens.token_rows import PackedSequence
 from lit_consistency.model import IGNORE
 
 Batch = dict[str, Tensor]
@@ -21,10 +21,10 @@ Batch = dict[str, Tensor]
 # lengths are rounded up to multiples of 8: fewer shapes, and the least that tensor cores want of a 16-bit matrix
 MULTIPLE = 8
 
-EMPTY = TokenRow(*(np.empty(0, dtype=np.int64) for _ in range(4)))
+EMPTY = PackedSequence(*(np.empty(0, dtype=np.int64) for _ in range(4)))
 
 
-def collate(rows: Sequence[TokenRow], length: int | None = None, supervised: int | None = None) -> Batch:
+def collate(rows: Sequence[PackedSequence], length: int | None = None, supervised: int | None = None) -> Batch:
     """Pads rows to one length.
 
     Args:

@@ -20,7 +20,7 @@ import numpy as np
 from lit_consistency.data.sources.documents import Source
 from lit_consistency.data.sources.rows import Rows
 from lit_consistency.data.tokens.packing import shuffled
-from lit_consistency.data.tokens.token_rows import TokenRow, TokenRows
+from lit_consistency.data.tokens.token_rows import PackedSequence, TokenRows
 
 
 class Replay:
@@ -93,7 +93,7 @@ class MixedRows(TokenRows):
         """The mixture of another epoch: as many rows, of which the replayed ones are drawn anew."""
         return MixedRows(self.sets[0], self.sets[1:], self.counts, self.seed, epoch)
 
-    def __getitem__(self, i: int) -> TokenRow:
+    def __getitem__(self, i: int) -> PackedSequence:
         """Indexes below ``len(train)`` are training rows, the rest replayed ones."""
         return self.sets[self.set_of_row[i]][int(self.index_in_set[i])]
 

@@ -5,8 +5,8 @@ messages, add_generation_prompt, bos_token, ...). A downloaded template is forei
 immutable sandbox. It gives up tools, documents and the date: templates that ask for today fall back to their fixed
 date, since tokens on disk must not depend on the day.
 
-How the assistant's text is found: the conversation is rendered twice, once with its words and once with marks in
-their place. What stands between two marks is the template's own, so every place is exact whatever the words are; a
+How the assistant's text is found: the conversation is rendered twice, once with its words and once with marks instead
+of them. What stands between two marks is the template's own, so every boundary is exact whatever the words are; a
 template that rewrites the words (other than trimming them) is refused.
 """
 
@@ -51,7 +51,7 @@ class ChatTemplate:
         self._template = environment.from_string(source)
         self._special_texts = special_texts
         longest_first = sorted(turn_ends, key=len, reverse=True)
-        self._turn_end = re.compile(r"\s*(?:" + "|".join(map(re.escape, longest_first)) + ")") if turn_ends else None
+        self._turn_end = re.compile(r"\s*(" + "|".join(map(re.escape, longest_first)) + ")") if turn_ends else None
 
     def render(self, messages: Messages, add_generation_prompt: bool = False) -> str:
         """The text of a conversation; ValueError where the template refuses it."""
@@ -89,6 +89,16 @@ class ChatTemplate:
             spans.append((start, position + (end.end() if end else 0), end is not None))
         return text[: spans[-1][1]], spans
 
+    def end_of_turn(self) -> str | None:
+        """The special token with which the template ends an answer, and a model its turn; None where it puts none."""
+        messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+        try:
+            behind = self._frame(messages)[-1]
+        except ValueError:  # a template may want turns of its own, as a first one of the system
+            return None
+        end = self._turn_end.match(behind) if self._turn_end else None
+        return end[1] if end else None
+
     def _frame(self, messages: Messages) -> list[str]:
         """What the template writes around the answers: before the first, between each two, behind the last."""
         words = "".join(message["content"] for message in messages)
@@ -100,15 +110,15 @@ class ChatTemplate:
         first = next(i for i, message in enumerate(messages) if message["role"] == "assistant")
         if first == 0:
             return ""
-        asked, plain = self.render(messages[:first], add_generation_prompt=True), self.render(messages[:first])
-        return asked[len(plain) :] if asked.startswith(plain) else ""
+        prompted, plain = self.render(messages[:first], add_generation_prompt=True), self.render(messages[:first])
+        return prompted[len(plain) :] if prompted.startswith(plain) else ""
 
 
 def _generation_start(before: str, generation_prompt: str) -> int:
     """Where, in what the template writes before an answer, the model goes on by itself."""
     if generation_prompt and generation_prompt in before:
         return before.rindex(generation_prompt) + len(generation_prompt)
-    return len(before.rstrip(" "))  # asked for by nothing, the model has to say the space too
+    return len(before.rstrip(" "))  # where nothing asks for an answer, the model has to say the space too
 
 
 def _as_rendered(answer: str, text: str, position: int, after: str) -> str:
@@ -117,7 +127,7 @@ def _as_rendered(answer: str, text: str, position: int, after: str) -> str:
         if text.startswith(words + after, position):
             return words
     raise ValueError(
-        "the chat template rewrites an answer; expected it whole or trimmed, else the loss has no exact place"
+        "the chat template rewrites an answer; expected it whole or trimmed, else its tokens cannot be told exactly"
     )
 
 

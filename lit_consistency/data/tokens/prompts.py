@@ -90,7 +90,7 @@ class PromptEncoder:
         """Tokens and mask of a row, up to the end of its last answer.
 
         Raises:
-            ValueError: The style has no form for the conversation; names the row's place.
+            ValueError: The style has no form for the conversation; names where the row stands.
         """
         last = max(i for i, message in enumerate(row.messages) if message["role"] == "assistant")
         messages = row.messages[: last + 1]
@@ -106,32 +106,32 @@ class PromptEncoder:
         tokens: list[int] = []
         supervised: list[bool] = []
         for number, (prompt, answer) in enumerate(self._turns(messages)):
-            # LitGPT decides about BOS at the start of the text only
-            asked = self.tokenizer.encode(prompt, bos=None if number == 0 else False).tolist()
-            answered = [*self.tokenizer.encode(answer, bos=False).tolist(), self.tokenizer.eos_id]
-            tokens += asked + answered
-            supervised += [False] * len(asked) + [True] * len(answered)
+            # BOS is a matter of the text's beginning
+            prompt_ids = self.tokenizer.encode(prompt, bos=None if number == 0 else False).tolist()
+            answer_ids = self.tokenizer.encode(answer, bos=False, eos=True).tolist()
+            tokens += prompt_ids + answer_ids
+            supervised += [False] * len(prompt_ids) + [True] * len(answer_ids)
         return tokens, supervised
 
     def _turns(self, messages: Messages) -> list[tuple[str, str]]:
         """Pairs of prompt and answer as texts, the prompt in its style."""
         system = messages[0]["content"] if messages[0]["role"] == "system" else ""
         turns: list[tuple[str, str]] = []
-        asked: Messages = []
+        question: Messages = []
         for role, group in groupby(messages, key=lambda message: message["role"]):
             spoken = list(group)
             if role == "user":
-                asked = spoken
+                question = spoken
             elif role == "assistant":
-                prompt = self._first_prompt(asked, system) if not turns else self._next_prompt(_joined(asked))
+                prompt = self._first_prompt(question, system) if not turns else self._next_prompt(_joined(question))
                 turns.append((prompt, _joined(spoken)))
         return turns
 
-    def _first_prompt(self, asked: Messages, system: str) -> str:
+    def _first_prompt(self, question: Messages, system: str) -> str:
         options = {}
-        text = _joined(asked)
-        if len(asked) == 1 and asked[0].get("input") and self._reads("input"):
-            text, options["input"] = asked[0]["instruction"], asked[0]["input"]
+        text = _joined(question)
+        if len(question) == 1 and question[0].get("input") and self._reads("input"):
+            text, options["input"] = question[0]["instruction"], question[0]["input"]
         if system and self._reads("sys_prompt"):
             options["sys_prompt"] = system
         elif system:
@@ -173,6 +173,12 @@ class PromptEncoder:
 
 def _joined(messages: Messages) -> str:
     return "\n\n".join(message["content"] for message in messages)
+
+
+def end_of_turn(tokenizer: Tokenizer, template: ChatTemplate) -> tuple[int, ...]:
+    """The token with which a model ends its turn in the template; none where an answer is ended by nothing."""
+    text = template.end_of_turn()
+    return () if text is None else (tokenizer.token_to_id(text),)
 
 
 def chat_template(tokenizer: LitGPTTokenizer) -> ChatTemplate:

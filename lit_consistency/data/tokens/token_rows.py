@@ -18,7 +18,7 @@ from lit_consistency.data.tokens.token_files import Shard
 from lit_consistency.model import IGNORE
 
 
-class TokenRow(NamedTuple):
+class PackedSequence(NamedTuple):
     """One row without padding, four arrays (T,) int64; `documents` numbers its documents 0, 1, 2, ..."""
 
     tokens: np.ndarray
@@ -44,7 +44,7 @@ class TokenRows(ABC):
         return len(self.supervised)
 
     @abstractmethod
-    def __getitem__(self, i: int) -> TokenRow:
+    def __getitem__(self, i: int) -> PackedSequence:
         """Row i."""
 
     def of_epoch(self, epoch: int) -> TokenRows:
@@ -70,7 +70,7 @@ class StreamRows(TokenRows):
         ends_before = np.searchsorted(shard.offsets[1:] - 1, bounds)
         self.supervised = np.diff(bounds) - np.diff(ends_before)
 
-    def __getitem__(self, i: int) -> TokenRow:
+    def __getitem__(self, i: int) -> PackedSequence:
         """Row i: places i * block_size and following."""
         start = i * self.block_size
         piece = self.shard.tokens[start : start + self.block_size + 1].astype(np.int64)
@@ -82,7 +82,7 @@ class StreamRows(TokenRows):
         targets[boundaries - 1] = IGNORE
         boundaries = boundaries[boundaries < len(tokens)]
         lengths = np.diff(np.concatenate(([0], boundaries, [len(tokens)])))
-        return TokenRow(tokens, targets, _positions(lengths), _documents(lengths))
+        return PackedSequence(tokens, targets, _positions(lengths), _documents(lengths))
 
 
 class ConversationRows(TokenRows):
@@ -109,14 +109,14 @@ class ConversationRows(TokenRows):
         cumulative = np.concatenate(([0], np.cumsum(learned[self.plan.members])))
         self.supervised = np.diff(cumulative[self.plan.starts])
 
-    def __getitem__(self, i: int) -> TokenRow:
+    def __getitem__(self, i: int) -> PackedSequence:
         """Row i of the plan."""
         pieces = [slice(*self.shard.offsets[document : document + 2]) for document in self.plan.row(i)]
         tokens = np.concatenate([self.shard.tokens[piece][:-1] for piece in pieces]).astype(np.int64)
         follows = np.concatenate([self.shard.tokens[piece][1:] for piece in pieces]).astype(np.int64)
         learned = np.concatenate([self.mask[piece][1:] for piece in pieces])
         lengths = np.array([piece.stop - piece.start - 1 for piece in pieces])
-        return TokenRow(tokens, np.where(learned, follows, IGNORE), _positions(lengths), _documents(lengths))
+        return PackedSequence(tokens, np.where(learned, follows, IGNORE), _positions(lengths), _documents(lengths))
 
 
 def _documents(lengths: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""The tokenizer of a folder: LitGPT's `Tokenizer`, its identity, and documents encoded in batches.
+"""The tokenizer of a folder: LitGPT's ``Tokenizer`` with its identity, texts in batches, and text behind a prompt.
 
-LitGPT's class is used as it is, so that what we train on is what `litgpt generate` feeds. Three things are added: the
-folder is remembered (the saved model copies its files), `vocab_size` counts added tokens too, and mistakes are told
-in words.
+What a text's tokens are depends on the files alone (``model/tokenizer_files.py``), not on the folder's name as in
+LitGPT. BOS is put before a text that does not begin with it, so a prompt style or a chat template that writes BOS has
+it once; other special tokens of a post-processor are left out. ``vocab_size`` counts added tokens too.
 """
 
 from __future__ import annotations
@@ -15,22 +15,30 @@ from typing import Any
 
 import litgpt.tokenizer
 import tokenizers
+import torch
 from filelock import FileLock
+from torch import Tensor
 
+from lit_consistency.model.tokenizer_files import (
+    adds_bos,
+    bos_text,
+    read_generation_config,
+    read_tokenizer_config,
+)
 from lit_consistency.records.atomic import new_file
 from lit_consistency.records.fingerprints import sha256, sha256_of_text
+from lit_consistency.records.model_folder import VOCABULARIES
 
-# what LitGPT and the chat template read; any change in one of them changes the tokens
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "generation_config.json",
-    "chat_template.jinja",
-)
+# what LitGPT and the chat template read besides tokenizer_config.json; a change in one of them changes the tokens
+HASHED_FILES = (*VOCABULARIES, "generation_config.json", "chat_template.jinja")
 
 EOS = "<|endoftext|>"
 PAD = "<|pad|>"
+
+ANCHOR = 8
+"""Tokens of a prompt behind which a continuation is decoded: the spaces of a text depend on its neighbours alone."""
+BROKEN = "\ufffd"
+"""What bytes decode to that are no whole character; a character of UTF-8 has up to 4 bytes."""
 
 
 class Tokenizer(litgpt.tokenizer.Tokenizer):
@@ -39,14 +47,22 @@ class Tokenizer(litgpt.tokenizer.Tokenizer):
     Args:
         folder: Holds `tokenizer.json` or `tokenizer.model`, and mostly `tokenizer_config.json`.
 
+    Attributes:
+        use_bos: Whether BOS opens a text.
+        bos_id: Its token, or None.
+        eos_id: The token that ends a document.
+
     Raises:
         FileNotFoundError: The folder or the tokenizer's file is not there.
         ValueError: The configuration has no `tokenizer_class`, or names no end-of-sequence token.
     """
 
+    bos_id: int | None
+    eos_id: int
+
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        if not any((self.folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        if not any((self.folder / name).is_file() for name in VOCABULARIES):
             raise FileNotFoundError(
                 f"tokenizer_dir = {folder}: expected a folder with tokenizer.json or tokenizer.model"
             )
@@ -55,16 +71,23 @@ class Tokenizer(litgpt.tokenizer.Tokenizer):
                 f"{self.folder / 'tokenizer_config.json'}: no key 'tokenizer_class'; expected the class's name"
             )
         super().__init__(self.folder)
-        if self.eos_id is None:
+        if self.bos_id is None and (bos := bos_text(self.folder)) is not None:
+            self.bos_id = self.token_to_id(bos)
+        ends: Any = self.eos_id
+        if ends is None:
             raise ValueError(
                 f"tokenizer_dir = {folder}: expected an eos_token in tokenizer_config.json, documents end by it"
             )
+        self.eos_id = ends[0] if isinstance(ends, list) else ends  # generation_config.json may name several
+
+    def check_if_bos_token_used(self, checkpoint_dir: Path) -> bool:
+        """By the files; LitGPT's own goes by the folder's name first."""
+        return adds_bos(checkpoint_dir)
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """Contents of tokenizer_config.json, empty without the file."""
-        file = self.folder / "tokenizer_config.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return read_tokenizer_config(self.folder)
 
     @cached_property
     def vocab_size(self) -> int:
@@ -79,10 +102,10 @@ class Tokenizer(litgpt.tokenizer.Tokenizer):
         file = self.folder / "chat_template.jinja"
         if file.is_file():
             return file.read_text(encoding="utf-8")
-        found = self.config.get("chat_template")
-        if isinstance(found, list):
-            found = {entry["name"]: entry["template"] for entry in found}.get("default")
-        return found
+        template = self.config.get("chat_template")
+        if isinstance(template, list):
+            template = {entry["name"]: entry["template"] for entry in template}.get("default")
+        return template
 
     @cached_property
     def special_texts(self) -> dict[str, str]:
@@ -91,20 +114,112 @@ class Tokenizer(litgpt.tokenizer.Tokenizer):
         texts = {key: value["content"] if isinstance(value, dict) else value for key, value in named.items()}
         return {key: value for key, value in texts.items() if value is not None}
 
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Special tokens, which show nothing in decoded text."""
+        if self.backend == "huggingface":
+            added = self.processor.get_added_tokens_decoder()
+            return frozenset(token for token, entry in added.items() if entry.special)
+        return frozenset(token for token in (self.bos_id, self.eos_id) if token is not None)
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end a generation: ``eos_id``, and ``eos_token_id`` of generation_config.json, one or several."""
+        more = read_generation_config(self.folder).get("eos_token_id")
+        return frozenset({self.eos_id, *(more if isinstance(more, list) else [] if more is None else [more])})
+
     def fingerprint(self) -> dict[str, Any]:
-        """What token ids depend on: the files, and the ids at the ends, for which LitGPT looks at the folder's name."""
-        files = [self.folder / name for name in TOKENIZER_FILES]
+        """What token ids depend on: the files, the configuration, and the tokens at a text's ends.
+
+        A copy that only states what the original leaves to be found (``copy_tokenizer``) has the same fingerprint.
+        """
+        files = [self.folder / name for name in HASHED_FILES]
         hashes = {file.name: sha256(file) for file in files if file.is_file()}
+        config = {key: value for key, value in self.config.items() if key != "tokenizer_class"}
+        config["add_bos_token"] = self.use_bos
+        if config.get("bos_token") is None:
+            config["bos_token"] = bos_text(self.folder)
+        hashes["tokenizer_config.json"] = sha256_of_text(json.dumps(config, sort_keys=True))
         return {"files": hashes, "bos_id": self.bos_id if self.use_bos else None, "eos_id": self.eos_id}
 
-    def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of whole documents: BOS where the model wants it, the text, EOS; in parallel threads."""
+    # -------------------- text to tokens
+
+    def encode(
+        self,
+        string: str,
+        device: torch.device | None = None,
+        bos: bool | None = None,
+        eos: bool = False,
+        max_length: int = -1,
+    ) -> Tensor:
+        """Token ids (T,) int32 of a text.
+
+        Args:
+            string: The text.
+            device: Where the ids go.
+            bos: Whether BOS opens it; None takes ``use_bos``. A text that begins with BOS is given no second one, and
+                keeps its own; LitGPT drops it where ``bos`` is off.
+            eos: Whether EOS ends it.
+            max_length: Tokens that are kept; -1: all.
+        """
+        ids = self.encode_batch([string], bos)[0]
+        if eos and ids[-1:] != [self.eos_id]:
+            ids = [*ids, self.eos_id]
+        return torch.tensor(ids[:max_length] if max_length > 0 else ids, dtype=torch.int, device=device)
+
+    def encode_batch(self, texts: Sequence[str], bos: bool | None = None) -> list[list[int]]:
+        """Token ids of many texts, in parallel threads; ``bos`` as in ``encode``."""
         if self.backend == "huggingface":
-            ids = [encoding.ids for encoding in self.processor.encode_batch_fast(list(texts), add_special_tokens=False)]
+            encodings = self.processor.encode_batch_fast(list(texts), add_special_tokens=False)
+            ids = [encoding.ids for encoding in encodings]
         else:
             ids = self.processor.encode(list(texts))
-        start = [self.bos_id] if self.use_bos and self.bos_id is not None else []
-        return [[*start, *document, self.eos_id] for document in ids]
+        if not (self.use_bos if bos is None else bos):
+            return ids
+        if self.bos_id is None:
+            raise ValueError(f"tokenizer_dir = {self.folder}: bos = true: expected a bos_token in the configuration")
+        return [tokens if tokens[:1] == [self.bos_id] else [self.bos_id, *tokens] for tokens in ids]
+
+    def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of whole documents: BOS where the tokenizer adds it, the text, EOS."""
+        return [[*tokens, self.eos_id] for tokens in self.encode_batch(texts)]
+
+    # -------------------- tokens to text
+
+    def decode_tokens(self, tokens: Sequence[int], special: bool = False) -> str:
+        """Text of token ids that stand at the beginning of a text; special tokens show where they are asked for."""
+        if self.backend == "huggingface":
+            return self.processor.decode(list(tokens), skip_special_tokens=not special)
+        return self.processor.decode(list(tokens))
+
+    def anchor(self, before: Sequence[int], special: bool = False) -> list[int]:
+        """The last tokens of a text, as many as the decoding of what follows may depend on."""
+        shown = [token for token in before if special or token not in self.special_ids]
+        for n in range(ANCHOR, ANCHOR + 4):  # from the beginning of a character on
+            if not self.decode_tokens(shown[-n:], special).startswith(BROKEN):
+                break
+        return shown[-n:]
+
+    def decode_after(self, before: Sequence[int], tokens: Sequence[int], special: bool = False) -> str:
+        """Text of tokens that follow others.
+
+        Decoded alone, a continuation may lose its first space: tokenizers that mark a word's beginning by a space drop
+        that of the first word. Both are decoded together, and the text of what stands before is cut off.
+
+        Args:
+            before: Tokens before them, or what ``anchor`` keeps of those.
+            tokens: The continuation.
+            special: Whether special tokens show in the text.
+        """
+        anchor = self.anchor(before, special)
+        while True:
+            head, whole = self.decode_tokens(anchor, special), self.decode_tokens([*anchor, *tokens], special)
+            # of a character that is completed by the continuation, all belongs to the continuation
+            for start in (head, head.rstrip(BROKEN)):
+                if whole.startswith(start):
+                    return whole[len(start) :]
+            # a broken character spoils the bytes before it where bytes are tokens: decode behind other tokens
+            anchor = anchor[:-1]
 
 
 def write_tokenizer(tokenizer: tokenizers.Tokenizer, folder: Path) -> None:

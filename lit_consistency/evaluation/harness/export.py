@@ -1,9 +1,9 @@
 """Our tasks as task files of lm-evaluation-harness: the rendered prompts and answers, and nothing left to arrange.
 
 ``export_tasks`` writes NAME.jsonl and NAME.yaml. It first asks whether lm-eval would feed the very tokens that we
-score, so that scores over there equal ours; where it would not (a prompt that ends in white space, which lm-eval gives
-to the answer) the export is refused. Answers that are written are judged by our own functions, so lm-eval must find
-lit_consistency installed. Given up: code, several samples, balanced accuracy, and prompts cut to the context.
+score, so that scores over there equal ours; where it would not (a prompt that was cut, files of a tokenizer that
+contradict one another) the export is refused. Answers that are written are judged by our own functions, so lm-eval must
+find lit_consistency installed. Given up: code, several samples, balanced accuracy, and prompts cut to the context.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 import yaml
 
 from lit_consistency.data.tokens.tokenizer import Tokenizer
-from lit_consistency.evaluation.harness.tokens import HarnessTokens, Sequenced
+from lit_consistency.evaluation.harness.tokens import HarnessTokens, ScoredTokens
 from lit_consistency.inference.items import Candidate
 from lit_consistency.metrics import exact_match, extract, rouge_l
 from lit_consistency.tasks.generation import GenerationTask, accepted_answers, answer_rule
-from lit_consistency.tasks.question import EncodedQuestion, EncodedTask
+from lit_consistency.tasks.question import EncodedQuestion
+from lit_consistency.tasks.task import EncodedTask
 from lit_consistency.tasks.text import TextTask
 
 JUDGED = ("exact_match", "rouge_l")
@@ -59,6 +59,8 @@ def export_tasks(questions: EncodedTask, folder: Path, tokenizer: Tokenizer, blo
         documents, settings = _generation(task, questions, tokens)
     elif isinstance(task, TextTask):
         documents, settings = _text(questions, tokens)
+    elif getattr(task, "prompt_style", None) is not None:
+        raise ValueError(f"task {task.name}: prompt_style: lm-eval scores no end of a turn; expected fields")
     else:
         documents, settings = _choice(questions, tokens)
     folder = Path(folder)
@@ -88,10 +90,10 @@ def process_results(doc: Document, results: list[str]) -> dict[str, float]:
     extraction, numbers = doc["extraction"], doc["numbers"]
     answer = extract(results[0], extraction, numbers)
     accepted = accepted_answers(doc["references"], extraction, numbers)
-    found = {"exact_match": exact_match(answer, accepted, answer_rule(extraction, numbers))}
+    scores = {"exact_match": exact_match(answer, accepted, answer_rule(extraction, numbers))}
     if "rouge_l" in doc["metrics"]:
-        found["rouge_l"] = rouge_l(answer or "", accepted)
-    return {name: found[name] for name in doc["metrics"]}
+        scores["rouge_l"] = rouge_l(answer or "", accepted)
+    return {name: scores[name] for name in doc["metrics"]}
 
 
 def _choice(questions: EncodedTask, tokens: HarnessTokens) -> _Exported:
@@ -103,11 +105,19 @@ def _choice(questions: EncodedTask, tokens: HarnessTokens) -> _Exported:
         contexts, answers = ([text[i] for text in texts] for i in (0, 1))
         rows.append({"id": question.id, "gold": question.item.gold, "contexts": contexts, "answers": answers})
     settings: dict[str, Any] = {"output_type": "multiple_choice", "doc_to_choice": "answers", "doc_to_target": "gold"}
-    metrics = [{"metric": "acc"}, {"metric": "acc_norm"}]
+    metrics = [{"metric": "acc"}, {"metric": "acc_norm"}, {"metric": "acc_bytes"}]
     if all(len(row["answers"]) == 1 for row in rows):
         settings = {"output_type": "loglikelihood", "doc_to_target": "{{answers[0]}}"}
         metrics = [{"metric": "acc"}, {"metric": "perplexity"}]
-    elif any(len(set(row["contexts"])) > 1 for row in rows):
+        return _Exported(rows, {"doc_to_text": "{{contexts[0]}}", **settings, "metric_list": metrics})
+    # lm-eval counts the bytes of a choice without the delimiter, so that stands by itself
+    answers = [answer for row in rows for answer in row["answers"]]
+    delimiters = {answer[: len(answer) - len(answer.lstrip())] for answer in answers}
+    if len(delimiters) == 1:
+        settings["target_delimiter"] = delimiters.pop()
+        for row in rows:
+            row["answers"] = [answer.lstrip() for answer in row["answers"]]
+    if any(len(set(row["contexts"])) > 1 for row in rows):
         # the end of the sentence is scored: lm-eval then takes the contexts for choices, and the gold for the text
         if any(len(set(row["answers"])) > 1 for row in rows):
             raise ValueError(
@@ -121,10 +131,12 @@ def _choice(questions: EncodedTask, tokens: HarnessTokens) -> _Exported:
 def _text(questions: EncodedTask, tokens: HarnessTokens) -> _Exported:
     rows = []
     for document, windows in groupby(questions.questions, key=lambda question: question.id.rpartition("+")[0]):
-        parts = list(windows)
-        text = "".join(part.labels[0] for part in parts)
+        of_document = list(windows)
+        text = "".join(window.labels[0] for window in of_document)
         ids = tokens.encode([text])[0]
-        _check(tokens.windows(ids), [part.item.candidates[0] for part in parts if part.item], parts[0])
+        _check(
+            tokens.windows(ids), [window.item.candidates[0] for window in of_document if window.item], of_document[0]
+        )
         rows.append({"id": document, "text": text})
     metrics = [{"metric": name} for name in ("bits_per_byte", "byte_perplexity", "word_perplexity")]
     settings = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}"}
@@ -170,23 +182,19 @@ def _generation(task: GenerationTask, questions: EncodedTask, tokens: HarnessTok
 
 def _texts(candidate: Candidate, tokens: HarnessTokens) -> tuple[str, str]:
     """Context and answer; a context of the prefix token alone is an empty one."""
-    first = int(np.flatnonzero(candidate.supervised)[0])
-    head, answer = candidate.tokens[:first], candidate.tokens[first:]
-    if head.tolist() == [tokens.prefix_id]:
-        return "", _decode(tokens, answer)
-    return _decode(tokens, head), _decode(tokens, answer)
-
-
-def _decode(tokens: HarnessTokens, ids: np.ndarray) -> str:
     tokenizer = tokens.tokenizer
-    if tokenizer.backend == "huggingface":
-        return tokenizer.processor.decode(ids.tolist(), skip_special_tokens=False)
-    return tokenizer.decode(torch.as_tensor(ids))
+    first = int(np.flatnonzero(candidate.supervised)[0])
+    head, answer = candidate.tokens[:first].tolist(), candidate.tokens[first:].tolist()
+    if head == [tokens.prefix_id]:
+        return "", tokenizer.decode_tokens(answer, special=True)
+    # the prefix token that lm-eval adds is not to stand in the text
+    shown = head[1:] if tokens.encode([""])[0] == head[:1] else head
+    return tokenizer.decode_tokens(shown, special=True), tokenizer.decode_after(head, answer, special=True)
 
 
-def _check(found: Iterable[Sequenced], candidates: list[Candidate], question: EncodedQuestion) -> None:
+def _check(scored: Iterable[ScoredTokens], candidates: list[Candidate], question: EncodedQuestion) -> None:
     """Whether lm-eval's tokens are those of the candidates, and what it scores is what we score."""
-    theirs = [(ids.tolist(), scored.tolist()) for ids, scored in found]
+    theirs = [(ids.tolist(), marks.tolist()) for ids, marks in scored]
     ours = [(candidate.tokens.tolist(), candidate.supervised.tolist()) for candidate in candidates]
     if theirs != ours:
         raise ValueError(_other_tokens(question))
@@ -194,6 +202,7 @@ def _check(found: Iterable[Sequenced], candidates: list[Candidate], question: En
 
 def _other_tokens(question: EncodedQuestion) -> str:
     return (
-        f"{question.place}: lm-eval would feed other tokens than are scored here: it encodes prompt and answer as one "
-        "text, and gives white space at the prompt's end to the answer; expected a format whose answers begin with it"
+        f"{question.place}: lm-eval would feed other tokens than are scored here; expected a prompt that fits the "
+        "context, and a tokenizer whose tokens decode to the text they came from and whose add_bos_token says what the "
+        "post-processor of tokenizer.json does"
     )

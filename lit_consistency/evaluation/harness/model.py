@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from lit_consistency.data.tokens.tokenizer import Tokenizer
-from lit_consistency.evaluation.harness.tokens import HarnessTokens, Sequenced
+from lit_consistency.evaluation.harness.tokens import HarnessTokens, ScoredTokens
 from lit_consistency.inference.generate import generate
 from lit_consistency.inference.sampling import GenerationOptions
 from lit_consistency.inference.score import document_model, score_sequences
@@ -54,15 +54,15 @@ class HarnessModel:
     def rolling_log_likelihoods(self, texts: Sequence[str]) -> list[float]:
         """Log-likelihood of whole texts in nats; long ones in windows that predict every token once."""
         windows = [self.tokens.windows(tokens) for tokens in self.tokens.encode(texts)]
-        scores = iter(self._score([window for parts in windows for window in parts]))
-        return [sum(next(scores)[0] for _ in parts) for parts in windows]
+        scores = iter(self._score([window for of_text in windows for window in of_text]))
+        return [sum(next(scores)[0] for _ in of_text) for of_text in windows]
 
     def texts(self, requests: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
         """What the model writes after every context, under the request's own settings, up to its stop strings."""
         groups: dict[GenerationOptions, list[int]] = {}
         for i, (_, settings) in enumerate(requests):
             groups.setdefault(self.generation_options(settings), []).append(i)
-        found = [""] * len(requests)
+        texts = [""] * len(requests)
         for options, members in groups.items():
             room = self.tokens.max_length - options.max_new_tokens
             if room < 1:
@@ -75,8 +75,8 @@ class HarnessModel:
                 self.model, prompts, options, self.tokenizer, batch_tokens=self.batch_tokens, device=self.device
             )
             for i, samples in zip(members, written, strict=True):
-                found[i] = samples[0].text
-        return found
+                texts[i] = samples[0].text
+        return texts
 
     def generation_options(self, settings: dict[str, Any]) -> GenerationOptions:
         """lm-eval's ``gen_kwargs`` in our words.
@@ -100,7 +100,7 @@ class HarnessModel:
             seed=int(settings.get("seed", 0)),
         )
 
-    def _score(self, sequences: Sequence[Sequenced]) -> list[tuple[float, bool]]:
+    def _score(self, sequences: Sequence[ScoredTokens]) -> list[tuple[float, bool]]:
         if not sequences:
             return []
         sums = score_sequences(self.model, sequences, batch_tokens=self.batch_tokens, device=self.device)

@@ -1,6 +1,6 @@
-"""Range checks of hyperparameters, said as ``lr = -1: expected a finite lr >= 0``.
+"""Range checks of hyperparameters, with messages such as ``lr = -1: expected a finite lr >= 0``.
 
-What is no number is refused with the same words; that a number is an integer is asked where steps are counted.
+Values that are not numbers raise the same ``ValueError``; only ``check_count`` asks for an integer.
 """
 
 from __future__ import annotations
@@ -88,9 +88,9 @@ def check_adam(lr: float, betas: tuple[float, float], eps: float, weight_decay: 
         ValueError: naming the first that is not.
     """
     check_at_least(f"{prefix}lr", lr, 0)
-    found = list(betas) if isinstance(betas, Sequence) and not isinstance(betas, str) else betas
-    if not isinstance(found, list) or len(found) != 2 or not all(_is_number(beta) and 0 <= beta < 1 for beta in found):
-        raise ValueError(f"{prefix}betas = {found!r}: expected two numbers with 0 <= beta < 1")
+    pair = list(betas) if isinstance(betas, Sequence) and not isinstance(betas, str) else betas
+    if not isinstance(pair, list) or len(pair) != 2 or not all(_is_number(beta) and 0 <= beta < 1 for beta in pair):
+        raise ValueError(f"{prefix}betas = {pair!r}: expected two numbers with 0 <= beta < 1")
     check_at_least(f"{prefix}eps", eps, 0)
     check_at_least(f"{prefix}weight_decay", weight_decay, 0)
 

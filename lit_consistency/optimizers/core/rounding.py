@@ -46,11 +46,11 @@ def round_stochastically(target: Tensor, source: Tensor, generator: torch.Genera
         target.copy_(rounded)
         return
     at_once = ROUNDED_AT_ONCE if source.device.type == "cpu" else ROUNDED_AT_ONCE_CUDA
-    for part, values in zip(target.view(-1).split(at_once), source.view(-1).split(at_once), strict=True):
+    for piece, values in zip(target.view(-1).split(at_once), source.view(-1).split(at_once), strict=True):
         bits = random_low_bits(values.numel(), generator).add_(values.view(torch.int32))
         rounded = bits.bitwise_and_(-(1 << LOW_BITS)).view(torch.float32)
         # the sum could turn a NaN into a number
-        part.copy_(torch.where(values.abs() <= FLOAT32_MAX, rounded, values))
+        piece.copy_(torch.where(values.abs() <= FLOAT32_MAX, rounded, values))
 
 
 def random_low_bits(numel: int, generator: torch.Generator) -> Tensor:

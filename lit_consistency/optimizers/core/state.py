@@ -1,6 +1,6 @@
-"""What a saved state must be before an optimizer takes it up: of its kind, of these parameters, and finite.
+"""Checks of a saved state before an optimizer loads it: it is of its kind, of these parameters, and finite.
 
-The checks look at local tensors, one rank at a time; nothing is changed by them.
+Every rank checks its own shards; the checks change nothing.
 """
 
 from __future__ import annotations
@@ -85,11 +85,11 @@ def _check_value(name: str, key: str, value: Tensor, parameter: Tensor) -> None:
             f"optimizer state: {key} of {name} has shape {list(value.shape)}, expected {list(parameter.shape)}; it was "
             "saved with another model: load weights only, without the optimizer's state"
         )
-    here = value.to_local() if isinstance(value, DTensor) else value
-    if not here.is_floating_point() or torch.isfinite(here).all():
+    shard = value.to_local() if isinstance(value, DTensor) else value
+    if not shard.is_floating_point() or torch.isfinite(shard).all():
         return
-    bad = here.numel() - int(torch.isfinite(here).sum())
+    bad = shard.numel() - int(torch.isfinite(shard).sum())
     raise ValueError(
-        f"optimizer state: {key} of {name} has {bad} of {here.numel()} values that are NaN or infinite; every step "
+        f"optimizer state: {key} of {name} has {bad} of {shard.numel()} values that are NaN or infinite; every step "
         "from it would be, too: resume from an earlier checkpoint, or load weights only, without the optimizer's state"
     )

@@ -119,10 +119,12 @@ class ParameterStep:
     thresholds: list[Threshold] = field(default_factory=list)  # of the blocks
     means_updated: bool = False  # whether the means hold this step's gradient
 
-    def tensors(self, where: slice = slice(None)) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Parameter, gradient and both means at local coordinates, until they are released."""
+    def tensors(self, where: slice | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Parameter, gradient and both means, all or at local coordinates, until they are released."""
         assert self.param is not None
         assert self.grad is not None
+        if where is None:
+            return self.param, self.grad, self.exp_avg, self.exp_avg_sq
         return self.param[where], self.grad[where], self.exp_avg[where], self.exp_avg_sq[where]
 
     def release(self) -> None:

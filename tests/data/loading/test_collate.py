@@ -4,9 +4,9 @@ import numpy as np
 import torch
 
 from lit_consistency.data.loading.collate import EMPTY, collate
-from lit_consistency.data.tokens.token_rows import TokenRow
+from lit_consistency.data.tokens.token_rows import PackedSequence
 
-ROW = TokenRow(np.array([5, 6, 7]), np.array([-100, 7, 8]), np.array([0, 0, 1]), np.array([0, 1, 1]))
+ROW = PackedSequence(np.array([5, 6, 7]), np.array([-100, 7, 8]), np.array([0, 0, 1]), np.array([0, 1, 1]))
 
 
 def test_rows_are_padded_on_the_right() -> None:
@@ -25,7 +25,7 @@ def test_types_are_those_of_the_contract() -> None:
 
 
 def test_length_is_the_longest_row_rounded_up() -> None:
-    long = TokenRow(*(np.zeros(9, dtype=np.int64) for _ in range(4)))
+    long = PackedSequence(*(np.zeros(9, dtype=np.int64) for _ in range(4)))
     assert collate([ROW])["tokens"].shape == (1, 8)
     assert collate([ROW, long])["tokens"].shape == (2, 16)
     assert collate([EMPTY])["tokens"].shape == (1, 8)

@@ -8,7 +8,7 @@ import torch
 
 from lit_consistency.data.loading.loader import TokenLoader
 from lit_consistency.data.loading.order import Order
-from lit_consistency.data.tokens.token_rows import IGNORE, TokenRow, TokenRows
+from lit_consistency.data.tokens.token_rows import IGNORE, PackedSequence, TokenRows
 from tests.data.helpers import row_ids
 
 
@@ -21,9 +21,9 @@ class NumberedRows(TokenRows):
     def __init__(self, n_rows: int) -> None:
         self.supervised = np.arange(n_rows) % 5 + 1
 
-    def __getitem__(self, i: int) -> TokenRow:
+    def __getitem__(self, i: int) -> PackedSequence:
         tokens = np.full(i % 5 + 1, i + 1)
-        return TokenRow(tokens, tokens, np.arange(len(tokens)), np.zeros(len(tokens), dtype=np.int64))
+        return PackedSequence(tokens, tokens, np.arange(len(tokens)), np.zeros(len(tokens), dtype=np.int64))
 
 
 def make(

@@ -15,6 +15,7 @@ from lit_consistency.data.tokens.prompts import SINGLE_TURN, PromptEncoder
 from lit_consistency.data.tokens.tokenizer import Tokenizer
 from tests.data.helpers import assistant, learned, system, text_of, user
 from tests.data.templates import CONVERSATION, WITHOUT_SYSTEM
+from tests.data.tokens.families import llama3_like
 
 EOS = "<|endoftext|>"
 
@@ -83,6 +84,21 @@ def test_every_style_of_litgpt_gives_litgpts_own_tokens_and_mask(style: str, tok
 
 class NO_STYLE:
     name = "pythia-14m"
+
+
+@pytest.mark.parametrize("style", ["llama3", "chat_template"])
+def test_bos_that_the_style_or_the_template_writes_stands_once(style: str, tmp_path: Path) -> None:
+    template = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}<|eot_id|>{% endfor %}"
+    tokenizer = Tokenizer(llama3_like(tmp_path, chat_template=template))
+    tokens = PromptEncoder(tokenizer, style).encode(Conversation(WITHOUT_SYSTEM, "f:1")).tokens.tolist()
+    assert (tokens.count(tokenizer.bos_id), tokens[0]) == (1, tokenizer.bos_id)
+    plain = PromptEncoder(tokenizer).encode(Conversation(WITHOUT_SYSTEM, "f:1")).tokens.tolist()
+    assert (plain.count(tokenizer.bos_id), plain[0]) == (1, tokenizer.bos_id)
+
+
+def test_an_answer_that_ends_by_eos_is_given_no_second_one(tokenizer: Tokenizer) -> None:
+    example = PromptEncoder(tokenizer).encode(Conversation([user("Hi"), assistant(f"Hello!{EOS}")], "f:1"))
+    assert learned(tokenizer, example) == [f"Hello!{EOS}"]
 
 
 def test_a_boundary_inside_a_word_is_exact(tokenizer: Tokenizer) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lit_consistency.data.tokens.token_files import Shard, ShardWriter, open_shard
-from lit_consistency.data.tokens.token_rows import IGNORE, ConversationRows, StreamRows, TokenRow
+from lit_consistency.data.tokens.token_rows import IGNORE, ConversationRows, PackedSequence, StreamRows
 
 
 def make_shard(folder: Path, documents: list[list[int]], masks: list[list[int]] | None = None) -> Shard:
@@ -20,7 +20,7 @@ def make_shard(folder: Path, documents: list[list[int]], masks: list[list[int]] 
     return shard
 
 
-def as_lists(row: TokenRow) -> dict[str, list[int]]:
+def as_lists(row: PackedSequence) -> dict[str, list[int]]:
     return {name: values.tolist() for name, values in row._asdict().items()}
 
 

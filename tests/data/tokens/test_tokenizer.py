@@ -2,14 +2,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import litgpt.tokenizer
 import pytest
 import tokenizers
 
 from lit_consistency.data.tokens.tokenizer import Tokenizer, store_tokenizer, write_tokenizer
+from lit_consistency.model import copy_tokenizer
 from tests.data.helpers import text_of
+from tests.data.tokens.families import llama2_like, llama3_like, metaspace
 
 
 def test_documents_end_with_eos_and_hold_the_text(tokenizer: Tokenizer) -> None:
@@ -25,6 +29,97 @@ def test_bos_opens_documents_where_the_configuration_wants_it(tokenizer_folder: 
     with_bos = Tokenizer(tmp_path / "bos")
     assert text_of(with_bos, with_bos.encode_documents(["the day"])[0]) == "<s>the day<|endoftext|>"
     assert with_bos.fingerprint() != Tokenizer(tokenizer_folder).fingerprint()
+
+
+ENDS = [
+    (llama3_like, {}, True),
+    (llama3_like, {"add_bos_token": False}, False),
+    (llama3_like, {"bos_token": None}, True),
+    (llama2_like, {}, True),
+    (llama2_like, {"add_bos_token": False}, False),
+    (llama2_like, {"tokenizer_class": "GemmaTokenizerFast"}, True),
+]
+
+
+@pytest.mark.parametrize(("family", "config", "has_bos"), ENDS)
+@pytest.mark.parametrize("name", ["base", "Llama-3-8B", "renamed"])
+def test_a_saved_or_renamed_tokenizer_gives_the_tokens_of_its_base_here_and_in_litgpt(
+    family: Callable[..., Path], config: dict[str, Any], has_bos: bool, name: str, tmp_path: Path
+) -> None:
+    base = Tokenizer(family(tmp_path / name, **config))
+    (tmp_path / "saved").mkdir()
+    copy_tokenizer(base.folder, tmp_path / "saved")
+    renamed = (tmp_path / "saved").rename(tmp_path / "tuned")
+    bare = base.processor.encode("the day", add_special_tokens=False).ids
+    opening = [base.bos_id] if has_bos else []
+    assert base.encode("the day").tolist() == opening + bare
+    for tokenizer in (Tokenizer(renamed), litgpt.tokenizer.Tokenizer(renamed)):
+        for text in ("the day", "", " the\nday é"):
+            assert tokenizer.encode(text).tolist() == base.encode(text).tolist()
+            assert (
+                tokenizer.encode(text, bos=False, eos=True).tolist() == base.encode(text, bos=False, eos=True).tolist()
+            )
+    assert Tokenizer(renamed).fingerprint() == base.fingerprint()
+
+
+def test_litgpt_guesses_by_the_name_of_the_folder_and_we_do_not(tmp_path: Path) -> None:
+    folders = [llama3_like(tmp_path / name) for name in ("Llama-3-8B", "tuned")]
+    assert [litgpt.tokenizer.Tokenizer(folder).use_bos for folder in folders] == [True, False]
+    assert [Tokenizer(folder).use_bos for folder in folders] == [True, True]
+
+
+def test_a_text_that_begins_with_bos_is_given_no_second_one_and_keeps_its_own(tmp_path: Path) -> None:
+    for name, config, bos in (("adds", {}, True), ("adds_none", {"add_bos_token": False}, False)):
+        tokenizer = Tokenizer(llama3_like(tmp_path / name, **config))
+        assert (tokenizer.encode("the day")[0] == tokenizer.bos_id) == bos
+        ids = tokenizer.encode("<|begin_of_text|>the day").tolist()
+        assert (ids.count(tokenizer.bos_id), ids[0]) == (1, tokenizer.bos_id)
+
+
+def test_ends_of_a_generation_are_those_of_all_files(tmp_path: Path) -> None:
+    folder = llama3_like(tmp_path / "one")
+    tokenizer = Tokenizer(folder)
+    eos, eot = tokenizer.eos_id, tokenizer.token_to_id("<|eot_id|>")
+    assert tokenizer.end_ids == {eos}
+    for value in (eot, [eos, eot]):
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
+        assert Tokenizer(folder).end_ids == {eos, eot}
+        assert Tokenizer(folder).eos_id == eos
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "eos_token": None}))
+    assert Tokenizer(folder).eos_id == eos, "the first of a list is that of documents"
+
+
+CODE = ["    return x", "  x", "x", " é日 x", "", "\n    x"]
+
+
+@pytest.mark.parametrize("family", [llama2_like, metaspace, llama3_like])
+@pytest.mark.parametrize("prompt", ["def f(x):\n", "def f(x):", "a é", "日" * 9, "x"])
+def test_a_continuation_keeps_its_spaces_behind_its_prompt(
+    family: Callable[[Path], Path], prompt: str, tmp_path: Path
+) -> None:
+    tokenizer = Tokenizer(family(tmp_path))
+    before = tokenizer.encode(prompt).tolist()
+    lost = 0
+    for text in CODE:
+        whole = tokenizer.encode(prompt + text).tolist()
+        assert whole[: len(before)] == before
+        tokens = whole[len(before) :]
+        assert tokenizer.decode_after(before, tokens) == text
+        assert tokenizer.decode_after(tokenizer.anchor(before), tokens) == text
+        lost += tokenizer.decode_tokens(tokens) != text
+        for n in range(len(tokens)):  # as it grows, up to a character that is not whole yet
+            grown = tokenizer.decode_after(before, tokens[:n]).rstrip("\ufffd")
+            assert text.startswith(grown) or "\ufffd" in grown
+    assert lost == (0 if family is llama3_like else 3), "decoded alone, what begins with a space loses it"
+
+
+@pytest.mark.parametrize("family", [llama2_like, llama3_like])
+def test_a_character_in_two_parts_belongs_to_the_continuation(family: Callable[[Path], Path], tmp_path: Path) -> None:
+    tokenizer = Tokenizer(family(tmp_path))
+    ids = tokenizer.encode("a日b").tolist()
+    n = ids.index(tokenizer.encode("b").tolist()[-1])
+    assert tokenizer.decode_after(ids[: n - 1], ids[n - 1 :]) == "日b"
 
 
 def test_vocabulary_counts_added_tokens(tokenizer_folder: Path, tmp_path: Path) -> None:

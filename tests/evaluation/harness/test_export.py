@@ -9,19 +9,17 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from lit_consistency.tasks.definition import Task, TaskData
-from lit_consistency.tasks.measure import measure_likelihood
-from lit_consistency.tasks.questions import Questions
 
 from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.evaluation.harness.export import export_tasks, process_results
 from lit_consistency.evaluation.harness.model import run_harness
-from lit_consistency.inference.generate import generate
 from lit_consistency.inference.sampling import GenerationOptions
-from lit_consistency.inference.score import score_items
+from lit_consistency.tasks import TaskData
 from lit_consistency.tasks.formats import load_format
-from lit_consistency.tasks.generation import measure_generation
-from lit_consistency.tasks.prompts import build_questions, read_task
+from lit_consistency.tasks.reading import read_task
+from lit_consistency.tasks.task import EncodedTask
+from lit_consistency.tasks.yaml_file import KINDS
+from tests.data.tokens.families import llama3_like
 from tests.model.tiny_models import tiny_model, tiny_tokenizer
 
 CPU = torch.device("cpu")
@@ -44,7 +42,12 @@ TASKS: dict[str, dict[str, Any]] = {
         "choices": "{a}",
         "gold": "{gold}",
     },
-    "cloze": {"kind": "choice", "metrics": ("exact",), "fields": {"": "{q}"}, "choices": ("{a.0}",)},
+    "known": {
+        "kind": "completion",
+        "metrics": ("exact", "nats_per_token"),
+        "fields": {"": "{q}"},
+        "completion": "{a.0}",
+    },
     "endings": {
         "kind": "choice",
         "metrics": ("accuracy",),
@@ -65,34 +68,21 @@ TASKS: dict[str, dict[str, Any]] = {
 }
 
 
-def made(folder: Path, name: str, form: str = "default", **changes: Any) -> tuple[Questions, Tokenizer]:
+def made(
+    folder: Path, name: str, form: str = "default", new_tokenizer: bool = True, **changes: Any
+) -> tuple[EncodedTask, Tokenizer]:
     data = folder / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    task = Task(name=name, data=TaskData(path=str(data)), **{**TASKS[name], **changes})
-    tokenizer = Tokenizer(tiny_tokenizer(folder / "tokenizer"))
-    built = build_questions(read_task(task, False), load_format(form), 0, tokenizer, BLOCK)
-    return built.questions, tokenizer
+    keys = {**TASKS[name], **changes}
+    task = KINDS[keys.pop("kind")](name=name, data=TaskData(path=str(data)), **keys)
+    tokenizer = Tokenizer(tiny_tokenizer(folder / "tokenizer") if new_tokenizer else folder / "tokenizer")
+    return task.questions(read_task(task), load_format(form), 0, tokenizer, BLOCK), tokenizer
 
 
-def measured(questions: Questions, tokenizer: Tokenizer) -> dict[str, float]:
+def measured(encoded: EncodedTask, tokenizer: Tokenizer) -> dict[str, float]:
     """Our own scores of the questions."""
     model = tiny_model("pythia-14m", vocab_size=320).eval()
-    if questions.task.kind == "generation":
-        prompts = [question.tokens for question in questions.questions]
-        texts = generate(
-            model,
-            prompts,  # type: ignore[arg-type]
-            questions.task.generation,
-            tokenizer,
-            batch_tokens=500,
-            device=CPU,
-        )
-        ratios = measure_generation(questions, texts).ratios
-    else:
-        items = [question.item for question in questions.questions]
-        scores = score_items(model, items, batch_tokens=500, device=CPU)  # type: ignore[arg-type]
-        ratios = measure_likelihood(questions, scores).ratios
-    return {name: float(r.numerator.sum() / r.denominator.sum()) for name, r in ratios.items()}
+    return encoded.task.measure(model, encoded, tokenizer, batch_tokens=500, device=CPU).values()
 
 
 def theirs(file: Path, tokenizer: Tokenizer) -> dict[str, float]:
@@ -112,9 +102,10 @@ def test_lm_eval_finds_our_scores(tmp_path: Path, name: str, monkeypatch: pytest
     found = theirs(export_tasks(questions, tmp_path / "tasks", tokenizer, BLOCK), tokenizer)
     names = {
         "accuracy": "acc,none",
-        "accuracy_per_byte": "acc_norm,none",
+        "accuracy_per_byte": "acc_bytes,none",
         "exact": "acc,none",
         "bits_per_byte": "bits_per_byte,none",
+        "word_perplexity": "word_perplexity,none",
         "exact_match": "exact_match,none",
         "rouge_l": "rouge_l,none",
     }
@@ -135,16 +126,39 @@ def test_the_files_hold_what_is_asked(tmp_path: Path) -> None:
     assert [row["id"] for row in rows] == [question.id for question in questions.questions]
     assert [row["gold"] for row in rows] == [row["gold"] for row in ROWS]
     assert rows[1]["contexts"] == [questions.questions[1].prompt] * 3
-    assert rows[1]["answers"] == [" " + answer for answer in ROWS[1]["a"]]
+    assert rows[1]["answers"] == ROWS[1]["a"], "the bytes that lm-eval counts are those of the choice"
+    assert content["target_delimiter"] == " "
 
 
-def test_white_space_at_the_prompts_end_is_refused(tmp_path: Path) -> None:
+def test_white_space_at_the_prompts_end_is_scored_with_the_answer(tmp_path: Path) -> None:
     form = {"field": "{heading}: {value}", "between_fields": "\n", "answer": "{heading}: ", "between_examples": "\n\n"}
     (tmp_path / "spaced.yaml").write_text(json.dumps({**form, "delimiter": ""}))
     questions, tokenizer = made(tmp_path, "choice", str(tmp_path / "spaced.yaml"))
+    file = export_tasks(questions, tmp_path / "tasks", tokenizer, BLOCK)
+    row = json.loads(file.with_suffix(".jsonl").read_text().splitlines()[1])
+    assert row["contexts"] == [questions.questions[1].prompt.rstrip()] * 3
+    assert row["answers"] == ROWS[1]["a"]
+    assert yaml.safe_load(file.read_text())["target_delimiter"] == " "
+
+
+def test_files_of_a_tokenizer_that_contradict_one_another_are_refused(tmp_path: Path) -> None:
+    """The post-processor of tokenizer.json adds BOS, ``add_bos_token`` wants none: transformers and LitGPT differ."""
+    llama3_like(tmp_path / "tokenizer", add_bos_token=False)
+    questions, without_bos = made(tmp_path, "choice", new_tokenizer=False)
     with pytest.raises(ValueError, match=r"rows.jsonl:1: lm-eval would feed other tokens than are scored here"):
-        export_tasks(questions, tmp_path / "tasks", tokenizer, BLOCK)
+        export_tasks(questions, tmp_path / "tasks", without_bos, BLOCK)
     assert not (tmp_path / "tasks").exists()
+
+
+def test_conversations_are_refused(tmp_path: Path) -> None:
+    """Their end of a turn is learned, and lm-eval has no answer that ends so."""
+    data = tmp_path / "rows.jsonl"
+    data.write_text(json.dumps({"prompt": "the", "completion": " llama"}))
+    task = KINDS["completion"](name="spoken", data=TaskData(path=str(data)), prompt_style="default")  # type: ignore[call-arg]
+    tokenizer = Tokenizer(tiny_tokenizer(tmp_path / "tokenizer"))
+    encoded = task.questions(read_task(task), load_format("default"), 0, tokenizer, BLOCK)
+    with pytest.raises(ValueError, match="task spoken: prompt_style: lm-eval scores no end of a turn"):
+        export_tasks(encoded, tmp_path / "tasks", tokenizer, BLOCK)
 
 
 def test_several_samples_are_refused(tmp_path: Path) -> None:
