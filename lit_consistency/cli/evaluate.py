@@ -81,15 +81,15 @@ FLAGS = (
 
 def parser() -> ShortErrors:
     """The options of the command."""
-    found = command_parser("evaluate", DESCRIPTION)
-    found.add_argument("--config", action=ActionConfigFile, help="YAML file with any of these options")
+    command = command_parser("evaluate", DESCRIPTION)
+    command.add_argument("--config", action=ActionConfigFile, help="YAML file with any of these options")
     for name, kind, default, text in OPTIONS:
         several: dict[str, Any] = {"nargs": "*"} if getattr(kind, "__origin__", None) is list else {}
         kind = kind.__args__[0] if several else kind
-        found.add_argument(f"--{name}", type=kind, default=default, help=text, **several)
+        command.add_argument(f"--{name}", type=kind, default=default, help=text, **several)
     for name, text in FLAGS:
-        found.add_argument(f"--{name}", action="store_true", help=text)
-    return found
+        command.add_argument(f"--{name}", action="store_true", help=text)
+    return command
 
 
 def main(argv: list[str] | None = None) -> None:

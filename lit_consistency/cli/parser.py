@@ -34,15 +34,15 @@ class ShortErrors(OverlayParser):
 
     def _hint(self, message: str) -> str:
         """Names close to the one that is not known."""
-        if found := re.search(r"module '(lit_consistency[\w.]*)' has no attribute '(\w+)'", message):
-            return f"expected one of {', '.join(import_module(found[1]).__all__)}\n"
-        found = re.search(r"Unrecognized arguments: --([\w.]+)", message) or re.search(
+        if match := re.search(r"module '(lit_consistency[\w.]*)' has no attribute '(\w+)'", message):
+            return f"expected one of {', '.join(import_module(match[1]).__all__)}\n"
+        match = re.search(r"Unrecognized arguments: --([\w.]+)", message) or re.search(
             r"Key '([\w.]+)' is not", message
         )
-        if found is None:
+        if match is None:
             return ""
         known = sorted({option.lstrip("-") for action in self._actions for option in action.option_strings})
-        close = get_close_matches(found[1], known) or get_close_matches(found[1].rpartition(".")[2], known)
+        close = get_close_matches(match[1], known) or get_close_matches(match[1].rpartition(".")[2], known)
         return f"did you mean {' or '.join(close)}?\n" if close else ""
 
 

@@ -35,10 +35,10 @@ What is finished is not run again; what was interrupted is continued by the same
 
 def parser() -> ShortErrors:
     """The options of the command."""
-    found = command_parser("sequence", DESCRIPTION)
-    found.add_argument("--config", action=ActionConfigFile, help="YAML file with any of these options")
-    found.add_class_arguments(SequencePlan)
-    return found
+    command = command_parser("sequence", DESCRIPTION)
+    command.add_argument("--config", action=ActionConfigFile, help="YAML file with any of these options")
+    command.add_class_arguments(SequencePlan)
+    return command
 
 
 def main(argv: list[str] | None = None) -> None:

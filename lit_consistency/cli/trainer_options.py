@@ -119,10 +119,10 @@ def _resolved(strategy: Any) -> Any:
     if moved := next((refuse_moved(old) for old in MOVED if old in strategy), None):
         raise ValueError(f"trainer.strategy: {moved}")
     module, _, name = strategy.rpartition(".")
-    found = getattr(import_module(module), name, None) if find_spec(module.partition(".")[0]) else None
-    if not (isinstance(found, type) and issubclass(found, Strategy)):
+    kind = getattr(import_module(module), name, None) if find_spec(module.partition(".")[0]) else None
+    if not (isinstance(kind, type) and issubclass(kind, Strategy)):
         raise ValueError(f"trainer.strategy = {strategy}: expected a name, as auto, ddp or fsdp2, or a Strategy's path")
-    return found()
+    return kind()
 
 
 def _at_least(key: str, value: Any, least: float, unless: tuple[Any, ...]) -> None:

@@ -11,7 +11,7 @@ from lit_consistency.distributed.dtensors import full_tensor, local_shard
 def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor | None:
     """Euclidean norm of all gradients, shape (), the same on every rank; None where there is none."""
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    return full_tensor(nn.utils.get_total_norm(gradients)) if gradients else None
+    return _total_norm(gradients) if gradients else None
 
 
 def clip_gradients(optimizer: torch.optim.Optimizer, limit: float, by_value: bool) -> None:
@@ -30,5 +30,13 @@ def clip_gradients(optimizer: torch.optim.Optimizer, limit: float, by_value: boo
         for parameter in parameters:
             local_shard(parameter.grad).clamp_(-limit, limit)
     else:
-        norm = full_tensor(nn.utils.get_total_norm([p.grad for p in parameters]))
+        norm = _total_norm([p.grad for p in parameters])
         nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+
+
+def _total_norm(gradients: list[Tensor]) -> Tensor:
+    """As ``nn.utils.get_total_norm``, which sums in the gradients' own precision: float16 ends at a norm of 65,504."""
+    if all(gradient.dtype in (torch.float32, torch.float64) for gradient in gradients):
+        return full_tensor(nn.utils.get_total_norm(gradients))
+    norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+    return full_tensor(torch.linalg.vector_norm(torch.stack(norms)))

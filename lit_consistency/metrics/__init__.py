@@ -12,7 +12,7 @@ from lit_consistency.metrics.generation import (
     number_value,
     pass_at_k,
 )
-from lit_consistency.metrics.items import ItemScores, summarize
+from lit_consistency.metrics.items import ItemScores
 from lit_consistency.metrics.rouge import rouge_l
 from lit_consistency.metrics.token_loss import TokenLoss, bits_per_byte, nats_per_token
 
@@ -32,5 +32,4 @@ __all__ = [
     "number_value",
     "pass_at_k",
     "rouge_l",
-    "summarize",
 ]

@@ -1,4 +1,4 @@
-"""From the scores of single items to the numbers of a task.
+"""The scores of single items.
 
 An item is a question with one or more candidate answers; a text is an item with a single candidate. Of every candidate
 three sums are kept, its negative log-likelihood, its tokens, and those that were the model's first choice; every number
@@ -12,8 +12,6 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
-
-from lit_consistency.metrics.token_loss import bits_per_byte, nats_per_token
 
 
 @dataclass(frozen=True)
@@ -46,45 +44,3 @@ class ItemScores:
     def gold_rows(self) -> Tensor:
         """(N,) int64, position of each item's right candidate among the C candidates."""
         return self.n_candidates.cumsum(0) - self.n_candidates + self.gold
-
-
-def summarize(scores: ItemScores) -> dict[str, float]:
-    """The numbers of a task.
-
-    Returns:
-        ``loss`` (nats per token of the right answer) and ``bits_per_byte`` always; ``exact``, the share of items whose
-        right answer is the model's greedy choice token by token; and, where an item has several candidates,
-        ``accuracy`` (strictly least summed negative log-likelihood wins) and ``accuracy_per_byte`` (normalized by
-        length in bytes). An item whose right answer only ties, or has a score that is not a number, is not right.
-    """
-    right = scores.gold_rows
-    # the argmax of logits that are not numbers is some token all the same, and may be a hit
-    known = (scores.n_tokens[right] > 0) & ~scores.nll[right].isnan()
-    nll_sum = float(scores.nll[right].sum())
-    numbers = {
-        "loss": nats_per_token(nll_sum, float(scores.n_tokens[right].sum())),
-        "bits_per_byte": bits_per_byte(nll_sum, float(scores.n_bytes[right].sum())),
-        "exact": _share(known & (scores.n_hits[right] == scores.n_tokens[right])),
-    }
-    if int(scores.n_candidates.max()) > 1:
-        numbers["accuracy"] = _share(_gold_wins(scores, scores.nll))
-        per_byte = scores.nll / scores.n_bytes.clamp(min=1)
-        numbers["accuracy_per_byte"] = _share(_gold_wins(scores, per_byte))
-    return numbers
-
-
-def _gold_wins(scores: ItemScores, cost: Tensor) -> Tensor:
-    """(N,) bool: whether the right candidate costs strictly less than every other of its item.
-
-    An argmin would give a tie, and costs that are not numbers, to whichever stands first: in minimal pairs, always
-    the right one.
-    """
-    wins = []
-    for costs, gold in zip(cost.split(scores.n_candidates.tolist()), scores.gold.tolist(), strict=True):
-        others = torch.cat([costs[:gold], costs[gold + 1 :]])
-        wins.append((costs[gold] < others).all() & ~costs[gold].isnan())
-    return torch.stack(wins)
-
-
-def _share(right: Tensor) -> float:
-    return float(right.sum()) / len(right)

@@ -49,9 +49,9 @@ class Overlap:
                 owners.setdefault(n, []).append(np.full(len(words) - n + 1, index))
         self._grams: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         for n in hashes:
-            found, order = np.concatenate(hashes[n]), np.concatenate(owners[n])
-            by_hash = np.argsort(found, kind="stable")
-            self._grams[n] = (found[by_hash], order[by_hash])
+            grams, order = np.concatenate(hashes[n]), np.concatenate(owners[n])
+            by_hash = np.argsort(grams, kind="stable")
+            self._grams[n] = (grams[by_hash], order[by_hash])
 
     def found_in(self, documents: Iterable[str]) -> list[int]:
         """Indices of the texts that stand in the documents, sorted."""
@@ -77,13 +77,13 @@ def training_documents(path: str) -> Iterator[str]:
     Raises:
         ValueError: there is no text in them, or a file cannot be read.
     """
-    found = False
+    has_text = False
     for file in find_files("train_data", path, SUFFIXES):
         texts = [read_text(file)] if file.suffix in (".txt", ".md") else ("\n".join(_texts(row)) for row in _rows(file))
         for text in texts:
-            found = found or bool(text.strip())
+            has_text = has_text or bool(text.strip())
             yield text
-    if not found:
+    if not has_text:
         raise ValueError(f"train_data = {path}: holds no text; expected the data that the model was trained on")
 
 
@@ -150,10 +150,10 @@ def _words(text: str) -> np.ndarray:
 
 def _runs(words: np.ndarray, n: int) -> np.ndarray:
     """A hash of every run of n words: sum of word times multiplier to the power of its place, modulo 2^64."""
-    found = np.zeros(len(words) - n + 1, dtype=np.uint64)
+    hashes = np.zeros(len(words) - n + 1, dtype=np.uint64)
     factor = np.uint64(1)
     with np.errstate(over="ignore"):
         for place in range(n):
-            found += words[place : len(words) - n + 1 + place] * factor
+            hashes += words[place : len(words) - n + 1 + place] * factor
             factor = factor * MULTIPLIER
-    return found
+    return hashes

@@ -21,7 +21,6 @@ from lit_consistency.data.sources.documents import TextFiles
 from lit_consistency.data.sources.files import find_files, fingerprint_files, read_parquet
 from lit_consistency.data.sources.hold_out import Part
 from lit_consistency.data.sources.hub import HubRows
-from lit_consistency.data.worlds.adapters import GENERATION
 from lit_consistency.records.extras import require
 from lit_consistency.tasks.question import TaskRow
 from lit_consistency.tasks.task import Task
@@ -41,7 +40,7 @@ def read_rows(task: Task, data: TaskData) -> list[TaskRow]:
         FileNotFoundError: there is no such file.
         ValueError: a row is bad, has no field that ``extract`` reads, or there is none at all; names file and row.
     """
-    found = []
+    rows: list[TaskRow] = []
     seen: dict[str, str] = {}
     for id_, place, fields in _raw_rows(data):
         if not isinstance(fields, dict):
@@ -53,10 +52,10 @@ def read_rows(task: Task, data: TaskData) -> list[TaskRow]:
         if row.id in seen:
             raise ValueError(f"{place}: id {row.id!r} is that of {seen[row.id]} too; expected one id per row")
         seen[row.id] = place
-        found.append(row)
-    if not found:
+        rows.append(row)
+    if not rows:
         raise ValueError(f"{data.origin}: holds no row; task {task.name} has nothing to score")
-    return found
+    return rows
 
 
 def fingerprint(data: TaskData) -> Any:
@@ -65,7 +64,7 @@ def fingerprint(data: TaskData) -> Any:
         return _hub(data).fingerprint()
     if data.world is not None:
         views = {"probes": data.probes, "documents": data.documents, "pairs": data.pairs}
-        return {**data.world.fingerprint(), **views, "generation": GENERATION}
+        return {**data.world.fingerprint(), **views}
     held = data.source if data.source is not None else data.rows
     if held is not None:
         return held.fingerprint()
@@ -74,10 +73,10 @@ def fingerprint(data: TaskData) -> Any:
 
 
 def _extract(fields: dict[str, Any], name: str, pattern: str, place: str) -> dict[str, str]:
-    found = re.search(pattern, as_text(look_up(fields, name, place), name, place), re.DOTALL)
-    if found is None:
+    match = re.search(pattern, as_text(look_up(fields, name, place), name, place), re.DOTALL)
+    if match is None:
         raise ValueError(f"{place}: {name} does not match extract.{name} = {pattern!r}")
-    return {key: value or "" for key, value in found.groupdict().items()}
+    return {key: value or "" for key, value in match.groupdict().items()}
 
 
 def _raw_rows(data: TaskData) -> Iterator[tuple[str, str, Any]]:

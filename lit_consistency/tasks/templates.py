@@ -14,10 +14,10 @@ PIECE = re.compile(r"\{\{|\}\}|\{([^{}]+)\}|[{}]")
 
 def check_template(key: str, template: str) -> None:
     """ValueError that names the key where a brace stands alone or holds nothing."""
-    for found in PIECE.finditer(template):
-        if found[0] in ("{", "}"):
+    for piece in PIECE.finditer(template):
+        if piece[0] in ("{", "}"):
             raise ValueError(
-                f"{key} = {template!r}: a lone {found[0]!r}; expected fields as {{name}}, and {{{{ for a {{"
+                f"{key} = {template!r}: a lone {piece[0]!r}; expected fields as {{name}}, and {{{{ for a {{"
             )
 
 
@@ -28,16 +28,16 @@ def render(template: str, row: dict[str, Any], place: str) -> str:
         ValueError: A field is absent, or is neither text, number nor truth value; names place, field and what there is.
     """
 
-    def value(found: re.Match[str]) -> str:
-        return found[0][0] if found[1] is None else as_text(look_up(row, found[1], place), found[1], place)
+    def value(piece: re.Match[str]) -> str:
+        return piece[0][0] if piece[1] is None else as_text(look_up(row, piece[1], place), piece[1], place)
 
     return PIECE.sub(value, template)
 
 
 def take(template: str, row: dict[str, Any], place: str) -> Any:
     """The value itself where the template is a single field, as a list or a number; else the rendered text."""
-    found = PIECE.fullmatch(template)
-    return look_up(row, found[1], place) if found and found[1] else render(template, row, place)
+    piece = PIECE.fullmatch(template)
+    return look_up(row, piece[1], place) if piece and piece[1] else render(template, row, place)
 
 
 def look_up(row: dict[str, Any], path: str, place: str) -> Any:

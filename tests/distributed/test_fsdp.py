@@ -232,3 +232,17 @@ def test_state_with_a_number_for_each_row_is_sharded_as_its_parameter() -> None:
         assert isinstance(result, DTensor) == (rows is not None)
         assert rows is None or len(local_shard(result)) == rows
     assert not isinstance(_zeros_of_state(torch.zeros(5, 3), torch.Size((5, 1)), torch.float32), DTensor)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_norm_of_gradients_of_low_precision_is_summed_in_float32(dtype: torch.dtype) -> None:
+    """float16 overflows above 65,504, and bfloat16 has three digits."""
+    generator = torch.Generator().manual_seed(0)
+    parameters = [nn.Parameter(torch.zeros(n, dtype=dtype)) for n in (300, 20_000)]
+    for parameter in parameters:
+        parameter.grad = (2000 * torch.randn(len(parameter), generator=generator)).to(dtype)
+    expected = torch.cat([p.grad.double() for p in parameters if p.grad is not None]).norm()
+    norm = gradient_norm(torch.optim.SGD(parameters))
+    assert norm is not None
+    assert norm.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert expected > 65_504

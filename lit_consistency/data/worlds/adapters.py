@@ -21,9 +21,6 @@ from lit_consistency.data.sources.documents import Source
 from lit_consistency.data.sources.rows import Conversation, Rows
 from lit_consistency.data.worlds.base import PARTS, SPLITS, World, check_choice
 
-# in the fingerprint, so that no cache keeps old text: raise it when the golden hashes of the tests change
-GENERATION = 1
-
 
 class WorldText(Source):
     """The documents of a world.
@@ -46,8 +43,8 @@ class WorldText(Source):
         return self.world.documents(self.part)
 
     def fingerprint(self) -> dict[str, Any]:
-        """The world's fields, the part and the generation of the worlds' text."""
-        return {"kind": "WorldText", "generation": GENERATION, **self.world.fingerprint(), "part": self.part}
+        """The world's fields and the part."""
+        return {"kind": "WorldText", **self.world.fingerprint(), "part": self.part}
 
     def default_tokenizer(self) -> Tokenizer:
         """The world's own tokenizer."""
@@ -90,9 +87,9 @@ class WorldRows(Rows):
             yield Conversation(messages, f"{type(self.world).__name__}/{self.task}/{self.split}:{i}")
 
     def fingerprint(self) -> dict[str, Any]:
-        """The world's fields, task, split, number of rows and the generation of the worlds' text."""
+        """The world's fields, task, split and number of rows."""
         own = {"task": self.task, "split": self.split, "n_rows": self.n_rows}
-        return {"kind": "WorldRows", "generation": GENERATION, **self.world.fingerprint(), **own}
+        return {"kind": "WorldRows", **self.world.fingerprint(), **own}
 
     def default_tokenizer(self) -> Tokenizer:
         """The world's own tokenizer."""
