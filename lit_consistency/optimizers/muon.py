@@ -303,11 +303,12 @@ class Muon(GroupOptimizer):
         rows, columns = direction.shape[-2:]
         choice = choose(options.ns_form, options.ns_dtype, rows, columns, direction.device, direction.dtype)
         iterations: dict[str, Any] = {"ns_steps": options.ns_steps, "ns_coefficients": options.ns_coefficients}
-        results = [polar_factors(direction, choice, **iterations, workspace=self.workspace)]
-        if options.normuon_beta2 is not None:
-            results = list(normalize_rows(results[0], stacks[1], beta=options.normuon_beta2))
-        results[0].mul_(shape_scale(options.lr_scale, rows, columns))
-        return results
+        scale = shape_scale(options.lr_scale, rows, columns)
+        if options.normuon_beta2 is None:
+            return [polar_factors(direction, choice, **iterations, scale=scale, workspace=self.workspace)]
+        polar = polar_factors(direction, choice, **iterations, workspace=self.workspace)
+        update, second = normalize_rows(polar, stacks[1], beta=options.normuon_beta2)
+        return [update.mul_(scale), second]
 
     @property
     def choices(self) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ precision: Dao-AILab 2026, Gram Newton-Schulz, https://github.com/Dao-AILab/gram
 from __future__ import annotations
 
 import functools
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
@@ -188,9 +189,15 @@ class _Run(NamedTuple):
 
 
 def polar_factors(
-    stack: Tensor, choice: Choice, *, ns_steps: int, ns_coefficients: Coefficients, workspace: Workspace
+    stack: Tensor,
+    choice: Choice,
+    *,
+    ns_steps: int,
+    ns_coefficients: Coefficients,
+    workspace: Workspace,
+    scale: float = 1.0,
 ) -> Tensor:
-    """Nearly the polar factor of every block: compiled and batched on CUDA, large blocks one by one on a CPU.
+    """Nearly the polar factor of every block, times a scale: batched on CUDA, large blocks one by one on a CPU.
 
     Args:
         stack: (batch, rows, columns), only read.
@@ -198,6 +205,7 @@ def polar_factors(
         ns_steps: number of iterations.
         ns_coefficients: their polynomials.
         workspace: memory for what lies in between, on a CPU; overwritten.
+        scale: factor on the result.
 
     Returns:
         Of the stack's shape, in float32 or float64.
@@ -207,15 +215,15 @@ def polar_factors(
     if stack.is_cuda:
         compiled = compiled_newton_schulz()
         if compiled is None:
-            return newton_schulz(stack, **options)
+            return newton_schulz(stack, **options).mul_(scale)
         # one graph for each shape and choice; the limit of 8 would send the others back to Python
         with torch._dynamo.config.patch(recompile_limit=256):
-            return compiled(stack, **options)
+            return compiled(stack, **options).mul_(scale)
     if stack.size(0) > 1 and min(stack.shape[-2:]) <= SMALL:
-        return newton_schulz(stack, **options)
+        return newton_schulz(stack, **options).mul_(scale)
     result = torch.empty_like(stack, dtype=torch.promote_types(stack.dtype, torch.float32))
     for matrix, out in zip(stack, result, strict=True):
-        newton_schulz(matrix, workspace=workspace, out=out, **options)
+        newton_schulz(matrix, workspace=workspace, out=out, scale=scale, **options)
     return result
 
 
@@ -239,6 +247,7 @@ def newton_schulz(
     dtype: torch.dtype | None = None,
     workspace: Workspace | None = None,
     out: Tensor | None = None,
+    scale: float = 1.0,
 ) -> Tensor:
     r"""Nearly the polar factor :math:`U V^T` of :math:`M = U S V^T`.
 
@@ -257,6 +266,7 @@ def newton_schulz(
         dtype: of the iterations; the matrix's own, at least float32, when not given.
         workspace: memory for what lies in between, for one matrix on a CPU; overwritten.
         out: where the result of one matrix on a CPU goes, of its shape, in float32 or float64.
+        scale: factor on the result of one matrix on a CPU, which costs nothing in the last product.
 
     Returns:
         Of the matrix's shape, in float32 or float64: the same for every positive multiple of the matrix, however
@@ -269,12 +279,22 @@ def newton_schulz(
         workspace = workspace or Workspace()
         out = torch.empty_like(matrix, dtype=result_dtype) if out is None else out
     wide = matrix.size(-2) <= matrix.size(-1)
-    normalized = normalize(matrix, iteration.margin, dtype, workspace)
-    X, target = (normalized, out) if wide else (normalized.mT, None if out is None else out.mT)
-    X = (_gram if form == "gram" else _direct)(X, iteration.of(ns_steps), Products(X, workspace), target)
+    X, target = (matrix, out) if wide else (matrix.mT, None if out is None else out.mT)
+    A, inverse_norm = None, 1.0
+    if workspace is not None and X.dtype == dtype in FULL_PRECISION:
+        # its norm is the root of the Gram matrix's trace, by which the small matrices are divided and not this one
+        A = Products(X, workspace).symmetric("a", X, X.mT)
+        norm = math.sqrt(max(0.0, float(A.diagonal().sum(dtype=torch.float64)))) * iteration.margin
+        A, inverse_norm = (A.div_(norm**2), 1 / norm) if SMALLEST < norm < LARGEST else (None, 1.0)
+    if A is None:
+        normalized = normalize(matrix, iteration.margin, dtype, workspace)
+        X = normalized if wide else normalized.mT
+        A = Products(X, workspace).symmetric("a", X, X.mT)
+    iterate, in_last = (_gram if form == "gram" else _direct), (scale if dtype == result_dtype else 1.0)
+    X = iterate(X, A, iteration.of(ns_steps), Products(X, workspace), inverse_norm, in_last, target)
     if out is None:
         return (X if wide else X.mT).to(result_dtype)
-    return out if dtype == result_dtype else out.copy_(X if wide else X.mT)
+    return out if dtype == result_dtype else out.copy_(X if wide else X.mT).mul_(scale)
 
 
 def normalize(matrix: Tensor, margin: float, dtype: torch.dtype, workspace: Workspace | None) -> Tensor:
@@ -293,17 +313,28 @@ def normalize(matrix: Tensor, margin: float, dtype: torch.dtype, workspace: Work
     return matrix.div(root).div(root).to(dtype)
 
 
-def _direct(X: Tensor, polynomials: list[Polynomial], products: Products, out: Tensor | None) -> Tensor:
+def _direct(
+    X: Tensor,
+    A: Tensor,
+    polynomials: list[Polynomial],
+    products: Products,
+    inverse_norm: float,
+    scale: float,
+    out: Tensor | None,
+) -> Tensor:
+    """Iterate on X, whose Gram matrix A is normalized where X itself is times ``inverse_norm``."""
     last = len(polynomials) - 1
     for step, (a, b, c) in enumerate(polynomials):
-        A = products.symmetric("a", X, X.mT)
+        if step:
+            A = products.symmetric("a", X, X.mT)
         if X.dtype in FULL_PRECISION:
             # b A + c A^2 is a square but for a constant, and a product without a sum reads one matrix less
             half = b / (2 * c)
             A.diagonal(dim1=-2, dim2=-1).add_(half)
             P = products.symmetric("b", A, A, alpha=c)
             P.diagonal(dim1=-2, dim2=-1).add_(a - c * half**2)
-            X = products.multiply(P, X, out=out if step == last else None)
+            alpha = (1.0 if step else inverse_norm) * (scale if step == last else 1.0)
+            X = products.multiply(P, X, alpha=alpha, out=out if step == last else None)
         else:
             # in half precision a on the diagonal would swallow half the digits of the rest
             P = products.symmetric("b", A, A, A, beta=b, alpha=c)
@@ -311,8 +342,17 @@ def _direct(X: Tensor, polynomials: list[Polynomial], products: Products, out: T
     return X
 
 
-def _gram(X: Tensor, polynomials: list[Polynomial], products: Products, out: Tensor | None) -> Tensor:
-    R, Q, names = products.symmetric("r", X, X.mT), None, ("q", "other_q")
+def _gram(
+    X: Tensor,
+    R: Tensor,
+    polynomials: list[Polynomial],
+    products: Products,
+    inverse_norm: float,
+    scale: float,
+    out: Tensor | None,
+) -> Tensor:
+    """Iterate on the Gram matrix R, which is normalized where X itself is times ``inverse_norm``."""
+    Q, names = None, ("q", "other_q")
     for step, (a, b, c) in enumerate(polynomials):
         last = step == len(polynomials) - 1
         restart = X.dtype not in FULL_PRECISION and (step + 1) % RESTART_EVERY == 0
@@ -320,7 +360,7 @@ def _gram(X: Tensor, polynomials: list[Polynomial], products: Products, out: Ten
         if not (last or restart):
             # a is added to the product: on the diagonal of P it costs float32 a digit for small singular values
             T = products.symmetric("t", P, R, R, beta=a)
-            R = products.symmetric("r", P, T, T, beta=a)
+            R = products.symmetric("a", P, T, T, beta=a)
         if Q is None:
             P.diagonal(dim1=-2, dim2=-1).add_(a)
             Q, names = P, ("other_q", "q")
@@ -328,6 +368,6 @@ def _gram(X: Tensor, polynomials: list[Polynomial], products: Products, out: Ten
             Q, names = products.symmetric(names[0], P, Q, Q, beta=a), names[::-1]
         if restart and not last:
             X = products.multiply(Q, X)
-            R, Q = products.symmetric("r", X, X.mT), None
+            R, Q = products.symmetric("a", X, X.mT), None
     assert Q is not None
-    return products.multiply(Q, X, out=out)
+    return products.multiply(Q, X, alpha=inverse_norm * scale, out=out)

@@ -46,16 +46,22 @@ class Products:
             return _product(A, B, C, beta, alpha)
         return symmetric_(self._square(f"gram_{name}", A.size(0), self.workspace), A, B, C, beta=beta, alpha=alpha)
 
-    def multiply(self, P: Tensor, X: Tensor, beta: float = 0.0, out: Tensor | None = None) -> Tensor:
-        """The matrix P X + beta X, in ``out`` or in memory that holds neither of the last two of these."""
+    def multiply(
+        self, P: Tensor, X: Tensor, *, beta: float = 0.0, alpha: float = 1.0, out: Tensor | None = None
+    ) -> Tensor:
+        """The matrix alpha P X + beta X, in ``out`` or in memory that holds neither of the last two of these."""
         C = X if beta else None
         if self.workspace is None:
-            return _product(P, X, C, beta, 1.0)
+            product = _product(P, X, C, beta, 1.0)
+            return product if alpha == 1 else product.mul_(alpha)
         if out is None or out.dtype != self.dtype:
             # other memory than in the last two calls
             self.multiplied = (self.multiplied + 1) % 3
             out = memory_like(f"matrix_{self.multiplied}", X, self.dtype, self.workspace)
-        return torch.mm(P, X, out=out) if C is None else torch.addmm(C, P, X, beta=beta, out=out)
+        if C is None and alpha == 1:
+            return torch.mm(P, X, out=out)
+        # with a factor of 0 the old content is not read
+        return torch.addmm(out if C is None else C, P, X, beta=beta, alpha=alpha, out=out)
 
     def _square(self, name: str, rows: int, workspace: Workspace) -> Tensor:
         if self.dtype not in FULL_PRECISION:

@@ -26,15 +26,15 @@ def test_symmetric_products_are_whole_products(rows: int) -> None:
 
 
 @pytest.mark.parametrize("tall", [False, True])
-def test_products_in_memory_used_again_are_those_in_new_memory(tall: bool) -> None:
+def test_products_in_memory_used_again_are_right(tall: bool) -> None:
     X, P = noise(300, 420).mT[:300, :300] if tall else noise(300, 420), noise(300, 300, seed=1)
     workspace = Workspace()
-    again, new = Products(X, workspace), Products(X)
+    again = Products(X, workspace)
     for beta in (0.0, 0.5):
         result = X
         for _ in range(4):  # more often than there are pieces of memory
-            previous, result = result, again.multiply(P, result, beta)
-            torch.testing.assert_close(result, new.multiply(P, previous, beta))
+            previous, result = result, again.multiply(P, result, beta=beta, alpha=0.5)
+            torch.testing.assert_close(result, 0.5 * P @ previous + beta * previous)
     out = torch.empty_like(X)
     assert again.multiply(P, X, out=out) is out
     torch.testing.assert_close(out, P @ X)
