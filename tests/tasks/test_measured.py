@@ -12,7 +12,7 @@ from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.inference.load import Loaded
 from lit_consistency.records.results import read_items, read_results
 from lit_consistency.stats.intervals import estimate, ratio
-from lit_consistency.tasks import measured as engine
+from lit_consistency.tasks import likelihoods as engine
 from lit_consistency.tasks.measured import Measured, clusters_of
 from lit_consistency.tasks.question import EncodedQuestion
 from lit_consistency.tasks.summarize import summarize_result

@@ -110,8 +110,9 @@ def test_the_last_step_of_a_run_says_what_evaluate_says_of_its_model(
 def again(command_name: str, run: tuple[ConsistencyCLI, Path], root: Path, *more: str) -> ConsistencyCLI:
     """``validate`` or ``predict`` with the saved model and the rows of the run."""
     model, rows = run[1] / "run" / "model", run[1] / "rows.jsonl"
-    held_out = ["--data.init_args.validation=lit_consistency.data.RowFiles", f"--data.init_args.validation.path={rows}"]
-    call = arguments(root, f"--model.checkpoint_dir={model}", *more, *held_out, data="SFTData")
+    data = [f"--data.init_args.{part}=lit_consistency.data.RowFiles" for part in ("rows", "validation")]
+    data += [f"--data.init_args.{part}.path={rows}" for part in ("rows", "validation")]
+    call = arguments(root, f"--model.checkpoint_dir={model}", *more, *data, data="SFTData")
     cli = build([command_name, *(option for option in call[1:] if "limit_val_batches" not in option)])
     cli.execute()
     return cli

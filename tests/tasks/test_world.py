@@ -21,7 +21,8 @@ WORLD = Biographies(n_people=4, n_new=3, seed=5)
 def test_the_rows_are_what_the_world_says() -> None:
     for place, fields in world_rows(TaskData(world=WORLD, probes="base_cloze")):
         probe = WORLD.probes("base_cloze")[int(place.rpartition(":")[2]) - 1]
-        assert fields == {"prompt": probe.prompt, "answer": probe.answer, "choices": list(probe.choices), **probe.tags}
+        expected = {"prompt": probe.prompt, "answer": probe.answer, "choices": list(probe.choices), **probe.tags}
+        assert fields == {**expected, "cluster": probe.cluster}
     texts = [fields["text"] for _, fields in world_rows(TaskData(world=WORLD, documents="held_out"))]
     assert texts == list(WORLD.documents("held_out"))
     pairs = [tuple(fields.values()) for _, fields in world_rows(TaskData(world=WORLD, pairs="new_people/train"))]
