@@ -11,6 +11,7 @@ import pytest
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from lit_consistency.callbacks import Forgetting
+from lit_consistency.callbacks.divergence import Divergence
 from lit_consistency.callbacks.time_budget import TimeBudget
 from lit_consistency.cli.fit import ConsistencyCLI
 from lit_consistency.evaluation import evaluate as command
@@ -100,18 +101,14 @@ def test_what_exceeds_the_budget_is_skipped_counted_and_said(
 
 
 def test_what_the_base_predicts_is_part_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    slept = []
-
-    def sleepy(*args: Any) -> None:
-        slept.append(0.4)
-        time.sleep(0.4)
-
-    monkeypatch.setattr(Forgetting, "_log_probs", sleepy)
+    real_read, real_spend = Divergence.read_base, TimeBudget.spend
     spent: list[float] = []
-    real = TimeBudget.spend
-    monkeypatch.setattr(TimeBudget, "spend", lambda self, seconds: (spent.append(seconds), real(self, seconds))[1])
+    monkeypatch.setattr(Divergence, "read_base", lambda self, model: (time.sleep(0.4), real_read(self, model))[1])
+    monkeypatch.setattr(
+        TimeBudget, "spend", lambda self, seconds: (spent.append(seconds), real_spend(self, seconds))[1]
+    )
     budget = callback(fit(tmp_path, *BUDGET)).budget
-    assert len(slept) == len(spent) + 1
+    assert len(spent) == budget.made
     assert budget.seconds >= sum(spent) + 0.4
 
 
