@@ -243,6 +243,8 @@ class Forgetting(Callback):
         numbers: dict[str, float] = {}
         measured = self._measured[key]
         for metric, base in self._base_items.get(key, {}).items():
+            if metric == "word_perplexity":  # its items are logarithms, whose difference is no difference of it
+                continue
             is_share = higher_is_better(metric)
             difference = paired_difference(base, measured.ratios[metric], measured.clusters, share=is_share)
             better = difference.value if is_share else -difference.value
