@@ -25,10 +25,13 @@ NAMES_WIDTH = 22
 def results_table(results: Sequence[Result], sensitivity: dict[str, float], title: str, narrow: bool = False) -> Table:
     """One row per result and metric; chance, majority and how much the format matters beside the judging one.
 
+    What the shortest answers reach is shown where it is not chance: there a model that knows nothing is above chance.
+
     A narrow table has one column of names: metrics stand below their task.
     """
     left = NAMES[:1] if narrow else NAMES
-    table = _table(title, left, "shots", "n", "value", "95% interval", "chance", "majority", "formats")
+    known = [name for name in ("chance", "shortest", "majority") if name != "shortest" or _favours_short(results)]
+    table = _table(title, left, "shots", "n", "value", "95% interval", *known, "formats")
     for result in results:
         counts = [str(result.shots), str(result.n)]
         if narrow:
@@ -38,7 +41,7 @@ def results_table(results: Sequence[Result], sensitivity: dict[str, float], titl
             names = [f"  {name}"] if narrow else [*((result.task, result.format) if first else ("", "")), name]
             cells = [*names, *(counts if first else ("", "")), _with_error(numbers)]
             cells += [_interval(numbers["low"], numbers["high"])]
-            cells += [show(result.baseline(key, name)) for key in ("chance", "majority")]
+            cells += [show(result.baseline(key, name)) for key in known]
             table.add_row(*cells, show(sensitivity.get(_cell(result))) if i == 0 else "")
         for name, group in list(result.groups.items())[:MOST_GROUPS]:
             names = [f"  {'  ' * narrow}{name}", *[""] * (len(left) - 1)]
@@ -46,6 +49,11 @@ def results_table(results: Sequence[Result], sensitivity: dict[str, float], titl
         if len(result.groups) > MOST_GROUPS:
             table.add_row(f"  and {len(result.groups) - MOST_GROUPS} more groups", style="dim")
     return table
+
+
+def _favours_short(results: Sequence[Result]) -> bool:
+    known = [r.baselines for r in results if {"shortest", "chance"} <= r.baselines.keys()]
+    return any(abs(baselines["shortest"] - baselines["chance"]) > 0.005 for baselines in known)
 
 
 def _table(title: str, left: tuple[str, ...], *right: str) -> Table:

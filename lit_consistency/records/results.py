@@ -97,7 +97,9 @@ class Result:
         return self.metrics[self.metric]["value"]
 
     def baseline(self, name: str, metric: str) -> float | None:
-        """``chance`` or ``majority`` of a metric; None where it has none."""
+        """``chance``, ``shortest`` or ``majority`` of a metric; None where it has none."""
+        if name == "shortest" and metric != "accuracy":  # by summed log-likelihood short answers win, else not
+            return None
         if "accuracy" not in metric and metric != "exact_match":
             return None
         balanced = name == "majority" and metric == "balanced_accuracy"

@@ -81,3 +81,12 @@ def test_nothing_is_cut_where_even_the_narrow_table_has_no_room(
     text = "\n".join(shown(capsys))
     assert all(part in text for part in ("blimp", "0.4997 .. 0.5701", "0.5000", "formats")), text
     assert "…" not in text
+
+
+def test_what_the_shortest_answers_reach_is_shown_where_it_is_not_chance(capsys: pytest.CaptureFixture[str]) -> None:
+    for shortest, is_shown in ((0.25, False), (0.404, True)):
+        baselines = {"chance": 0.25, "shortest": shortest}
+        result = Result("piqa", "choice", "default", 0, 10, {"accuracy": NUMBERS}, baselines, {}, [], 0, "")
+        print_results([result], "the/model")
+        text = "\n".join(shown(capsys))
+        assert ("shortest" in text, "0.4040" in text) == (is_shown, is_shown)
