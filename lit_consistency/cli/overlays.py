@@ -66,8 +66,13 @@ def _discard_all(parser_or_action: Any, before: Any, now: Any) -> None:
 
 
 def same_class(one: str, other: str) -> bool:
-    """Whether two paths lead to one class, as that of its module and that of its package."""
-    return one == other or _util.import_object(one) is _util.import_object(other)
+    """Whether two paths lead to one class, as that of its module and that of its package.
+
+    What is no path, as the name ``auto`` where a class may stand too, is no class.
+    """
+    if one == other or "." not in one or "." not in other:
+        return one == other
+    return _util.import_object(one) is _util.import_object(other)
 
 
 def _adapt_by_name(value: Any, hint: Any, *args: Any, **options: Any) -> Any:

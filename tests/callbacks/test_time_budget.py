@@ -85,11 +85,11 @@ def test_a_state_without_counts_begins_at_zero(clock: Hands) -> None:
 
 def test_what_was_skipped_is_told(clock: Hands) -> None:
     budget = begun(0.05, 1.0, clock)
-    assert budget.told() is None
+    assert budget.summary_line() is None
     for _ in range(3):
         budget.skip()
     budget.make_up()
-    assert str(budget.told()).startswith("skipped 2 of 3 measurements to stay within 5% of the time")
+    assert str(budget.summary_line()).startswith("skipped 2 of 3 measurements to stay within 5% of the time")
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])

@@ -86,6 +86,11 @@ def test_the_command_of_a_config_runs(path: Path, place: Path, tmp_path: Path, m
     args += [*SHORT, f"--run.root={tmp_path}"]
     if path.stem not in WATCHED:
         args += ["--forgetting.learn=null", "--forgetting.retain=null"]
+    if path.stem in ("quickstart", "tasks"):
+        args.append("--forgetting.retain.old_people.limit=50")
+    if path.stem == "tasks":
+        written = ("learn.new_written", "retain.old_written", "retain.old_choice")
+        args += [f"--forgetting.{name}.limit=9" for name in written]
     if "--run.final_dir" in args:
         args[args.index("--run.final_dir") + 1] = str(tmp_path / "final")
     if path.parent.name == "books":
