@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -157,3 +158,22 @@ def test_no_path_of_a_machine_in_the_project() -> None:
     for path in [*FILES, *(ROOT / "configs").rglob("*.yaml"), ROOT / "README.md"]:
         text = path.read_text(encoding="utf-8")
         assert not any(f"/{home}/" in text for home in ("home", "root", "Users")), path
+
+
+ELSEWHERE = {
+    "huggingface.py",
+    "model.py",
+    "pretrain.py",
+    "execution.py",
+    "train_gpt.py",
+    "megabatch_base.py",
+    "lit_scoring.py",
+}
+
+
+def test_files_that_are_named_in_docstrings_are_there() -> None:
+    known = {path.name for path in (ROOT / "lit_consistency").rglob("*.py")} | ELSEWHERE
+    for path in FILES:
+        named = set(re.findall(r"\b(\w+\.py)\b", path.read_text(encoding="utf-8")))
+        ours = {name for name in named if not name.startswith("test_")}
+        assert ours <= known, f"{path}: {ours - known}"

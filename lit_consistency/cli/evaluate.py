@@ -1,4 +1,4 @@
-"""``python -m lit_consistency evaluate``: the options. What they do stands in evaluation/command.py.
+"""``python -m lit_consistency evaluate``: the options. What they do stands in evaluation/evaluate.py.
 
 The options are a file by themselves so that ``--help`` and a mistake in them cost a tenth of a second: the rooms below
 import torch and lightning.

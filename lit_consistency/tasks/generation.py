@@ -214,7 +214,7 @@ def measure_programs(
     *,
     allow_code_execution: bool,
 ) -> Measured:
-    """Numbers of a task whose answers are programs, run with their tests; see code.py for what confines them.
+    """Numbers of a task whose answers are programs, run with their tests; see code/run.py for what confines them.
 
     Args:
         task: the task.

@@ -125,7 +125,7 @@ def check_allowed(allow_code_execution: bool) -> None:
     if not allow_code_execution:
         raise ValueError(
             "allow_code_execution = false: this task runs programs that the model wrote, on this machine; "
-            "expected --allow_code_execution, after reading what lit_consistency/evaluation/code.py protects against"
+            "expected --allow_code_execution, after reading what lit_consistency/tasks/code/run.py protects against"
         )
     if os.name != "posix":
         raise RuntimeError(f"running generated code needs the limits of Linux or macOS, this is {sys.platform}")

@@ -6,7 +6,7 @@ candidate and then the tests. Only after the tests it reads the token, which unt
 hands it on: a program that ends early, by whatever exit code, has not passed. (In a namespace of processes there is one
 between the two: the first of a namespace is deaf to the signals of the limits, and all others end with it.)
 
-It needs the standard library alone and imports nothing of the package. What it does not protect against: see code.py.
+It needs the standard library alone and imports nothing of the package. What it does not protect against: see run.py.
 Numbers of system calls' flags are those of linux/sched.h, linux/mount.h and linux/prctl.h.
 """
 

@@ -1,4 +1,4 @@
-"""A sequence of tasks through the real commands, in this process; test_sequence_runs.py starts real ones."""
+"""A sequence of tasks through the real commands, in this process; test_runs.py starts real ones."""
 
 from __future__ import annotations
 
