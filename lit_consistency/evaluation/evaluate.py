@@ -31,7 +31,7 @@ from lit_consistency.records.results import ITEM_FORMATS, Result, write_result
 from lit_consistency.tasks.formats import load_format
 from lit_consistency.tasks.guards import check_predictions, stop_if_strict
 from lit_consistency.tasks.summarize import summarize_result
-from lit_consistency.tasks.task import Task
+from lit_consistency.tasks.task import Engine, Task
 from lit_consistency.tasks.yaml_file import load_tasks
 
 
@@ -205,15 +205,15 @@ def _measure_all(cells: Sequence[Cell], loaded: Loaded, options: Options, consol
 
 def _measure(cell: Cell, loaded: Loaded, options: Options, advance: Any) -> Result:
     with evaluation_mode(loaded.model):
-        measured = cell.task.measure(
+        engine = Engine(
             loaded.model,
-            cell.questions,
             loaded.tokenizer,
-            batch_tokens=options.batch_tokens,
-            device=loaded.device,
-            allow_code_execution=options.allow_code_execution,
-            advance=advance,
+            options.batch_tokens,
+            loaded.device,
+            options.allow_code_execution,
+            advance,
         )
+        measured = cell.task.measure(cell.questions, engine)
     findings = [*cell.findings, *check_predictions(cell.task, measured.predictions, measured.golds)]
     stop_if_strict(cell.task, findings, options.strict)
     result = summarize_result(cell.questions, measured, findings, cell.fingerprint, cell.model)

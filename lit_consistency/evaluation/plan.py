@@ -29,7 +29,7 @@ from lit_consistency.tasks.guards import (
 from lit_consistency.tasks.question import Question
 from lit_consistency.tasks.reading import read_task
 from lit_consistency.tasks.rows import fingerprint
-from lit_consistency.tasks.task import EncodedTask, PromptedTask, ReadTask, Task, keys_of
+from lit_consistency.tasks.task import Asking, EncodedTask, PromptedTask, ReadTask, Task, keys_of
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _drafts(task: Task, ask: Ask, tokenizer: Tokenizer, block_size: int, shared:
             yield _Draft(EncodedTask(task, name, shots, []), findings, mark, known)
             continue
         rows = rows or read_task(task, with_training=max(ask.shots) > 0)
-        encoded = task.questions(rows, form, shots, tokenizer, block_size, ask.seed, ask.limit)
+        encoded = task.questions(rows, Asking(tokenizer, block_size, form, shots, ask.seed, ask.limit))
         findings = [
             *check_labels(rows),
             *check_shots(encoded.given_away, len(rows.scored)),

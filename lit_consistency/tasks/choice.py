@@ -14,21 +14,17 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
-from torch import nn
 
 from lit_consistency.data.tokens.pairs import opening_token
-from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.inference.items import Item
 from lit_consistency.records.fingerprints import seed_of
 from lit_consistency.stats.intervals import by_class, ratio
-from lit_consistency.tasks.formats import Format
 from lit_consistency.tasks.likelihoods import Likelihoods, likelihoods_measured, score_questions
 from lit_consistency.tasks.measured import Measured
 from lit_consistency.tasks.prompts import Fitter, ask_in_format, candidate, encode
 from lit_consistency.tasks.question import EncodedQuestion, Question, TaskRow, limited
 from lit_consistency.tasks.reading import headed_question, named_question, read_texts
-from lit_consistency.tasks.task import Advance, EncodedTask, PromptedTask, ReadTask, Task
+from lit_consistency.tasks.task import Asking, EncodedTask, Engine, PromptedTask, ReadTask, Task
 from lit_consistency.tasks.templates import render, take
 
 UNLABELLED = (None, -1, "", "-1", "-")
@@ -146,36 +142,17 @@ class ChoiceTask(PromptedTask):
         labels = [answer, *(wrong[i] for i in rng.choice(len(wrong), self.distractors, replace=False))]
         return _shuffled(labels, 0, rng)
 
-    def questions(
-        self,
-        rows: ReadTask,
-        form: Format,
-        shots: int,
-        tokenizer: Tokenizer,
-        block_size: int,
-        seed: int = 0,
-        limit: int = 0,
-    ) -> EncodedTask:
+    def questions(self, rows: ReadTask, asking: Asking) -> EncodedTask:
         """Every question with its choices behind the prompt."""
 
         def encode_row(fitter: Fitter, row: Question) -> EncodedQuestion:
             return fitter.scored(row, row.labels, row.contexts, row.gold)
 
-        return ask_in_format(self, rows, form, shots, tokenizer, block_size, seed, limit, encode_row)
+        return ask_in_format(self, rows, asking, encode_row)
 
-    def measure(
-        self,
-        model: nn.Module,
-        encoded: EncodedTask,
-        tokenizer: Tokenizer,
-        *,
-        batch_tokens: int,
-        device: torch.device,
-        allow_code_execution: bool = False,
-        advance: Advance = lambda n: None,
-    ) -> Measured:
+    def measure(self, encoded: EncodedTask, engine: Engine) -> Measured:
         """Score the choices; see the file's beginning for the metrics."""
-        likelihoods = score_questions(model, encoded, batch_tokens=batch_tokens, device=device, advance=advance)
+        likelihoods = score_questions(encoded, engine)
         return measure_choices(encoded, likelihoods)
 
 
@@ -203,43 +180,25 @@ class PairsTask(Task):
         pairs = [(row, read_texts(self.choices, "choices", row)) for row in rows]
         return [named_question(self, row)._replace(labels=labels, answer=labels[0]) for row, labels in pairs]
 
-    def questions(
-        self,
-        rows: ReadTask,
-        form: Format,
-        shots: int,
-        tokenizer: Tokenizer,
-        block_size: int,
-        seed: int = 0,
-        limit: int = 0,
-    ) -> EncodedTask:
+    def questions(self, rows: ReadTask, asking: Asking) -> EncodedTask:
         """Every pair; a sentence that is too long loses its start."""
-        self.check_asked(form, shots)
-        head = np.asarray([opening_token(tokenizer)], dtype=np.int64)
-        asked = limited(rows.scored, limit, seed)
+        self.check_asked(asking.form, asking.shots)
+        head = np.asarray([opening_token(asking.tokenizer)], dtype=np.int64)
+        asked = limited(rows.scored, asking.limit, asking.seed)
         questions = []
         for row in asked:
-            answers = [encode(tokenizer, text, bos=False) for text in row.labels]
+            answers = [encode(asking.tokenizer, text, bos=False) for text in row.labels]
             sentences = zip(answers, row.labels, strict=True)
-            item = Item([candidate(head, ids, len(text.encode()), block_size) for ids, text in sentences], gold=0)
-            n_lost = sum(max(len(answer) - block_size, 0) for answer in answers)
+            size = asking.block_size
+            item = Item([candidate(head, ids, len(text.encode()), size) for ids, text in sentences], gold=0)
+            n_lost = sum(max(len(answer) - size, 0) for answer in answers)
             named = (row.id, row.place, row.group, row.cluster)
             questions.append(EncodedQuestion(*named, "", item, row.labels, n_truncated=n_lost))
         return EncodedTask(self, "none", 0, questions, asked)
 
-    def measure(
-        self,
-        model: nn.Module,
-        encoded: EncodedTask,
-        tokenizer: Tokenizer,
-        *,
-        batch_tokens: int,
-        device: torch.device,
-        allow_code_execution: bool = False,
-        advance: Advance = lambda n: None,
-    ) -> Measured:
+    def measure(self, encoded: EncodedTask, engine: Engine) -> Measured:
         """Score both sentences."""
-        likelihoods = score_questions(model, encoded, batch_tokens=batch_tokens, device=device, advance=advance)
+        likelihoods = score_questions(encoded, engine)
         return measure_choices(encoded, likelihoods)
 
 

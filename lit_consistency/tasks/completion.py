@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
-from torch import nn
 
 from lit_consistency.data.sources.rows import Conversation, RowFiles, Rows
 from lit_consistency.data.tokens.prompts import PromptEncoder, check_style
@@ -27,7 +25,7 @@ from lit_consistency.tasks.measured import Measured
 from lit_consistency.tasks.prompts import ask_in_format
 from lit_consistency.tasks.question import EncodedQuestion, Question, TaskRow, limited
 from lit_consistency.tasks.reading import headed_question, read_texts
-from lit_consistency.tasks.task import Advance, EncodedTask, PromptedTask, ReadTask
+from lit_consistency.tasks.task import Asking, EncodedTask, Engine, PromptedTask, ReadTask
 from lit_consistency.tasks.task_data import TaskData
 
 READ_BY_TEMPLATES = ("few_shot", "instruction", "extract", "requires", "group", "cluster", "id")
@@ -91,54 +89,27 @@ class CompletionTask(PromptedTask):
         answers = [(row, read_texts((str(self.completion),), "completion", row)) for row in rows]
         return [headed_question(self, row)._replace(labels=labels, answer=labels[0]) for row, labels in answers]
 
-    def questions(
-        self,
-        rows: ReadTask,
-        form: Format,
-        shots: int,
-        tokenizer: Tokenizer,
-        block_size: int,
-        seed: int = 0,
-        limit: int = 0,
-    ) -> EncodedTask:
+    def questions(self, rows: ReadTask, asking: Asking) -> EncodedTask:
         """Every answer behind its prompt; a conversation that is too long is cut at its end, as in training."""
         if self.prompt_style is None:
-            return ask_in_format(
-                self,
-                rows,
-                form,
-                shots,
-                tokenizer,
-                block_size,
-                seed,
-                limit,
-                lambda fitter, row: fitter.scored(row, row.labels, (), 0),
-            )
-        self.check_asked(form, shots)
-        encoder = PromptEncoder(tokenizer, self.prompt_style)
+            return ask_in_format(self, rows, asking, lambda fitter, row: fitter.scored(row, row.labels, (), 0))
+        self.check_asked(asking.form, asking.shots)
+        encoder = PromptEncoder(asking.tokenizer, self.prompt_style)
         asked, questions = [], []
-        for row in limited(rows.scored, limit, seed):
-            question = _encode_conversation(row, encoder, block_size)
+        for row in limited(rows.scored, asking.limit, asking.seed):
+            question = _encode_conversation(row, encoder, asking.block_size)
             if question is not None:
                 asked.append(row)
                 questions.append(question)
         if not questions:
-            raise ValueError(f"{self.data.origin}: no answer within {block_size} tokens; task {self.name} is empty")
+            raise ValueError(
+                f"{self.data.origin}: no answer within {asking.block_size} tokens; task {self.name} is empty"
+            )
         return EncodedTask(self, "none", 0, questions, asked)
 
-    def measure(
-        self,
-        model: nn.Module,
-        encoded: EncodedTask,
-        tokenizer: Tokenizer,
-        *,
-        batch_tokens: int,
-        device: torch.device,
-        allow_code_execution: bool = False,
-        advance: Advance = lambda n: None,
-    ) -> Measured:
+    def measure(self, encoded: EncodedTask, engine: Engine) -> Measured:
         """Score the answers; see the file's beginning for the metrics."""
-        likelihoods = score_questions(model, encoded, batch_tokens=batch_tokens, device=device, advance=advance)
+        likelihoods = score_questions(encoded, engine)
         # the last candidate is the answer's own text; where nothing ends a turn there is only one
         own = [(nll[-1] / math.log(2), n[-1]) for nll, n in zip(likelihoods.nll, likelihoods.n_bytes, strict=True)]
         ratios = {

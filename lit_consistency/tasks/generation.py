@@ -13,11 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 import torch.distributed as dist
-from torch import nn
 
-from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.inference.generate import Generation, generate
 from lit_consistency.inference.items import Item
 from lit_consistency.inference.sampling import GenerationOptions
@@ -33,13 +30,12 @@ from lit_consistency.metrics import (
 )
 from lit_consistency.stats.intervals import ratio
 from lit_consistency.tasks.code.run import run_many
-from lit_consistency.tasks.formats import Format
 from lit_consistency.tasks.likelihoods import record_of
 from lit_consistency.tasks.measured import Measured, clusters_of
 from lit_consistency.tasks.prompts import Fitter, ask_in_format, candidate
 from lit_consistency.tasks.question import EncodedQuestion, Question, TaskRow
 from lit_consistency.tasks.reading import headed_question
-from lit_consistency.tasks.task import Advance, EncodedTask, PromptedTask, ReadTask, check_pattern
+from lit_consistency.tasks.task import Asking, EncodedTask, Engine, PromptedTask, ReadTask, check_pattern
 from lit_consistency.tasks.templates import as_text, render, take
 
 EXTRACTIONS = ("none", "gsm8k", "last_number", "first_line")
@@ -120,22 +116,13 @@ class GenerationTask(PromptedTask):
         question = headed_question(self, row, verbatim=self.program is not None)
         return question._replace(labels=labels, references=references, answer=answer)
 
-    def questions(
-        self,
-        rows: ReadTask,
-        form: Format,
-        shots: int,
-        tokenizer: Tokenizer,
-        block_size: int,
-        seed: int = 0,
-        limit: int = 0,
-    ) -> EncodedTask:
+    def questions(self, rows: ReadTask, asking: Asking) -> EncodedTask:
         """Every prompt, with room behind it for what is written; its item holds the first reference."""
-        room = block_size - self.generation.max_new_tokens
+        room = asking.block_size - self.generation.max_new_tokens
         if room < 1:
             raise ValueError(
                 f"task {self.name}: generation.max_new_tokens = {self.generation.max_new_tokens}: expected less than "
-                f"the model's context of {block_size} tokens"
+                f"the model's context of {asking.block_size} tokens"
             )
 
         def encode_row(fitter: Fitter, row: Question) -> EncodedQuestion:
@@ -145,39 +132,29 @@ class GenerationTask(PromptedTask):
                 text = fitter.form.answer_text(self, row.answer)
                 if text.strip():
                     answer = fitter.answer(row, row.answer)
-                    item = Item([candidate(tokens, answer, len(text.encode()), block_size)], gold=0)
+                    item = Item([candidate(tokens, answer, len(text.encode()), asking.block_size)], gold=0)
             named = (row.id, row.place, row.group, row.cluster)
             return EncodedQuestion(*named, prompt, item, row.labels, tokens, row.references, n_lost, shot_ids)
 
-        return ask_in_format(self, rows, form, shots, tokenizer, block_size, seed, limit, encode_row)
+        return ask_in_format(self, rows, asking, encode_row)
 
-    def measure(
-        self,
-        model: nn.Module,
-        encoded: EncodedTask,
-        tokenizer: Tokenizer,
-        *,
-        batch_tokens: int,
-        device: torch.device,
-        allow_code_execution: bool = False,
-        advance: Advance = lambda n: None,
-    ) -> Measured:
+    def measure(self, encoded: EncodedTask, engine: Engine) -> Measured:
         """Let the model write, and compare."""
         prompts = [question.tokens for question in encoded.questions if question.tokens is not None]
         written = generate(
-            model,
+            engine.model,
             prompts,
             self.generation,
-            tokenizer,
-            batch_tokens=batch_tokens,
-            device=device,
+            engine.tokenizer,
+            batch_tokens=engine.batch_tokens,
+            device=engine.device,
             end_tokens=encoded.end_tokens,
         )
-        advance(len(prompts))
+        engine.advance(len(prompts))
         if self.program is None:
             return measure_generation(self, encoded, written)
         return _on_first_rank(
-            lambda: measure_programs(self, encoded, written, allow_code_execution=allow_code_execution)
+            lambda: measure_programs(self, encoded, written, allow_code_execution=engine.allow_code_execution)
         )
 
 

@@ -10,15 +10,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import nn
 
 from lit_consistency.inference.score import score_items
 from lit_consistency.metrics import ItemScores
 from lit_consistency.stats.intervals import Ratio, ratio
 from lit_consistency.tasks.measured import Measured, clusters_of
 from lit_consistency.tasks.question import EncodedQuestion
-from lit_consistency.tasks.task import Advance, EncodedTask
+from lit_consistency.tasks.task import EncodedTask, Engine
 
 CHUNK = 2048
 """Questions between two steps of a progress bar."""
@@ -39,16 +37,14 @@ class Likelihoods(NamedTuple):
         return ratio([nll for nll, _ in right], [n for _, n in right])
 
 
-def score_questions(
-    model: nn.Module, encoded: EncodedTask, *, batch_tokens: int, device: torch.device, advance: Advance
-) -> Likelihoods:
+def score_questions(encoded: EncodedTask, engine: Engine) -> Likelihoods:
     """The likelihoods of all candidates of a task whose questions have them."""
     parts = []
     for start in range(0, len(encoded.questions), CHUNK):
         chunk = encoded.questions[start : start + CHUNK]
         items = [question.item for question in chunk if question.item is not None]
-        parts.append(score_items(model, items, batch_tokens=batch_tokens, device=device))
-        advance(len(items))
+        parts.append(score_items(engine.model, items, batch_tokens=engine.batch_tokens, device=engine.device))
+        engine.advance(len(items))
     return by_item(ItemScores.concatenate(parts))
 
 

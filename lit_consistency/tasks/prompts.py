@@ -20,7 +20,7 @@ from lit_consistency.inference.items import Candidate, Item
 from lit_consistency.tasks.few_shot import draw_shots_by_group, without_shots
 from lit_consistency.tasks.formats import Format
 from lit_consistency.tasks.question import EncodedQuestion, Question, limited
-from lit_consistency.tasks.task import EncodedTask, PromptedTask, ReadTask
+from lit_consistency.tasks.task import Asking, EncodedTask, PromptedTask, ReadTask
 
 
 class Fitter:
@@ -118,28 +118,21 @@ class Fitter:
 
 
 def ask_in_format(
-    task: PromptedTask,
-    rows: ReadTask,
-    form: Format,
-    shots: int,
-    tokenizer: Tokenizer,
-    block_size: int,
-    seed: int,
-    limit: int,
-    encode_row: Callable[[Fitter, Question], EncodedQuestion],
+    task: PromptedTask, rows: ReadTask, asking: Asking, encode_row: Callable[[Fitter, Question], EncodedQuestion]
 ) -> EncodedTask:
     """The questions of a task with prompts: examples drawn, rows chosen, each encoded by ``encode_row``.
 
     Raises:
         ValueError: the format does not fit the task, or every row is an example.
     """
+    form, shots, seed = asking.form, asking.shots, asking.seed
     task.check_asked(form, shots)
     examples = draw_shots_by_group(task, rows.scored, rows.training, shots, seed)
     kept, given_away = without_shots(rows.scored, [shot for drawn in examples.values() for shot in drawn])
     if not kept:
         raise ValueError(f"task {task.name}: every row is a few-shot example too; nothing is left to score")
-    fitter = Fitter(task, form, examples, tokenizer, block_size)
-    asked = limited(rows.scored, limit, seed, given_away)
+    fitter = Fitter(task, form, examples, asking.tokenizer, asking.block_size)
+    asked = limited(rows.scored, asking.limit, seed, given_away)
     questions = [encode_row(fitter, row) for row in asked]
     return EncodedTask(task, form.name, shots, questions, asked, given_away, fitter.end_tokens)
 

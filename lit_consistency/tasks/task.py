@@ -33,6 +33,48 @@ Advance = Callable[[int], object]
 """Called with the number of questions that are done, for a progress bar."""
 
 
+@dataclass(frozen=True)
+class Asking:
+    """How the rows of a task are asked of one model.
+
+    Args:
+        tokenizer: of the model.
+        block_size: longest input of the model, in tokens.
+        form: how questions are arranged.
+        shots: few-shot examples before each question; documents and minimal pairs have none.
+        seed: of the draw of examples and, with a limit, of the rows.
+        limit: how many questions are asked at most, drawn by the seed; of documents the first windows; 0: all.
+    """
+
+    tokenizer: Tokenizer
+    block_size: int
+    form: Format
+    shots: int = 0
+    seed: int = 0
+    limit: int = 0
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A model that is asked, and how it is fed.
+
+    Args:
+        model: a LitGPT model of this package, or a module around one, in evaluation mode.
+        tokenizer: of the model.
+        batch_tokens: budget of padded tokens in one forward, or of cached tokens where the model writes.
+        device: where the model is.
+        allow_code_execution: the user's word that generated programs may run on this machine.
+        advance: called with the number of questions that are done.
+    """
+
+    model: nn.Module
+    tokenizer: Tokenizer
+    batch_tokens: int
+    device: torch.device
+    allow_code_execution: bool = False
+    advance: Advance = lambda n: None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task(ABC):
     r"""What is asked and how it is judged. Texts with ``{field}`` are templates of a row, see templates.py.
@@ -122,53 +164,24 @@ class Task(ABC):
             raise ValueError(f"shots = {shots}: task {self.name} is of kind {self.kind}; expected 0")
 
     @abstractmethod
-    def questions(
-        self,
-        rows: ReadTask,
-        form: Format,
-        shots: int,
-        tokenizer: Tokenizer,
-        block_size: int,
-        seed: int = 0,
-        limit: int = 0,
-    ) -> EncodedTask:
+    def questions(self, rows: ReadTask, asking: Asking) -> EncodedTask:
         """The questions for one model, in the order of the rows.
 
         Args:
             rows: of the task.
-            form: how they are arranged; documents and minimal pairs have no prompt and ignore it.
-            shots: few-shot examples before each question; documents and minimal pairs have none.
-            tokenizer: of the model.
-            block_size: longest input of the model, in tokens.
-            seed: of the draw of examples and, with a limit, of the rows.
-            limit: how many questions are asked at most, drawn by the seed; of documents the first windows; 0: all.
+            asking: how they are asked; documents and minimal pairs have no prompt, and ignore the format.
 
         Raises:
             ValueError: the format, or the number of examples, does not fit the task; nothing is left to score.
         """
 
     @abstractmethod
-    def measure(
-        self,
-        model: nn.Module,
-        encoded: EncodedTask,
-        tokenizer: Tokenizer,
-        *,
-        batch_tokens: int,
-        device: torch.device,
-        allow_code_execution: bool = False,
-        advance: Advance = lambda n: None,
-    ) -> Measured:
+    def measure(self, encoded: EncodedTask, engine: Engine) -> Measured:
         """Ask a model all questions. On several ranks every rank asks, and all have the same numbers in the end.
 
         Args:
-            model: a LitGPT model of this package, or a module around one, in evaluation mode.
             encoded: the questions.
-            tokenizer: of the model.
-            batch_tokens: budget of padded tokens in one forward, or of cached tokens where the model writes.
-            device: where the model is.
-            allow_code_execution: the user's word that generated programs may run on this machine.
-            advance: called with the number of questions that are done.
+            engine: the model, in evaluation mode, and how it is fed.
 
         Raises:
             ValueError: the task runs programs, and they may not run.

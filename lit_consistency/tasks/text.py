@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
-from torch import nn
 
 from lit_consistency.data.tokens.pairs import opening_token
 from lit_consistency.data.tokens.tokenizer import Tokenizer
@@ -23,13 +21,12 @@ from lit_consistency.data.worlds.markov import MarkovChains
 from lit_consistency.inference.items import Candidate, Item
 from lit_consistency.inference.kl import forward_kl, log_probabilities
 from lit_consistency.stats.intervals import Ratio, ratio
-from lit_consistency.tasks.formats import Format
 from lit_consistency.tasks.likelihoods import likelihoods_measured, score_questions
 from lit_consistency.tasks.measured import Measured
 from lit_consistency.tasks.prompts import encode
 from lit_consistency.tasks.question import EncodedQuestion, Question, TaskRow
 from lit_consistency.tasks.reading import named_question
-from lit_consistency.tasks.task import Advance, EncodedTask, ReadTask, Task
+from lit_consistency.tasks.task import Asking, EncodedTask, Engine, ReadTask, Task
 from lit_consistency.tasks.templates import render
 
 LEAST_EXCERPT = 2000
@@ -78,48 +75,29 @@ class TextTask(Task):
             raise ValueError(f"{self.data.origin}: every document is empty; task {self.name} has nothing to score")
         return questions
 
-    def questions(
-        self,
-        rows: ReadTask,
-        form: Format,
-        shots: int,
-        tokenizer: Tokenizer,
-        block_size: int,
-        seed: int = 0,
-        limit: int = 0,
-    ) -> EncodedTask:
+    def questions(self, rows: ReadTask, asking: Asking) -> EncodedTask:
         """Every document in windows of ``block_size`` scored tokens; the last one sees as much before it as fits."""
-        self.check_asked(form, shots)
+        self.check_asked(asking.form, asking.shots)
         questions: list[EncodedQuestion] = []
         asked: list[Question] = []
         own = self.data.world.tokenizer() if "kl" in self.metrics and self.data.world else None
         for row in rows.scored:
-            windows = list(_windows(row, tokenizer, block_size))
+            windows = list(_windows(row, asking.tokenizer, asking.block_size))
             # a later window of a document has no tag, without which its chain is not known
             if own and (len(windows) > 1 or _scored_ids(windows[0]) != own.encode(row.labels[0]).ids):
                 raise ValueError(
                     f"{row.place}: 'kl': expected a whole document in the context and the world's own tokenizer"
                 )
             for window in windows:
-                if limit and len(questions) == limit:
+                if asking.limit and len(questions) == asking.limit:
                     return EncodedTask(self, "none", 0, questions, asked)
                 questions.append(window)
                 asked.append(row._replace(labels=window.labels, answer=window.labels[0]))
         return EncodedTask(self, "none", 0, questions, asked)
 
-    def measure(
-        self,
-        model: nn.Module,
-        encoded: EncodedTask,
-        tokenizer: Tokenizer,
-        *,
-        batch_tokens: int,
-        device: torch.device,
-        allow_code_execution: bool = False,
-        advance: Advance = lambda n: None,
-    ) -> Measured:
+    def measure(self, encoded: EncodedTask, engine: Engine) -> Measured:
         """Score the windows; see the file's beginning for the metrics."""
-        likelihoods = score_questions(model, encoded, batch_tokens=batch_tokens, device=device, advance=advance)
+        likelihoods = score_questions(encoded, engine)
         nll = [float(sums[0]) for sums in likelihoods.nll]
         ratios = {
             "nats_per_token": ratio(nll, [float(n[0]) for n in likelihoods.n_tokens]),
@@ -127,21 +105,21 @@ class TextTask(Task):
             "word_perplexity": ratio(nll, [n_words(question) for question in encoded.questions]),
         }
         if "kl" in self.metrics:
-            ratios["kl"] = self._kl(model, encoded, tokenizer, batch_tokens, device)
+            ratios["kl"] = self._kl(encoded, engine)
         return likelihoods_measured(encoded, likelihoods, ratios)
 
-    def _kl(
-        self, model: nn.Module, encoded: EncodedTask, tokenizer: Tokenizer, batch_tokens: int, device: torch.device
-    ) -> Ratio:
+    def _kl(self, encoded: EncodedTask, engine: Engine) -> Ratio:
         """KL(truth || model) of every document, summed over its symbols; a document begins with its tag."""
         world = self.data.world
         assert isinstance(world, MarkovChains)
         texts = [question.labels[0] for question in encoded.questions]
         truths = [world.true_log_probs(text) for text in texts]
-        tokens = [encode(tokenizer, text, bos=False) for text in texts]
+        tokens = [encode(engine.tokenizer, text, bos=False) for text in texts]
         items = [Item([Candidate(ids, np.arange(len(ids)) > 0, 0)], gold=0) for ids in tokens]
         n_positions = sum(map(len, truths))
-        predicted = log_probabilities(model, items, n_positions=n_positions, batch_tokens=batch_tokens, device=device)
+        predicted = log_probabilities(
+            engine.model, items, n_positions=n_positions, batch_tokens=engine.batch_tokens, device=engine.device
+        )
         parts = zip(truths, predicted.split([len(truth) for truth in truths]), strict=True)
         return ratio([forward_kl(truth, log_probs) * len(truth) for truth, log_probs in parts], list(map(len, truths)))
 

@@ -24,7 +24,7 @@ from lit_consistency.tasks.formats import load_format
 from lit_consistency.tasks.guards import Finding, check_labels, check_predictions, check_shots, check_truncation
 from lit_consistency.tasks.measured import Measured
 from lit_consistency.tasks.reading import read_task
-from lit_consistency.tasks.task import Task
+from lit_consistency.tasks.task import Asking, Engine, Task
 from lit_consistency.tasks.task_data import TaskData
 from lit_consistency.tasks.text import TextTask
 from lit_consistency.tasks.yaml_file import load_tasks, task_from_keys
@@ -131,7 +131,9 @@ class PreparedTask:
         self.tokenizer = tokenizer
         rows = read_task(task, with_training=watched.shots > 0)
         form = load_format(watched.format)
-        self.encoded = task.questions(rows, form, watched.shots, tokenizer, block_size, watched.seed, watched.limit)
+        self.encoded = task.questions(
+            rows, Asking(tokenizer, block_size, form, watched.shots, watched.seed, watched.limit)
+        )
         self.items: list[Item] = [q.item for q in self.encoded.questions if q.item is not None]
         self.findings = [
             *check_labels(rows),
@@ -154,14 +156,8 @@ class PreparedTask:
             batch_tokens: budget of tokens in one forward.
             device: where the model is.
         """
-        measured = self.task.measure(
-            model,
-            self.encoded,
-            self.tokenizer,
-            batch_tokens=batch_tokens,
-            device=device,
-            allow_code_execution=self.watched.allow_code_execution,
-        )
+        engine = Engine(model, self.tokenizer, batch_tokens, device, self.watched.allow_code_execution)
+        measured = self.task.measure(self.encoded, engine)
         if not self._has_measured:
             constant = check_predictions(self.task, measured.predictions, measured.golds)
             self._warn(constant)

@@ -14,15 +14,14 @@ from lit_consistency.inference.load import Loaded, load_model
 from lit_consistency.model import GPT, model_config, save_model
 from lit_consistency.records.provenance import Provenance
 from lit_consistency.tasks.measured import Measured
-from lit_consistency.tasks.task import EncodedTask
+from lit_consistency.tasks.task import EncodedTask, Engine
 
 
 def measure(loaded: Loaded, encoded: EncodedTask, batch_tokens: int = 512, **options: Any) -> Measured:
     """The task's numbers."""
     with evaluation_mode(loaded.model):
-        return encoded.task.measure(
-            loaded.model, encoded, loaded.tokenizer, batch_tokens=batch_tokens, device=loaded.device, **options
-        )
+        engine = Engine(loaded.model, loaded.tokenizer, batch_tokens, loaded.device, **options)
+        return encoded.task.measure(encoded, engine)
 
 
 def world_model(folder: Path, world: World, block_size: int = 64, scale: float = 3) -> Loaded:

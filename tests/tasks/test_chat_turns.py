@@ -9,6 +9,7 @@ import torch
 
 from lit_consistency.inference import decoding
 from lit_consistency.inference.load import load_model
+from lit_consistency.tasks.task import Engine
 from tests.tasks.tiny import built, task_of, tiny_tokenizer
 
 WRITING = {"kind": "generation", "metrics": ["exact_match"], "fields": {"Q": "{q}"}, "references": "{a}"}
@@ -25,5 +26,5 @@ def test_the_end_of_the_turn_ends_what_is_written(
     script = iter(tokenizer.encode("she<|im_end|>" + "and so on " * 99).tolist())
     monkeypatch.setattr(decoding, "next_tokens", lambda *_: torch.tensor([next(script)]))
     model, _, device = load_model(tiny_folder, "cpu")
-    measured = task.measure(model, encoded, tokenizer, batch_tokens=512, device=device)
+    measured = task.measure(encoded, Engine(model, tokenizer, 512, device))
     assert measured.values()["exact_match"] == share_right

@@ -18,6 +18,7 @@ from lit_consistency.tasks import TaskData
 from lit_consistency.tasks import rows as table
 from lit_consistency.tasks.formats import load_format
 from lit_consistency.tasks.reading import read_task
+from lit_consistency.tasks.task import Asking
 from lit_consistency.tasks.yaml_file import load_tasks
 from tests.runs import ROOT
 from tests.tasks.tiny import tiny_model
@@ -90,7 +91,7 @@ def test_a_row_of_the_hub_becomes_a_question(name: str, tiny: Tokenizer, monkeyp
     read = read_task(task)
     assert read.scored[0].answer == answer
     for form in ("default", "io", "instruct"):
-        (question,) = task.questions(read, load_format(form), 0, tiny, 2048).questions
+        (question,) = task.questions(read, Asking(tiny, 2048, load_format(form))).questions
         assert answer.strip() not in question.prompt.split("\n") or task.kind == "choice"
     if task.few_shot is not None:
         assert (task.few_shot.hub, task.few_shot.config) == (task.data.hub, task.data.config)
@@ -124,7 +125,7 @@ def test_a_task_of_a_world_is_asked_of_any_world_of_its_class(
     write_tokenizer(world.tokenizer(), tmp_path)
     for task in load_tasks(name, world=world):
         assert task.data.world == world
-        encoded = task.questions(read_task(task), load_format("default"), 0, Tokenizer(tmp_path), 128)
+        encoded = task.questions(read_task(task), Asking(Tokenizer(tmp_path), 128, load_format("default")))
         assert len(encoded.questions) >= 1
         assert len({question.id for question in encoded.questions}) == len(encoded.questions)
         if name == "biographies" and task.name != "biographies_old_text":
@@ -173,7 +174,8 @@ def test_a_task_runs_on_its_real_data(name: str, data: Path, model: Path, tmp_pa
 def test_examples_of_real_training_splits_are_of_the_same_kind(data: Path, tiny: Tokenizer) -> None:
     for name in ("rte", "mmlu", "gsm8k"):
         (task,) = load_tasks(str(FOLDER / f"{name}.yaml"), data)
-        encoded = task.questions(read_task(task, with_training=True), load_format("default"), 4, tiny, 16384, limit=3)
+        asking = Asking(tiny, 16384, load_format("default"), 4, limit=3)
+        encoded = task.questions(read_task(task, with_training=True), asking)
         for question in encoded.questions:
             assert len(question.shot_ids) == 4
             assert question.prompt.count("\nAnswer:") == 5

@@ -17,7 +17,7 @@ from lit_consistency.tasks import Task
 from lit_consistency.tasks.formats import load_format
 from lit_consistency.tasks.question import Question
 from lit_consistency.tasks.reading import read_task
-from lit_consistency.tasks.task import EncodedTask
+from lit_consistency.tasks.task import Asking, EncodedTask
 from lit_consistency.tasks.yaml_file import load_task
 from tests.data.conftest import byte_level_tokenizer
 
@@ -79,7 +79,7 @@ def built(
     task: Task, tokenizer: Tokenizer, form: str = "default", shots: int = 0, block: int = 256, **options: Any
 ) -> EncodedTask:
     """The task's questions."""
-    return task.questions(read_task(task, shots > 0), load_format(form), shots, tokenizer, block, **options)
+    return task.questions(read_task(task, shots > 0), Asking(tokenizer, block, load_format(form), shots, **options))
 
 
 def rows_of(task: Task) -> list[Question]:

@@ -17,7 +17,7 @@ from lit_consistency.inference.sampling import GenerationOptions
 from lit_consistency.tasks import TaskData
 from lit_consistency.tasks.formats import load_format
 from lit_consistency.tasks.reading import read_task
-from lit_consistency.tasks.task import EncodedTask
+from lit_consistency.tasks.task import Asking, EncodedTask, Engine
 from lit_consistency.tasks.yaml_file import KINDS
 from tests.data.tokens.families import llama3_like
 from tests.model.tiny_models import tiny_model, tiny_tokenizer
@@ -76,13 +76,13 @@ def made(
     keys = {**TASKS[name], **changes}
     task = KINDS[keys.pop("kind")](name=name, data=TaskData(path=str(data)), **keys)
     tokenizer = Tokenizer(tiny_tokenizer(folder / "tokenizer") if new_tokenizer else folder / "tokenizer")
-    return task.questions(read_task(task), load_format(form), 0, tokenizer, BLOCK), tokenizer
+    return task.questions(read_task(task), Asking(tokenizer, BLOCK, load_format(form))), tokenizer
 
 
 def measured(encoded: EncodedTask, tokenizer: Tokenizer) -> dict[str, float]:
     """Our own scores of the questions."""
     model = tiny_model("pythia-14m", vocab_size=320).eval()
-    return encoded.task.measure(model, encoded, tokenizer, batch_tokens=500, device=CPU).values()
+    return encoded.task.measure(encoded, Engine(model, tokenizer, 500, CPU)).values()
 
 
 def theirs(file: Path, tokenizer: Tokenizer) -> dict[str, float]:
@@ -156,7 +156,7 @@ def test_conversations_are_refused(tmp_path: Path) -> None:
     data.write_text(json.dumps({"prompt": "the", "completion": " llama"}))
     task = KINDS["completion"](name="spoken", data=TaskData(path=str(data)), prompt_style="default")  # type: ignore[call-arg]
     tokenizer = Tokenizer(tiny_tokenizer(tmp_path / "tokenizer"))
-    encoded = task.questions(read_task(task), load_format("default"), 0, tokenizer, BLOCK)
+    encoded = task.questions(read_task(task), Asking(tokenizer, BLOCK, load_format("default")))
     with pytest.raises(ValueError, match="task spoken: prompt_style: lm-eval scores no end of a turn"):
         export_tasks(encoded, tmp_path / "tasks", tokenizer, BLOCK)
 
