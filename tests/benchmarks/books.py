@@ -1,11 +1,12 @@
-"""The README's results on real text: two bases, four ways to finetune each, three learning rates, one seed.
+"""Learning and forgetting on real text: two bases, four ways to finetune each, three learning rates, one seed.
 
 Every cell is a run of the command line, two at a time; what has finished is not run again. Prints the table and draws
 the fronts of learning against forgetting:
 
     python -m tests.benchmarks.books --picture fronts.svg
 
-Expects ./data as configs/books/pretrain.yaml says, and the bases of the two commands that stand in the README.
+Expects ./data as configs/books/pretrain.yaml says, and two bases, books-adamw and books-muon, made by it with
+configs/pretraining/adamw.yaml and muon.yaml and --run.name.
 """
 
 from __future__ import annotations
