@@ -153,6 +153,7 @@ def _one_of_two_ranks(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_tokens_of_the_run_are_the_sum_over_the_ranks_and_a_resume_counts_them_once(tmp_path: Path) -> None:
     mp.spawn(_one_of_two_ranks, args=(str(tmp_path),), nprocs=2)
 

@@ -59,7 +59,12 @@ def lines(root: Path) -> list[dict[str, Any]]:
     return [line for line in found if not any(key.startswith(("speed/", "evaluation/")) for key in line)]
 
 
-@pytest.mark.parametrize("name", CASES)
+QUICK = ("muon", "lora")  # a state of its own, and few trained weights; the others are as many minutes
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CASES]
+)
 def test_stopped_in_the_middle_of_an_accumulation_equals_straight(name: str, tmp_path: Path) -> None:
     """Epochs have 9 steps of 2 micro-batches; SIGTERM comes in the first micro-batch of step 12, in the second.
 

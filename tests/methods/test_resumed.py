@@ -17,7 +17,9 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in ("hft", "l2") else pytest.mark.slow) for name in METHODS]
+)
 def test_stopped_and_resumed_equals_straight(name: str, tmp_path: Path) -> None:
     optimizer, method, options = METHODS[name]
     base = fit(tmp_path / "base", optimizer=optimizer).trainer.default_root_dir
