@@ -161,7 +161,7 @@ def _tasks(options: Options) -> list[Task]:
 
 
 def _check_code(tasks: Sequence[Task], allowed: bool) -> None:
-    names = [task.name for task in tasks if getattr(task, "program", None) is not None]
+    names = [task.name for task in tasks if task.runs_code]
     if names and not allowed:
         raise ValueError(f"task {names[0]} runs what the model writes; expected --allow_code_execution")
 

@@ -16,7 +16,6 @@ import numpy as np
 
 from lit_consistency.data.sources.rows import Conversation, RowFiles, Rows
 from lit_consistency.data.tokens.prompts import PromptEncoder, check_style
-from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.inference.items import Candidate, Item, text_bytes
 from lit_consistency.stats.intervals import ratio
 from lit_consistency.tasks.formats import Format
@@ -128,7 +127,8 @@ def _encode_conversation(row: Question, encoder: PromptEncoder, block_size: int)
     n_cut = len(example.tokens) - len(tokens)
     if not supervised[1:].any():
         return None
-    own = supervised & ~np.isin(tokens, special_ids(encoder.tokenizer))
+    ends = sorted({*encoder.tokenizer.special_ids, encoder.tokenizer.eos_id} - {None})  # no text of the answer
+    own = supervised & ~np.isin(tokens, ends)
     n_bytes = text_bytes(encoder.tokenizer, tokens[1:][own[1:]]) if n_cut else _answer_bytes(row.conversation)
     candidates = [Candidate(tokens, supervised, n_bytes)]
     if (own != supervised).any():
@@ -137,14 +137,6 @@ def _encode_conversation(row: Question, encoder: PromptEncoder, block_size: int)
     return EncodedQuestion(
         row.id, row.place, row.group, row.cluster, prompt, Item(candidates, 0), (row.answer,), n_truncated=n_cut
     )
-
-
-def special_ids(tokenizer: Tokenizer) -> list[int]:
-    """Tokens that are no text: the end of a sequence, and what the tokenizer's files call special."""
-    ids = {int(tokenizer.eos_id)} if tokenizer.eos_id is not None else set()
-    if tokenizer.backend == "huggingface":
-        ids |= {i for i, token in tokenizer.processor.get_added_tokens_decoder().items() if token.special}
-    return sorted(ids)
 
 
 def _answer_bytes(row: Conversation) -> int:

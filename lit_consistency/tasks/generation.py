@@ -70,6 +70,11 @@ class GenerationTask(PromptedTask):
     numbers: NumberRule = "value"
     program: str | None = None
 
+    @property
+    def runs_code(self) -> bool:
+        """Of tasks with a ``program``."""
+        return self.program is not None
+
     def _check_metric(self, metric: str) -> None:
         name, _, k = metric.partition("@")
         if (f"{name}@K" if k else name) not in self.METRICS:

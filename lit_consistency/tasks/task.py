@@ -138,6 +138,11 @@ class Task(ABC):
             raise ValueError(f"{key}: expected a template, a task of kind {self.kind} needs it")
 
     @property
+    def runs_code(self) -> bool:
+        """Whether asking it runs programs that the model writes, which needs the user's word."""
+        return False
+
+    @property
     def metric(self) -> str:
         """The number by which the task is judged."""
         return self.metrics[0]

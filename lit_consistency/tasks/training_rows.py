@@ -15,6 +15,7 @@ from typing import Any
 from lit_consistency.data.sources.rows import Conversation, Rows
 from lit_consistency.tasks.few_shot import without_shots
 from lit_consistency.tasks.formats import load_format, right_context
+from lit_consistency.tasks.generation import GenerationTask
 from lit_consistency.tasks.question import Question, limited
 from lit_consistency.tasks.reading import read_questions
 from lit_consistency.tasks.rows import fingerprint
@@ -59,14 +60,14 @@ class TaskRows(Rows):
         if limit < 0:
             raise ValueError(f"limit = {limit}: expected 0 (all rows) or more")
         loaded = load_task(task, data_dir)
-        if not isinstance(loaded, PromptedTask) or getattr(loaded, "prompt_style", None) is not None:
+        if not (isinstance(loaded, PromptedTask) and loaded.prompted):
             raise ValueError(f"task {task!r} is of kind {loaded.kind}: expected questions with an answer")
         self.task: PromptedTask = loaded
         self.format = load_format(format)
         self.split = split
         self.limit = limit
         self.seed = seed
-        if getattr(loaded, "program", None) is not None and getattr(loaded, "demonstration", None) is None:
+        if isinstance(loaded, GenerationTask) and loaded.runs_code and loaded.demonstration is None:
             raise ValueError(f"task {task!r}: expected the key `demonstration`; its references are tests, not answers")
         if split == "few_shot" and self.task.few_shot is None:
             raise ValueError(f"split = 'few_shot': task {task!r} has no key `few_shot`; expected one, or split: scored")

@@ -89,7 +89,7 @@ class WatchedTask:
             others = tuple(metric for metric in task.metrics if metric != self.metric)
             task = replace(task, metrics=(self.metric, *others))
         task.check_asked(load_format(self.format), self.shots)
-        if getattr(task, "program", None) is not None and not self.allow_code_execution:
+        if task.runs_code and not self.allow_code_execution:
             raise ValueError(
                 f"allow_code_execution = false: task {task.name} runs what the model writes; expected true, or "
                 "another task"

@@ -21,6 +21,7 @@ from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.evaluation.harness.tokens import HarnessTokens, ScoredTokens
 from lit_consistency.inference.items import Candidate
 from lit_consistency.metrics import exact_match, extract, rouge_l
+from lit_consistency.tasks.completion import CompletionTask
 from lit_consistency.tasks.generation import GenerationTask, accepted_answers, answer_rule
 from lit_consistency.tasks.question import EncodedQuestion
 from lit_consistency.tasks.task import EncodedTask
@@ -59,7 +60,7 @@ def export_tasks(questions: EncodedTask, folder: Path, tokenizer: Tokenizer, blo
         documents, settings = _generation(task, questions, tokens)
     elif isinstance(task, TextTask):
         documents, settings = _text(questions, tokens)
-    elif getattr(task, "prompt_style", None) is not None:
+    elif isinstance(task, CompletionTask) and not task.prompted:
         raise ValueError(f"task {task.name}: prompt_style: lm-eval scores no end of a turn; expected fields")
     else:
         documents, settings = _choice(questions, tokens)

@@ -127,7 +127,7 @@ def _row_options(name: str, plan: SequencePlan) -> dict[str, Any]:
 
 
 def _check_asked(task: Task, formats: Sequence[Format], shots: Sequence[int]) -> None:
-    if getattr(task, "program", None) is not None:
+    if task.runs_code:
         raise ValueError(f"task {task.name} runs what the model writes; expected tasks without `program`")
     for form in formats if task.prompted else ():
         task.check_asked(form, max(shots))
