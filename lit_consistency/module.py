@@ -183,6 +183,11 @@ class LitLanguageModel(LightningModule):
                 numbers["train/grad_norm"] = self._grad_norm.item()
             self.log_now(numbers)
 
+    @property
+    def step_loss(self) -> float | None:
+        """Loss of the optimizer step that was just made, over all ranks; callbacks read it before it is logged."""
+        return None if self._step_loss is None else self._step_loss.item()
+
     def _rates(self) -> dict[str, float]:
         """Learning rate of each group, named by role."""
         groups = self.trainer.optimizers[0].param_groups
