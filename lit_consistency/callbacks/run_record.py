@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,20 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from lit_consistency.callbacks.forgetting import Forgetting
-from lit_consistency.callbacks.run_model import find_callback, headlines, write_run_model
+from lit_consistency.callbacks.run_model import (
+    find_callback,
+    headlines,
+    litgpt_style,
+    provenance_now,
+    write_run_model,
+)
 from lit_consistency.callbacks.throughput import Throughput
 from lit_consistency.loggers.metrics_file import MetricsFile
 from lit_consistency.loggers.tensorboard import TensorBoardRunLogger
-from lit_consistency.model import weights_hash
+from lit_consistency.model import weights_hash, write_model_files
 from lit_consistency.module import LitLanguageModel, language_model
 from lit_consistency.optimizers import format_table
-from lit_consistency.records.atomic import check_free, remove_leftovers
+from lit_consistency.records.atomic import check_free, remove_leftovers, replaced_folder
 from lit_consistency.records.differences import differences
 from lit_consistency.records.provenance import current_versions, family, read_provenance
 from lit_consistency.records.run_folder import FINISHED, RunFolder
@@ -148,9 +155,17 @@ class RunRecord(Callback):
             self._finish(trainer, "failed", language_model(pl_module))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint holds the configuration and the inputs that made it, so that a resume can be compared."""
+        """A checkpoint holds the configuration and the inputs that made it: a resume is compared, a base has a past."""
         checkpoint["config"] = self.config_yaml
         checkpoint["inputs"] = self.inputs
+        module = language_model(pl_module)
+        at_end = trainer.global_step >= module.total_steps()
+        provenance = provenance_now(trainer, module, self.record, self.config_yaml, at_end)
+        checkpoint["provenance"] = asdict(provenance)
+        if trainer.is_global_zero and not self.folder.model_files.exists():
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            with replaced_folder(self.folder.model_files) as folder:
+                write_model_files(folder, module.config, data.tokenizer_folder, litgpt_style(data))
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse to continue on other data or another base, before anything is written."""

@@ -122,10 +122,19 @@ def read_provenance(folder: Path) -> Provenance | None:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: expected YAML, got: {error}") from error
+    return provenance_of(content, str(path))
+
+
+def provenance_of(content: Any, source: str) -> Provenance:
+    """The provenance of a mapping, which stands in ``source``.
+
+    Raises:
+        ValueError: it is no mapping, or misses a key without default.
+    """
     missing = [key for key in ("model", "optimizer", "method", "stage") if key not in (content or {})]
     if not isinstance(content, dict) or missing:
         raise ValueError(
-            f"{path}: expected a mapping with the keys model, optimizer, method, stage; missing: {missing}"
+            f"{source}: expected a mapping with the keys model, optimizer, method, stage; missing: {missing}"
         )
     known = {entry.name for entry in fields(Provenance)}
     return Provenance(**{key: value for key, value in content.items() if key in known})
