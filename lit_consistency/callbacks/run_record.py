@@ -248,6 +248,7 @@ class RunRecord(Callback):
             "steps": trainer.global_step,
             "base_metrics": forgetting.base if forgetting else {},
             "final_metrics": forgetting.latest if forgetting else {},
+            "interpolated": forgetting.interpolated if forgetting else {},
             "evaluation": forgetting.budget.record() if forgetting else {},
             "speed": throughput.latest if throughput else {},
         }
