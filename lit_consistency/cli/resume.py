@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lit_consistency.checkpointing.io import checkpoints, config_of, newest_valid, step_of
 from lit_consistency.checkpointing.manifest import verify
-from lit_consistency.records.differences import differences
+from lit_consistency.records.differences import differences, flatten
 from lit_consistency.records.run_folder import RunFolder
 
 # what may differ without changing what is computed: where the run is written, shown and executed
@@ -50,6 +50,9 @@ FREE = (
     "data.init_args.num_workers",
     "data.init_args.cache_dir",
 )
+
+# options that came later, with the value under which a run computes what it did before there were any
+ADDED = {"model.carry_optimizer_state": False}
 
 
 def find_checkpoint(section: Mapping[str, Any]) -> Path | None:
@@ -96,8 +99,8 @@ def _newest(folder: RunFolder, trainer: Mapping[str, Any]) -> Path | None:
 
 def check_changes(path: Path, config: str, allow: bool) -> None:
     """ValueError with the differing keys when the checkpoint was made by another configuration."""
-    before = yaml.safe_load(config_of(path))
-    changed = differences(before, yaml.safe_load(config))
+    before, now = flatten(yaml.safe_load(config_of(path))), flatten(yaml.safe_load(config))
+    changed = differences({**ADDED, **before}, {**ADDED, **now})
     differing = [f"  {text}" for key, text in changed.items() if not _is_free(key)]
     if not differing:
         return
