@@ -29,6 +29,7 @@ from lit_consistency.metrics import TokenLoss
 from lit_consistency.model import IGNORE, DocumentMask, check_checkpoint_dir, model_config, token_nll
 from lit_consistency.optimizers import Constant, Schedule, dry_build, group_table, parameter_groups
 from lit_consistency.optimizers.core.optimizer import GroupOptimizer
+from lit_consistency.optimizers.schedules import Branched
 
 OptimizerFactory = Callable[[list[dict]], torch.optim.Optimizer]
 
@@ -83,7 +84,7 @@ class LitLanguageModel(LightningModule):
         self.model_name = name
         self.overrides = overrides or {}
         self.method = method or Full()
-        self.schedule = schedule or Constant()
+        self.schedule: Schedule | Branched = schedule or Constant()
         self.qkv = qkv
         self.roles = roles or {}
         if self.checkpoint_dir is not None:

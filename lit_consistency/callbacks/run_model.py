@@ -84,6 +84,7 @@ def provenance_now(
         "command": record["command"],
         **_configured(config_yaml),
         "final_metrics": _metrics_now(trainer, module, at_end),
+        "branched_from": record["branched_from"],
         "carried_optimizer_state": record["carried_optimizer_state"],
         "planned_steps": None if at_end else module.total_steps(),
     }

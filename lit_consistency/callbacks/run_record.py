@@ -77,6 +77,7 @@ class RunRecord(Callback):
         self.config_yaml = ""
         self.allow_changes = False
         self.resumed_from: str | None = None
+        self.branched_from: dict[str, Any] | None = None  # of the command line: where this run has left another
         self.record: dict[str, Any] = {}
         self.inputs: dict[str, Any] = {}
         self.series: list[int] = []  # steps at which the model is written too, which StepCheckpoint sets
@@ -171,6 +172,7 @@ class RunRecord(Callback):
         """A checkpoint holds the configuration and the inputs that made it: a resume is compared, a base has a past."""
         checkpoint["config"] = self.config_yaml
         checkpoint["inputs"] = self.inputs
+        checkpoint["branch"] = self.branched_from
         module = language_model(pl_module)
         at_end = trainer.global_step >= module.total_steps()
         provenance = provenance_now(trainer, module, self.record, self.config_yaml, at_end)
@@ -183,6 +185,10 @@ class RunRecord(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse to continue on other data or another base, before anything is written."""
         self._resumed_step = checkpoint["global_step"]
+        if self.branched_from is not None and self.resumed_from is None:
+            # what measuring has taken in the run that is left is no time of this one
+            for state in checkpoint.get("callbacks", {}).values():
+                state.pop("budget", None)
         changed = differences(checkpoint.get("inputs", {}), self._inputs(trainer, language_model(pl_module)))
         if trainer.training and changed and not self.allow_changes:
             lines = "\n".join(f"  {text}" for text in changed.values())
@@ -216,6 +222,7 @@ class RunRecord(Callback):
             "started": before.get("started", time.strftime("%Y-%m-%dT%H:%M:%S%z")),
             "command": " ".join(["python -m lit_consistency", *sys.argv[1:]]),
             "resumed_from": [*before.get("resumed_from", []), *([self.resumed_from] if self.resumed_from else [])],
+            "branched_from": self.branched_from,
             "base": str(base) if base is not None else None,
             "base_hash": inputs["base_hash"],
             "pretraining_optimizer": provenance.pretraining_optimizer if provenance else None,

@@ -22,7 +22,7 @@ import yaml
 from filelock import FileLock
 from torch import Tensor
 
-from lit_consistency.checkpointing.io import checkpoints, step_of
+from lit_consistency.checkpointing.io import checkpoints, named_checkpoint, step_of
 from lit_consistency.checkpointing.manifest import manifest_of, verify
 from lit_consistency.checkpointing.sharded import read_folder
 from lit_consistency.data.tokens.cache import default_cache_dir
@@ -64,7 +64,7 @@ def base_folder(path: Path, option: str = "checkpoint_dir", optimizer_state: boo
     if (path / CONFIG).is_file() or named is None:
         return path
     run, step = RunFolder(path.parent.parent), int(named[1])
-    checkpoint = path if path.exists() else run.checkpoints / f"step-{step:08d}.ckpt"
+    checkpoint = named_checkpoint(path if path.suffix else run.checkpoints / path.name)
     if run.series_model(step).is_dir() and not (optimizer_state and checkpoint.exists()):
         return run.series_model(step)
     if not checkpoint.exists():
