@@ -225,6 +225,8 @@ class RunRecord(Callback):
             "steps": trainer.global_step,
             "base_metrics": forgetting.base if forgetting else {},
             "final_metrics": forgetting.latest if forgetting else {},
+            "losses": _losses(trainer),
+            "judged_by": forgetting.judges() if forgetting else {},
             "evaluation": forgetting.budget.record() if forgetting else {},
             "speed": throughput.latest if throughput else {},
         }
@@ -283,8 +285,7 @@ class RunRecord(Callback):
     def _final_metrics(self, trainer: Trainer) -> dict[str, float | None]:
         """Losses and what judges the run; what is no number is None."""
         forgetting = _find(trainer, Forgetting)
-        losses = {key: float(value) for key, value in trainer.callback_metrics.items() if key in LOSSES}
-        numbers = {**losses, **_headlines(forgetting.latest if forgetting else {})}
+        numbers = {**_losses(trainer), **_headlines(forgetting.latest if forgetting else {})}
         return {name: value if math.isfinite(value) else None for name, value in sorted(numbers.items())}
 
 
@@ -300,6 +301,11 @@ def _keep_until(trainer: Trainer, kind: type[MetricsFile] | type[TensorBoardRunL
     for logger in trainer.loggers:
         if isinstance(logger, kind):
             logger.keep_until(step)
+
+
+def _losses(trainer: Trainer) -> dict[str, float]:
+    """The last loss of training and of validation."""
+    return {key: float(value) for key, value in trainer.callback_metrics.items() if key in LOSSES}
 
 
 def _headlines(measured: dict[str, float]) -> dict[str, float]:
