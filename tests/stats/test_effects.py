@@ -57,7 +57,8 @@ def test_intervals_cover_what_they_promise() -> None:
 
 def test_the_bootstrap_gives_no_interval_to_few_seeds() -> None:
     first, second = np.zeros(10), np.arange(1.0, 11.0)
-    few, many = (paired_effect(first[:n], second[:n], method="bootstrap") for n in (5, 10))
+    few, enough, many = (paired_effect(first[:n], second[:n], method="bootstrap") for n in (5, 6, 10))
+    assert 1 <= enough.low < 3.5 < enough.high <= 6
     assert math.isnan(few.low)
     assert math.isnan(few.high)
     assert few.p == 2 / 2**5  # all of 32 ways to exchange but two are less extreme
@@ -65,6 +66,16 @@ def test_the_bootstrap_gives_no_interval_to_few_seeds() -> None:
     assert 1 < many.low < 5.5 < many.high < 10
     assert many.stderr == paired_effect(first, second).stderr
     assert math.isnan(paired_effect([0.0], [1.0], method="bootstrap").p)
+
+
+def test_widened_percentiles_of_normal_differences_are_students_interval() -> None:
+    """Plain percentiles of twelve seeds are 15% narrower."""
+    differences = np.random.default_rng(12).normal(size=12)
+    student, bootstrap = (
+        paired_effect(np.zeros(12), differences, method=method)  # type: ignore[arg-type]
+        for method in ("student", "bootstrap")
+    )
+    assert bootstrap.high - bootstrap.low == pytest.approx(student.high - student.low, rel=0.03)
 
 
 def test_the_effects_of_two_optimizers() -> None:

@@ -139,6 +139,26 @@ def test_the_error_of_items_widens_the_interval_and_shared_items_more() -> None:
     assert all(math.isnan(number) for number in alone[1:4])
 
 
+def test_points_far_from_the_front_are_left_out_of_resamples_and_change_nothing() -> None:
+    """The same shifts drawn again, of all points, and the area of each resample by moocore."""
+    rng = np.random.default_rng(6)
+    seeds = [rng.random((30, 2)) for _ in range(3)]
+    errors = [rng.random((30, 2)) * 0.1 for _ in range(3)]
+    again = np.random.default_rng(7)
+    drawn, shifts = again.integers(3, size=(50, 3)), again.standard_normal((50, 3, 2))
+    areas = [
+        np.mean(
+            [
+                moocore.hypervolume((seeds[k] + z * errors[k]) * (-1, 1), ref=(0.5, 4.5))
+                for k, z in zip(*sample, strict=True)
+            ]
+        )
+        for sample in zip(drawn, shifts, strict=True)
+    ]
+    result = hypervolume_interval(seeds, REFERENCE, errors, seed=7, n_boot=50)
+    assert result.stderr == pytest.approx(np.std(areas, ddof=1) * math.sqrt(3 / 2), rel=1e-9)
+
+
 def test_intervals_of_three_seeds_hold_the_mean_hypervolume() -> None:
     rng = np.random.default_rng(4)
     truth = 0.5 * 0.5  # the height is normal around .5, the width is .5

@@ -97,6 +97,11 @@ def test_what_is_not_to_be_reached_ends() -> None:
     assert refine([1, 2], [NAN, NAN], 0.8, within=1.1) == [0.5]
     assert refine([1, 2, 4], [0.2, 0.8, 0.9], 0.8, within=1.1) == [], "a rate on the level is the reading itself"
     assert refine([1, 2, 4, 8], [0.2, 0.9, 0.1, 0.9], 0.8, within=1.1) == [1.414], "the first of three crossings"
+    assert refine([1, 2, 4], [0.2, 0.9, 0.8], 0.8, within=1.1) == [1.414], "the crossing before a rate on the level"
+    assert refine([1, 2, 4], [0.8, 0.9, 0.2], 0.8, within=1.1) == []
+    assert refine([1, 2, 4], [0.85, 0.9, 0.85], 0.8, within=1.1) == [0.5], "a peak, but all of it above"
+    assert refine([1, 2, 4, 8], [NAN, NAN, 0.6, 0.5], 0.8, within=1.1) == [2.828], "the nearer of two that diverged"
+    assert refine([1.414, 2], [0.2, 0.9], 0.8, within=math.sqrt(2)) == [], "as close as rounded rates can be"
     assert refine([1, 2], [0.9, 0.95], 0.8, within=1.1, factor=4) == [0.25]
 
 

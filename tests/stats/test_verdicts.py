@@ -30,6 +30,7 @@ from lit_consistency.stats.verdicts import (
         (0.05, 0.4, 0.1, "undecided", "undecided"),
         (0.1, 0.4, 0.1, "undecided", "undecided"),
         (0.01, 0.02, 0.1, "equivalent", "equivalent"),
+        (-0.1, 0.02, 0.1, "undecided", "undecided"),
         (0.01, 0.02, 0.0, "supported", "contradicted"),
         (-0.01, 0.02, 0.0, "undecided", "undecided"),
         (0.0, 0.0, 0.0, "undecided", "undecided"),
