@@ -121,9 +121,8 @@ def _metrics_now(trainer: Trainer, module: LitLanguageModel, at_end: bool) -> di
     """Losses and what judges the run, as far as they are of this very step; what is no number is None."""
     forgetting = find_callback(trainer, Forgetting)
     measured = forgetting.latest if forgetting and forgetting.measured_at == trainer.global_step else {}
-    if at_end:
-        losses = losses_now(trainer)
-    else:  # what was logged last, and the validation loss, are those of an earlier step
-        losses = {"train/loss": module.step_loss} if module.step_loss is not None else {}
+    # before the end, what was logged last, and the validation loss, are those of an earlier step
+    of_this_step = {"train/loss": module.step_loss} if module.step_loss is not None else {}
+    losses = losses_now(trainer) if at_end else of_this_step
     numbers = {**losses, **headlines(measured)}
     return {name: value if math.isfinite(value) else None for name, value in sorted(numbers.items())}

@@ -21,10 +21,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from lit_consistency.callbacks.forgetting import Forgetting
-from lit_consistency.callbacks.run_model import (, losses_now
+from lit_consistency.callbacks.run_model import (
     find_callback,
     headlines,
     litgpt_style,
+    losses_now,
     provenance_now,
     write_run_model,
 )
