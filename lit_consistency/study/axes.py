@@ -164,25 +164,20 @@ def _swept(key: str, name: str, spec: Mapping[str, Any]) -> Axis:
     branches = given if by is not None else {"": given}
     if not isinstance(branches, Mapping):
         raise ValueError(f"{key} = {given!r}: expected a list for every value of {by}")
+    if not branches:
+        raise ValueError(f"{key}: expected at least one list of values")
     values: dict[str, tuple[AxisValue, ...]] = {}
-    keys: set[str] = set()
     for branch, content in branches.items():
         here = f"{key}.{branch}" if branch else key
         columns = content if "keys" in spec else {str(spec["key"]): content}
         if not isinstance(columns, Mapping) or not columns:
             raise ValueError(f"{here}.keys = {columns!r}: expected options with a list of values each")
         values[str(branch)] = _rows(here, columns)
-        keys |= set(columns)
     search = spec.get("search")
     if search is not None:
         _check_search(f"{key}.search", search, values)
-    return Axis(
-        name,
-        values,
-        by,
-        tuple(sorted(keys, key=str)) if len(keys) == 1 else tuple(next(iter(values.values()))[0].options),
-        search,
-    )
+    keys = tuple(next(iter(values.values()))[0].options)
+    return Axis(name, values, by, keys, search)
 
 
 def _rows(key: str, columns: Mapping[str, Any]) -> tuple[AxisValue, ...]:

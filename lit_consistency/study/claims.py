@@ -53,7 +53,7 @@ def check_claims(study: StudyOptions, axes: Mapping[str, Axis]) -> None:
         if claim.contrast == "interaction":
             sides: dict[str, dict[str, list[str]]] = {"rows": claim.rows, "columns": claim.columns}
             for side, given in sides.items():
-                if len(given) != 1 or len(next(iter(given.values()))) != 2:
+                if [len(names) for names in given.values()] != [2]:
                     raise ValueError(f"{key}.{side} = {given}: expected one axis with two of its values")
         else:
             sides = {"of": {a: [v] for a, v in claim.of.items()}, "against": {a: [v] for a, v in claim.against.items()}}
@@ -152,7 +152,8 @@ def _note(contrast: Contrast, marks: Sequence[str]) -> str:
 
 
 def _interaction(claim: Claim, groups: Sequence[Group], where: Where, reading: Reading) -> tuple[np.ndarray, list[str]]:
-    (row_axis, row_names), (column_axis, column_names) = [*claim.rows.items(), *claim.columns.items()]
+    row_axis, row_names = next(iter(claim.rows.items()))
+    column_axis, column_names = next(iter(claim.columns.items()))
     seeds, table = table_of(groups, (row_axis, row_names), (column_axis, column_names), where, reading)
     marks = [
         read_group(group, seed, where, reading).mark

@@ -53,11 +53,11 @@ def _best(stage: str, pick: Pick, cells: Sequence[Cell], outcome: Outcome, notes
         for cell in group:
             at = seeds.index(cell.coordinates[SEED]), names.index(cell.coordinates[over])
             table[at] = number(results[cell.name], metric)
-        if np.isnan(table).all():
-            notes.append(f"{where}: no cell has a {metric}")
-            continue
         more = more_is_better(metric, list(results.values()))
         index, at_edge = best_rate(np.arange(1.0, len(names) + 1), table, more)
+        if index is None:
+            notes.append(f"{where}: none has a {metric} for every seed")
+            continue
         if at_edge:
             notes.append(f"{where}: the best one, {names[index]}, lies at the edge of what was tried")
         chosen += [cell for cell in group if cell.coordinates[over] == names[index]]

@@ -325,8 +325,8 @@ def components(groups: Sequence[Group], where: Where, reading: Reading) -> list[
     """Where the spread of forgetting comes from in every group: seeds of the base, orders of the data, items."""
     shown = []
     for group in groups:
-        values: dict[str, list[float]] = {}
-        errors: dict[str, list[float]] = {}
+        values: dict[str | int, list[float]] = {}
+        errors: dict[str | int, list[float]] = {}
         for seed in group.seeds:
             orders = sorted({p.cell.coordinates.get(ORDER, "0") for p in group.points if p.seed == seed}, key=int)
             values[seed] = [read_group(group, seed, where, reading, order).value for order in orders]

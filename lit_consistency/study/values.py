@@ -144,6 +144,7 @@ def stage_values(
     plain = dotted_options(stage.options)
     start = [*arguments(stage.kind, stage.config, {}), *standing_in, *arguments(stage.kind, (), plain)]
     steps = list(_steps(axes))
+    _check_apart(key, axes, lambda axis: {k for vs in axis.values.values() for value in vs for k in value.options})
     owners = [key] + 2 * [f"{key}.axes.{step.axis.name}.{step.value.name}" for step in steps]
     layers = [_first_values(axes, {}), *(step.layers for step in steps), *(step.reference for step in steps)]
     given = [[part for v in layer.values() for part in arguments(stage.kind, v.config, v.options)] for layer in layers]
@@ -218,11 +219,16 @@ def _check_changes(key: str, axes: Sequence[Axis], changes: Mapping[tuple[str, s
                         f"{here}: {seen[what]} and {value.name} are the same configuration; expected a difference"
                     )
                 seen[what] = value.name
+    _check_apart(key, axes, lambda axis: _keys_of(axis, changes))
+
+
+def _check_apart(key: str, axes: Sequence[Axis], keys_of: Callable[[Axis], set[str]]) -> None:
+    """See that no two axes change one key: the later one would undo what the earlier one says."""
     for i, axis in enumerate(axes):
         for other in axes[i + 1 :]:
             if other.by == axis.name:
                 continue  # parsed one upon the other
-            both = _keys_of(axis, changes) & _keys_of(other, changes)
+            both = keys_of(axis) & keys_of(other)
             if both:
                 raise ValueError(
                     f"{key}.axes: {axis.name} and {other.name} both change {sorted(both)[0]}; expected by: {axis.name} "
