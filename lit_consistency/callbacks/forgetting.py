@@ -314,6 +314,14 @@ class Forgetting(Callback):
         """Base and latest value of every watched task."""
         return self._compare(self.latest)
 
+    def judges(self) -> dict[str, dict[str, Any]]:
+        """``KIND/NAME`` of every measured task -> the metric that judges it, and the number of its items."""
+        return {
+            key: {"metric": task.metric, "items": len(self._measured[key].records)}
+            for key, task in self._tasks.items()
+            if key in self._measured
+        }
+
     def write_items(self, folder: Path) -> None:
         """Write the latest measurement as ``evaluate`` writes its results, for ``evaluate --compare``.
 

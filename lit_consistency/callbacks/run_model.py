@@ -99,6 +99,11 @@ def headlines(measured: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in measured.items() if name.startswith(judged) and "." not in name}
 
 
+def losses_now(trainer: Trainer) -> dict[str, float]:
+    """The last loss of training and of validation."""
+    return {key: float(value) for key, value in trainer.callback_metrics.items() if key in LOSSES}
+
+
 def litgpt_style(data: Any) -> PromptStyle | None:
     """What ``litgpt generate`` is to prompt with; None keeps the base's, as for a tokenizer's own chat template."""
     if not isinstance(data, SFTData) or data.prompt_style == "chat_template":
@@ -123,9 +128,8 @@ def _metrics_now(trainer: Trainer, module: LitLanguageModel, at_end: bool) -> di
     """Losses and what judges the run, as far as they are of this very step; what is no number is None."""
     forgetting = find_callback(trainer, Forgetting)
     measured = forgetting.latest if forgetting and forgetting.measured_at == trainer.global_step else {}
-    if at_end:
-        losses = {key: float(value) for key, value in trainer.callback_metrics.items() if key in LOSSES}
-    else:  # what was logged last, and the validation loss, are those of an earlier step
-        losses = {"train/loss": module.step_loss} if module.step_loss is not None else {}
+    # before the end, what was logged last, and the validation loss, are those of an earlier step
+    of_this_step = {"train/loss": module.step_loss} if module.step_loss is not None else {}
+    losses = losses_now(trainer) if at_end else of_this_step
     numbers = {**losses, **headlines(measured)}
     return {name: value if math.isfinite(value) else None for name, value in sorted(numbers.items())}

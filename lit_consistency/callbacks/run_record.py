@@ -25,6 +25,7 @@ from lit_consistency.callbacks.run_model import (
     find_callback,
     headlines,
     litgpt_style,
+    losses_now,
     provenance_now,
     write_run_model,
 )
@@ -270,6 +271,8 @@ class RunRecord(Callback):
             "steps": trainer.global_step,
             "base_metrics": forgetting.base if forgetting else {},
             "final_metrics": forgetting.latest if forgetting else {},
+            "losses": losses_now(trainer),
+            "judged_by": forgetting.judges() if forgetting else {},
             "interpolated": forgetting.interpolated if forgetting else {},
             "evaluation": forgetting.budget.record() if forgetting else {},
             "speed": throughput.latest if throughput else {},
