@@ -277,11 +277,11 @@ class RunRecord(Callback):
             "evaluation": forgetting.budget.record() if forgetting else {},
             "speed": throughput.latest if throughput else {},
         }
-        self._write()
         if status == FINISHED and forgetting:
             if trainer.is_global_zero:
                 forgetting.write_items(self.folder.last_measured)
             module.log_now({f"final/{name}": value for name, value in headlines(forgetting.latest).items()})
+        self._write()  # last: a record that says finished stands for all the rest
 
     def _log_hyperparameters(self, trainer: Trainer, measured: dict[str, float]) -> None:
         """The HParams page shows only metrics that the first call names, so the final ones are declared now."""
