@@ -90,7 +90,7 @@ def plain_log(text: str) -> str:
 
 
 def safe_json(value: Any) -> str:
-    """JSON that no HTML parser takes for markup; ``\\u2028`` ends lines in older scripts."""
+    """JSON that no HTML parser takes for markup; U+2028 and U+2029 end lines in older scripts."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")

@@ -14,7 +14,7 @@ from lit_consistency.records.atomic import new_file, write_text
 from lit_consistency.study.report.charts.curves import StepCurves, draw_rates, draw_steps
 from lit_consistency.study.report.charts.forest import draw_forest, forest_key
 from lit_consistency.study.report.charts.front import draw_fronts
-from lit_consistency.study.report.charts.grid import colors_said, draw_heat_map, draw_variances
+from lit_consistency.study.report.charts.grid import draw_heat_map, draw_variances
 from lit_consistency.study.report.content import CellRow, Content, RateCurve
 from lit_consistency.study.report.drawing import png
 from lit_consistency.study.report.drawing.canvas import Canvas, svg_file
@@ -22,7 +22,7 @@ from lit_consistency.study.report.drawing.palette import Style, style
 from lit_consistency.study.report.drawing.scales import short_number
 from lit_consistency.study.report.words import fixed, probability, with_interval
 
-WIDTH, WIDE, PHONE = 430.0, 920.0, 372.0
+WIDTH, WIDE, PHONE = 400.0, 920.0, 372.0
 """Pixels: of a picture that stands beside others; of one alone; of its arrangement for a phone."""
 T = TypeVar("T")
 
@@ -85,10 +85,15 @@ def write_figures(drawn: Sequence[Figure], folder: Path) -> list[str]:
         if path.name not in wanted:
             path.unlink()
     for figure in drawn:
-        write_text(folder / f"{figure.name}.svg", svg_file(figure.canvas, figure.title))
-        if png.can_draw():
-            with new_file(folder / f"{figure.name}.png") as path:
+        vector, pixels = (folder / f"{figure.name}.{ending}" for ending in ("svg", "png"))
+        text = svg_file(figure.canvas, figure.title)
+        same = vector.is_file() and vector.read_text(encoding="utf-8") == text
+        # the SVG is written last: where it is the same, the pixels are too
+        if png.can_draw() and not (same and pixels.is_file()):
+            with new_file(pixels) as path:
                 png.write_png(figure.canvas, figure.title, path)
+        if not same:
+            write_text(vector, text)
     if drawn and not png.can_draw():
         return ["no PNG of the figures: matplotlib is absent; install it by: pip install 'lit_consistency[study]'"]
     return []
@@ -136,14 +141,17 @@ def _fronts(content: Content, styles: dict[str, Style]) -> Iterable[Figure]:
         seeds = sorted({len({p.seed for p in front.points}) for front in fronts})
         said = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
         caption = (
-            f"Lines: what half of the seeds attain; bands: from the best to the worst of {said} seeds, and their middle "
-            "half. Filled: the end of a run; hollow: a step on the way or an interpolation; dots: dominated points."
+            f"Lines: what half of the seeds attain; bands: from the best to the worst of {said} seeds, and their "
+            "middle half. Filled: the end of a run; hollow: a step on the way or an interpolation; dots: dominated."
         )
-        rows = [(f.group, *with_interval(*f.hypervolume, sign=False)) for f in fronts]
+        rows = [
+            (f.group, *with_interval(*f.hypervolume, sign=False), " ".join(map(short_number, f.reference)))
+            for f in fronts
+        ]
         yield Figure("", "fronts", panel, f"{caption} {left_out}".strip(), picture, None, FRONT_COLUMNS, tuple(rows))
 
 
-FRONT_COLUMNS = ("group", "hypervolume", "95% interval")
+FRONT_COLUMNS = ("group", "hypervolume", "95% interval", "to the reference")
 
 
 def _rates(content: Content, styles: dict[str, Style]) -> Iterable[Figure]:
@@ -174,9 +182,13 @@ def _heat_maps(content: Content) -> Iterable[Figure]:
         columns = (f"{heat.rows_axis} \\ {heat.columns_axis}", *heat.columns)
         rows = []
         for name, values, halves in zip(heat.rows, heat.values, heat.intervals, strict=True):
-            cells = [f"{short_number(v)}{f' ± {short_number(h)}' if math.isfinite(h) else ''}" for v, h in zip(values, halves, strict=True)]
+            cells = [
+                f"{short_number(v)}{f' ± {short_number(h)}' if math.isfinite(h) else ''}"
+                for v, h in zip(values, halves, strict=True)
+            ]
             rows.append((name, *cells))
-        caption = f"Below a number: half of its 95% interval. Colours: {colors_said(heat)}."
+        known = any(math.isfinite(half) for row in heat.intervals for half in row)
+        caption = "Below a number: half of its 95% interval." if known else ""
         yield Figure("", "heat_maps", heat.title, caption, draw_heat_map(heat, WIDTH), None, columns, tuple(rows))
 
 
@@ -236,7 +248,9 @@ def _step_groups(content: Content) -> dict[str, dict[str, list[CellRow]]]:
         if rate is not None:
             cells = _at_rate(cells, rate)
         # a diverged cell is in no front: it is found by what it has in common with those that are
-        panels[front.panel][front.group] = [c for recipe in dict.fromkeys(map(_recipe, cells)) for c in by_recipe[recipe]]
+        panels[front.panel][front.group] = [
+            c for recipe in dict.fromkeys(map(_recipe, cells)) for c in by_recipe[recipe]
+        ]
     return panels
 
 
@@ -248,7 +262,10 @@ def _recipe(cell: CellRow) -> tuple[str, ...]:
 def _best_rates(content: Content, panel: str) -> dict[str, RateCurve]:
     """Group -> the first of its rate curves in this panel that has a best rate."""
     curves = [curve for curve in content.rates if curve.panel == panel and math.isfinite(curve.best)]
-    return {curve.group: curve for curve in reversed(curves)}
+    first: dict[str, RateCurve] = {}
+    for curve in curves:
+        first.setdefault(curve.group, curve)
+    return first
 
 
 def _at_rate(cells: Sequence[CellRow], curve: RateCurve) -> list[CellRow]:

@@ -73,7 +73,9 @@ def write_page(content: Content, folder: Path, drawn: Sequence[Figure] | None = 
 
 def _template() -> Any:
     loader = PackageLoader("lit_consistency.study.report")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters |= {"short": short_number, "duration": duration, "probability": probability}
     environment.globals |= {"count": count, "signs": STATES, "verdicts": VERDICTS, "source": _source(environment)}
     return environment.get_template("page.html")

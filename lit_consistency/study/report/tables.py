@@ -51,7 +51,7 @@ def write_tables(content: Content, folder: Path) -> list[str]:
 
 def result_rows(content: Content) -> tuple[list[str], list[list[Any]]]:
     """Columns, and one row a cell in the order of stage and name."""
-    axes, metrics = cell_axes(content), cell_metrics(content)
+    axes, metrics = sorted(cell_axes(content)), sorted(cell_metrics(content))
     columns = [*FIXED[:2], *(f"axis.{axis}" for axis in axes), *FIXED[2:], *metrics, *LAST]
     if twice := sorted({name for name in columns if columns.count(name) > 1}):
         raise ValueError(f"metrics: {twice} are names of columns that every table has; expected other names")
@@ -73,8 +73,7 @@ def result_rows(content: Content) -> tuple[list[str], list[list[Any]]]:
 
 
 def _step_rows(content: Content) -> tuple[list[str], list[list[Any]]]:
-    names = dict.fromkeys(name for cell in content.cells for row in cell.curve for name in row)
-    names.pop("step", None)
+    names = sorted({name for cell in content.cells for row in cell.curve for name in row} - {"step"})
     cells = sorted(content.cells, key=lambda cell: (cell.stage, cell.name))
     rows = [
         [cell.name, _known(row.get("step", math.nan)), *(_known(row.get(name, math.nan)) for name in names)]

@@ -41,7 +41,9 @@ def print_summary(content: Content, console: Console | None = None) -> None:
     console.print()
     console.print(Text(content.title, "bold"), width=width)
     counts = [f"{STATES.get(state, '')} {n:,} {state}".strip() for state, n in state_counts(content).items()]
-    console.print(Text(f"{count(len(content.cells), 'cell')}: {', '.join(counts)}" if counts else "no cells"), width=width)
+    console.print(
+        Text(f"{count(len(content.cells), 'cell')}: {', '.join(counts)}" if counts else "no cells"), width=width
+    )
     if content.claims:
         console.print()
         console.print(Text(verdict_counts(content.claims)), width=width)
@@ -55,14 +57,19 @@ def print_summary(content: Content, console: Console | None = None) -> None:
         for name in ("value", "95% interval", "p", "n"):
             effects.add_column(name, justify="right", no_wrap=True)
         for effect in rows:
-            name = Text(effect.name) if not effect.mark else Text(f"{effect.name} ").append(f"({effect.mark})", "yellow")
+            label = Text(effect.name)
+            if effect.mark:
+                label.append(f" ({effect.mark})", "yellow")
             p = probability(effect.p).removeprefix("p ").removeprefix("= ")
-            effects.add_row(name, *map(Text, (*with_interval(effect.value, effect.low, effect.high), p, str(effect.n))))
+            effects.add_row(
+                label, *map(Text, (*with_interval(effect.value, effect.low, effect.high), p, str(effect.n)))
+            )
         console.print(effects)
-    marked = [r for r in content.rates if r.mark]
-    for rate in marked:
-        best = f", best {rate.best:g}" if math.isfinite(rate.best) else ""
-        console.print(Text(f"⚠ {rate.panel}, {rate.group}: {rate.metric} over {rate.axis}{best}: {rate.mark}", "yellow"), width=width)
+    for rate in content.rates:
+        if rate.mark:
+            best = f", best {rate.best:g}" if math.isfinite(rate.best) else ""
+            said = f"⚠ {rate.panel}, {rate.group}: {rate.metric} over {rate.axis}{best}: {rate.mark}"
+            console.print(Text(said, "yellow"), width=width)
     for sentence in content.not_run:
         console.print(Text(f"not run: {sentence}", "dim"), width=width)
 

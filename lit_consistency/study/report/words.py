@@ -121,7 +121,7 @@ def claim_numbers(claim: ClaimResult) -> str:
     """Effect, interval, bound, seeds and p in one line of text."""
     value, interval = with_interval(claim.value, claim.low, claim.high)
     parts = [f"{value} {claim.scale} {interval}".rstrip()] if math.isfinite(claim.value) else ["no effect measured"]
-    parts.append(f"counts from ±{short_number(claim.smallest_effect)}")
+    parts.append(f"counts from ±{short_number(claim.smallest_effect)} on")
     parts.append(count(claim.n, "seed"))
     if probability(claim.p):
         parts.append(probability(claim.p))

@@ -41,11 +41,11 @@ def content(seeds: int = 10, front_seeds: int = 10) -> Content:
         groups[cell.coordinates["base"], cell.coordinates["finetuner"]].append(cell)
     return Content(
         title="Does the optimizer of pretraining forget less?",
-        description="Two bases of 1M parameters, pretrained with AdamW and with Muon on biographies of invented people, "
-        "are taught new people by four finetuners at six rates each.\n\nRead at matched learning: what share of the new "
+        description="Two bases of 1M parameters, pretrained with AdamW and with Muon on biographies of invented people, "  # noqa: E501
+        "are taught new people by four finetuners at six rates each.\n\nRead at matched learning: what share of the new "  # noqa: E501
         "facts is known, and how much of the old ones is gone. Every base seed has a world of its own.",
         command="python -m lit_consistency study --config configs/studies/consistency.yaml",
-        study_file="# the study\nstages:\n  pretrain: {axes: {optimizer: [AdamW, Muon]}}\n  finetune: {base: pretrain}\n",
+        study_file="# the study\nstages:\n  pretrain: {axes: {optimizer: [AdamW, Muon]}}\n  finetune: {base: pretrain}\n",  # noqa: E501
         axes={
             "pretrain": {"optimizer": list(BASES), "base_seed": [str(s) for s in range(seeds)]},
             "finetune": {
@@ -140,7 +140,7 @@ def _cell(base: str, finetuner: str, rate: float, seed: int) -> CellRow:
         seconds=NAN if state == "missing" else 29 + 2 * rng.random(),
         metrics=metrics,
         curve=curve,
-        command=f"python -m lit_consistency fit --config configs/quickstart.yaml --model.lr {rate:g} --seed_everything {seed}",
+        command=f"python -m lit_consistency fit --config configs/quickstart.yaml --model.lr {rate:g} --seed_everything {seed}",  # noqa: E501
         config=configuration(finetuner, rate, seed),
         log=_log(curve, error) if state != "missing" else "",
         error=error,
@@ -183,7 +183,11 @@ def _front(panel: str, group: str, cells: list[CellRow]) -> Front:
 
 
 def _dominates(q: FrontPoint, p: FrontPoint) -> bool:
-    return q.learning >= p.learning and q.forgetting <= p.forgetting and (q.learning, q.forgetting) != (p.learning, p.forgetting)
+    return (
+        q.learning >= p.learning
+        and q.forgetting <= p.forgetting
+        and (q.learning, q.forgetting) != (p.learning, p.forgetting)
+    )
 
 
 def surfaces(fronts: list[list[tuple[float, float]]]) -> dict[str, list[tuple[float, float]]]:
@@ -212,11 +216,13 @@ def _rates(panel: str, group: str, cells: list[CellRow]) -> RateCurve:
         if len(known) == 0:
             points.append((rate, NAN, NAN, NAN))
             continue
-        half = 2.3 * known.std(ddof=1) / math.sqrt(len(known))
+        half = 2.3 * known.std(ddof=1) / math.sqrt(len(known)) if len(known) > 1 else NAN
         points.append((rate, float(known.mean()), float(known.mean() - half), float(known.mean() + half)))
     seeds = {seed for row in values.values() for seed in row}
     singles = {seed: [(rate, values[rate][seed]) for rate in sorted(values)] for seed in sorted(seeds, key=int)}
-    mark = "best at the edge" if group == "MoFO" else "level not bracketed" if "LoRA" in group and "Muon" in panel else ""
+    mark = (
+        "best at the edge" if group == "MoFO" else "level not bracketed" if "LoRA" in group and "Muon" in panel else ""
+    )
     best = points[0 if mark == "best at the edge" else 2][0]
     return RateCurve(panel, group, "lr", FORGETTING, points, singles, best, mark, 0.18)
 
@@ -225,11 +231,11 @@ def claims() -> list[ClaimResult]:
     command = "python -m lit_consistency study --config configs/studies/consistency.yaml --only stage=finetune"
     row = lambda *values: ClaimResult(*values, command)  # noqa: E731
     return [
-        row("consistency", "Finetuning with the optimizer of pretraining forgets less than its two main effects explain.", "supported", "points", -0.052, -0.081, -0.023, 0.01, 10, 0, 0.0008, ""),
-        row("adamw_forgets_less", "At equal learning, AdamW forgets less than Muon, whatever the base.", "contradicted", "points", 0.034, 0.019, 0.049, 0.01, 10, 0, 0.004, ""),
-        row("mofo_is_free", "MoFO learns as much as AdamW at the same rate.", "equivalent", "log-odds", 0.0021, -0.0068, 0.011, 0.02, 10, 0, 0.61, ""),
-        row("lora_keeps_more", "LoRA of rank 8 keeps more than full finetuning with the same optimizer when both are read where 90% of the new facts are learned, on a base that was pretrained by Muon.", "undecided", "points", -0.013, -0.045, 0.019, 0.01, 10, 34, 0.38, ""),
-        row("wider_lora", f"A name with markup {HOSTILE} stays text.", "no verdict", "points", NAN, NAN, NAN, 0.01, 0, 0, NAN, "level not bracketed: no rate of LoRA reaches a learning of 0.9 on the Muon base"),
+        row("consistency", "Finetuning with the optimizer of pretraining forgets less than its two main effects explain.", "supported", "points", -0.052, -0.081, -0.023, 0.01, 10, 0, 0.0008, ""),  # noqa: E501
+        row("adamw_forgets_less", "At equal learning, AdamW forgets less than Muon, whatever the base.", "contradicted", "points", 0.034, 0.019, 0.049, 0.01, 10, 0, 0.004, ""),  # noqa: E501
+        row("mofo_is_free", "MoFO learns as much as AdamW at the same rate.", "equivalent", "log-odds", 0.0021, -0.0068, 0.011, 0.02, 10, 0, 0.61, ""),  # noqa: E501
+        row("lora_keeps_more", "LoRA of rank 8 keeps more than full finetuning with the same optimizer when both are read where 90% of the new facts are learned, on a base that was pretrained by Muon.", "undecided", "points", -0.013, -0.045, 0.019, 0.01, 10, 34, 0.38, ""),  # noqa: E501
+        row("wider_lora", f"A name with markup {HOSTILE} stays text.", "no verdict", "points", NAN, NAN, NAN, 0.01, 0, 0, NAN, "level not bracketed: no rate of LoRA reaches a learning of 0.9 on the Muon base"),  # noqa: E501
     ]  # fmt: skip
 
 
@@ -242,12 +248,27 @@ def effects() -> list[Effect]:
             ("interaction", "interaction: matched − mismatched", -0.052, 0.021, 0.0004, ""),
             ("simple", "Muon − AdamW on the AdamW base", 0.034, 0.015, 0.004, ""),
             ("simple", "Muon − AdamW on the Muon base", -0.061, 0.019, 0.0001, ""),
-            ("difference", "LoRA r=8, AdamW, of every linear layer − AdamW on the Muon base", -0.013, 0.032, 0.38, "level not bracketed"),
+            ("difference", "LoRA r=8, AdamW, of every linear layer − AdamW on the Muon base", -0.013, 0.032, 0.38, "level not bracketed"),  # noqa: E501
             ("difference", "SGD − AdamW on the AdamW base", NAN, NAN, NAN, "one seed"),
         ):  # fmt: skip
             v, h = factor * value, factor * half
             n = 1 if math.isnan(value) else 10
-            rows.append(Effect("Forgetting at learning 0.9", name, kind, scale, v, v - h, v + h, p, n, 0.004 * factor, 0.018 * factor, mark))
+            rows.append(
+                Effect(
+                    "Forgetting at learning 0.9",
+                    name,
+                    kind,
+                    scale,
+                    v,
+                    v - h,
+                    v + h,
+                    p,
+                    n,
+                    0.004 * factor,
+                    0.018 * factor,
+                    mark,
+                )
+            )
     return rows
 
 
@@ -260,7 +281,7 @@ def heat_maps() -> list[HeatMap]:
         ),
         HeatMap(
             "Change of every retained task (accuracy)", "finetuner", list(FINETUNERS), "task",
-            ["old people", "old text", "arithmetic", "a task whose name says very much about it", "blimp", "sciq", "piqa", "arc_easy", "<script>", "lambada"],
+            ["old people", "old text", "arithmetic", "a task whose name says very much about it", "blimp", "sciq", "piqa", "arc_easy", "<script>", "lambada"],  # noqa: E501
             [[0.01 * ((7 * i + 3 * j) % 11 - 6) for j in range(10)] for i in range(4)],
             [[NAN] * 10 for _ in range(4)],
         ),

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lit_consistency.study.report.content import RateCurve
-from lit_consistency.study.report.drawing.canvas import Area, Canvas, Line, Marker, Point, Text, text_width
+from lit_consistency.study.report.drawing.canvas import Area, Canvas, Line, Marker, Point, Text
 from lit_consistency.study.report.drawing.frame import TICK, Entry, Frame, finite, frame
 from lit_consistency.study.report.drawing.palette import Style
 from lit_consistency.study.report.drawing.scales import linear, logarithmic, short_number
+from lit_consistency.study.report.words import count
 
 # -------------------- over rates
 
@@ -39,8 +40,8 @@ def draw_rates(curves: Sequence[RateCurve], styles: Mapping[str, Style], width: 
         _rate_curve(picture, curve, styles[curve.group])
     missing = sum(not math.isfinite(row[1]) for c in curves for row in c.points)
     missing_singles = sum(not math.isfinite(v) for c in curves for rows in c.singles.values() for _, v in rows)
-    left_out = f"{missing} means and {missing_singles} single values are no numbers." if missing + missing_singles else ""
-    return picture.canvas, left_out
+    parts = [count(n, word) for n, word in ((missing, "mean"), (missing_singles, "single value")) if n]
+    return picture.canvas, f"Not drawn, because they are no numbers: {' and '.join(parts)}." if parts else ""
 
 
 def _level(picture: Frame, level: float) -> None:
@@ -51,15 +52,15 @@ def _level(picture: Frame, level: float) -> None:
 
 
 def _rate_curve(picture: Frame, curve: RateCurve, look: Style) -> None:
-    x, y, key = picture.x, picture.y, {"series": curve.group}
+    x, y, key = picture.x, picture.y, curve.group
     for rows in curve.singles.values():
         for piece in pieces(rows):
-            picture.canvas.add(Line([(x(r), y(v)) for r, v in piece], look.color, 0.8, opacity=0.28, **key))
+            picture.canvas.add(Line([(x(r), y(v)) for r, v in piece], look.color, 0.8, opacity=0.28, series=key))
     for rate, mean, low, high in curve.points:
         if math.isfinite(mean) and math.isfinite(low) and math.isfinite(high):
-            picture.canvas.add(Line([(x(rate), y(low)), (x(rate), y(high))], look.color, 1.6, **key))
+            picture.canvas.add(Line([(x(rate), y(low)), (x(rate), y(high))], look.color, 1.6, series=key))
     for piece in pieces([(rate, mean) for rate, mean, _, _ in curve.points]):
-        picture.canvas.add(Line([(x(r), y(v)) for r, v in piece], look.color, 2, look.dash, **key))
+        picture.canvas.add(Line([(x(r), y(v)) for r, v in piece], look.color, 2, look.dash, series=key))
     for rate, mean, low, high in curve.points:
         if not math.isfinite(mean):
             continue
@@ -68,8 +69,10 @@ def _rate_curve(picture: Frame, curve: RateCurve, look: Style) -> None:
         text = f"{curve.group}, {curve.axis} {short_number(rate)}: {short_number(mean)}{interval}"
         if best:
             text += f"\nbest rate{f', but {curve.mark}' if curve.mark else ''}"
-            picture.canvas.add(Marker(x(rate), y(mean), "circle", "warn" if curve.mark else "ink", 8, False, **key))
-        picture.canvas.add(Marker(x(rate), y(mean), look.shape, look.color, 4, True, text, **key))
+            picture.canvas.add(
+                Marker(x(rate), y(mean), "circle", "warn" if curve.mark else "ink", 8, False, series=key)
+            )
+        picture.canvas.add(Marker(x(rate), y(mean), look.shape, look.color, 4, True, text, series=key))
 
 
 # -------------------- over steps
@@ -121,25 +124,26 @@ def draw_steps(curves: Sequence[StepCurves], styles: Mapping[str, Style], metric
 
 
 def _step_curve(picture: Frame, curve: StepCurves, look: Style) -> None:
-    x, y, key = picture.x, picture.y, {"series": curve.group}
+    x, y, key = picture.x, picture.y, curve.group
     mean = curve.mean()
     if len(curve.finished) > 1 and len(mean) > 1:
         band = [(x(s), y(high)) for s, _, _, high in mean] + [(x(s), y(low)) for s, _, low, _ in reversed(mean)]
-        picture.canvas.add(Area(band, look.color, 0.08, **key))
+        picture.canvas.add(Area(band, look.color, 0.08, series=key))
     for points in curve.finished.values():
         for piece in pieces(points):
-            picture.canvas.add(Line([(x(s), y(v)) for s, v in piece], look.color, 0.8, opacity=0.25, **key))
+            picture.canvas.add(Line([(x(s), y(v)) for s, v in piece], look.color, 0.8, opacity=0.25, series=key))
     for cell, points in curve.stopped.items():
         inside = [(s, v) for s, v in points if picture.x.holds(s) and picture.y.holds(v)]
         if inside:
-            picture.canvas.add(Line([(x(s), y(v)) for s, v in inside], look.color, 0.9, (2.0, 2.0), 0.7, **key))
+            picture.canvas.add(Line([(x(s), y(v)) for s, v in inside], look.color, 0.9, (2.0, 2.0), 0.7, series=key))
             s, v = inside[-1]
             text = f"{curve.group}: stopped after step {s:g}"
-            picture.canvas.add(Marker(x(s), y(v), "cross", look.color, 3.5, True, text, cell, **key))
-    picture.canvas.add(Line([(x(s), y(m)) for s, m, _, _ in mean], look.color, 2.2, look.dash, **key)) if mean else None
+            picture.canvas.add(Marker(x(s), y(v), "cross", look.color, 3.5, True, text, cell, series=key))
+    if mean:
+        picture.canvas.add(Line([(x(s), y(m)) for s, m, _, _ in mean], look.color, 2.2, look.dash, series=key))
     for step, value, low, high in mean:
         text = f"{curve.group}, step {step:g}: {short_number(value)} [{short_number(low)} to {short_number(high)}]"
-        picture.canvas.add(Marker(x(step), y(value), look.shape, look.color, 3, True, text, **key))
+        picture.canvas.add(Marker(x(step), y(value), look.shape, look.color, 3, True, text, series=key))
 
 
 def pieces(rows: Sequence[Point]) -> list[list[Point]]:
@@ -151,8 +155,3 @@ def pieces(rows: Sequence[Point]) -> list[list[Point]]:
         elif found[-1]:
             found.append([])
     return [piece for piece in found if piece]
-
-
-def label_width(text: str) -> float:
-    """Width of a label beside an axis."""
-    return text_width(text, TICK)

@@ -25,9 +25,10 @@ def draw_forest(effects: Sequence[Effect], width: float) -> Canvas:
     """
     narrow = width < NARROW
     numbers = [_numbers(effect) for effect in effects]
+    # the columns of a table: value and interval, p, n
+    widths = [max(text_width(row[i], TICK) for row in numbers) + 14 for i in range(3)]
     name_width = width if narrow else min(max(text_width(e.name, LABEL) for e in effects) + 16, 0.42 * width)
-    number_width = 0.0 if narrow else max(text_width(n, TICK) for n in numbers) + 16
-    left, right = (8.0, width - 8) if narrow else (name_width, width - number_width)
+    left, right = (8.0, width - 8) if narrow else (name_width, width - sum(widths))
     row, line = (58.0, 40.0) if narrow else (34.0, 17.0)
     canvas = Canvas(width, row * len(effects) + 34)
     x = _scale(effects).between(left, right)
@@ -43,16 +44,22 @@ def draw_forest(effects: Sequence[Effect], width: float) -> Canvas:
         elif effect.mark:
             canvas.add(Text(0, y + 15, shorten(f"⚠ {effect.mark}", TICK, name_width), "warn", TICK))
         if narrow:
-            canvas.add(Text(0, top + 27, text, "muted", TICK))
+            canvas.add(Text(0, top + 27, "   ".join(filter(None, text)), "muted", TICK))
         else:
-            canvas.add(Text(width, top + line + 4, text, "ink", TICK, "end"))
+            for k, part in enumerate(text):
+                canvas.add(Text(width - sum(widths[k + 1 :]), top + line + 4, part, "ink", TICK, "end"))
         _row(canvas, effect, x, top + line)
     return canvas
 
 
-def _numbers(effect: Effect) -> str:
+def _numbers(effect: Effect) -> tuple[str, str, str]:
+    """Value with interval, p, and the number of seeds."""
     value, interval = with_interval(effect.value, effect.low, effect.high)
-    return "  ".join(part for part in (value, interval, probability(effect.p), f"n = {effect.n}") if part)
+    return (
+        f"{value} {interval}".strip() if math.isfinite(effect.value) else "no number",
+        probability(effect.p),
+        f"n = {effect.n}",
+    )
 
 
 def _scale(effects: Sequence[Effect]) -> Scale:
@@ -73,6 +80,8 @@ def _axis(canvas: Canvas, x: Scale, bottom: float) -> None:
 
 
 def _row(canvas: Canvas, effect: Effect, x: Scale, y: float) -> None:
+    if not math.isfinite(effect.value):
+        return
     hover = effect_hover(effect)
     if math.isfinite(effect.order_spread):
         ends = [min(max(x(s * effect.order_spread), x.start), x.end) for s in (-1, 1)]
@@ -82,9 +91,6 @@ def _row(canvas: Canvas, effect: Effect, x: Scale, y: float) -> None:
             if x.holds(sign * effect.detectable):
                 at = x(sign * effect.detectable)
                 canvas.add(Line([(at, y - 8), (at, y + 8)], "muted", 1.2, (2.0, 2.0)))
-    if not math.isfinite(effect.value):
-        canvas.add(Text((x.start + x.end) / 2, y + 4, "no number", "muted", TICK, "middle"))
-        return
     color = "muted" if effect.mark else "accent"
     if math.isfinite(effect.low) and math.isfinite(effect.high):
         canvas.add(Line([(x(effect.low), y), (x(effect.high), y)], color, 2.2, (3.0, 2.0) if effect.mark else ()))
@@ -120,14 +126,24 @@ def draw_strip(claim: ClaimResult, width: float) -> Canvas | None:
     # symmetric around none, so that strips of several claims read alike
     x = linear([], include=[max(map(abs, ends)) or 1.0, -(max(map(abs, ends)) or 1.0)], pad=0.06).between(8, width - 8)
     canvas = Canvas(width, 46)
-    canvas.box(x(-bound), 4, x(bound) - x(-bound), 22, "muted", 0.15, f"smaller than ±{short_number(bound)}: too little to count")
+    canvas.box(
+        x(-bound),
+        4,
+        x(bound) - x(-bound),
+        22,
+        "muted",
+        0.15,
+        f"smaller than ±{short_number(bound)}: too little to count",
+    )
     canvas.add(Line([(8, 26), (width - 8, 26)], "line", 1), Line([(x(0), 2), (x(0), 28)], "muted", 1.2))
     if math.isfinite(claim.low) and math.isfinite(claim.high):
         canvas.add(Line([(x(claim.low), 15), (x(claim.high), 15)], "accent", 2.6))
     value, interval = with_interval(claim.value, claim.low, claim.high)
     hover = f"{value} {claim.scale} {interval}, {count(claim.n, 'seed')}"
     canvas.add(Marker(x(claim.value), 15, "circle", "accent", 5, claim.verdict != "no verdict", hover))
-    labels = [(-bound, f"−{short_number(bound)}"), (0.0, "0"), (bound, f"+{short_number(bound)}")] if bound else [(0.0, "0")]
+    labels = (
+        [(-bound, f"−{short_number(bound)}"), (0.0, "0"), (bound, f"+{short_number(bound)}")] if bound else [(0.0, "0")]
+    )
     apart = x(bound) - x(0)
     room = max(text_width(label, 11) for _, label in labels)
     for at, label in labels:

@@ -41,15 +41,18 @@ def draw_fronts(
     known = [p for p in points if math.isfinite(p.learning) and math.isfinite(p.forgetting)]
     x, y = (_scale(fronts, known, axis) for axis in (0, 1))
     legend = [
-        Entry(f.group, styles[f.group], f.group, "" if any(p.on_front for p in f.points) else "no front") for f in fronts
+        Entry(f.group, styles[f.group], f.group, "" if any(p.on_front for p in f.points) else "no front")
+        for f in fronts
     ]
     picture = frame(width, 300, x, y, f"{learning} (more is better →)", f"↓ {forgetting} (less is better)", legend)
     for front in fronts:
-        _draw_surfaces(picture, front, styles[front.group])
+        _draw_bands(picture, front, styles[front.group])
     inside = [p for p in known if picture.x.holds(p.learning) and picture.y.holds(p.forgetting)]
     shown = set(map(id, inside))
     for front in fronts:
         _draw_points(picture, front, styles[front.group], shown)
+    for front in fronts:
+        _draw_median(picture, front, styles[front.group])
     left_out = []
     if len(known) < len(points):
         left_out.append(f"{len(points) - len(known)} of {len(points)} points have no number.")
@@ -65,26 +68,37 @@ def _scale(fronts: Sequence[Front], points: Sequence[FrontPoint], axis: int) -> 
     best += [c[axis] for f in fronts for corners in f.surfaces.values() for c in corners if math.isfinite(c[axis])]
     if not best:
         return linear(every)
-    room = BEYOND * (max(best) - min(best) or max(map(abs, best)) or 1.0)
-    return linear([value for value in every if min(best) - room <= value <= max(best) + room], include=best)
+    low, high = min(best), max(best)
+    room = BEYOND * (high - low or abs(high) or 1.0)
+    return linear([value for value in every if low - room <= value <= high + room], include=best)
 
 
-def _draw_surfaces(picture: Frame, front: Front, look: Style) -> None:
-    surfaces = sorted(
-        (share, corners) for name, corners in front.surfaces.items() if corners and (share := share_of(name)) > 0
-    )
+def _surfaces(front: Front) -> list[tuple[float, list[Point]]]:
+    """(share, corners) from what one seed attains to what all do."""
+    return sorted((share_of(name), corners) for name, corners in front.surfaces.items() if corners)
+
+
+def _draw_bands(picture: Frame, front: Front, look: Style) -> None:
+    """From the best to the worst seed, and darker the middle half."""
+    surfaces = _surfaces(front)
     if not surfaces:
-        # one seed has no surfaces: the staircase of its own front stands for it
-        ends = sorted((p.learning, p.forgetting) for p in front.points if p.on_front)
-        if ends:
-            picture.canvas.add(Line(staircase(picture, ends), look.color, 2, look.dash, series=front.group))
         return
-    quarters = [at_least(surfaces, 0.25), at_least(surfaces, 0.75)]
-    for (best, worst), opacity in (((surfaces[0][1], surfaces[-1][1]), 0.10), ((quarters[0], quarters[1]), 0.13)):
+    quarters = at_least(surfaces, 0.25), at_least(surfaces, 0.75)
+    for (best, worst), opacity in (((surfaces[0][1], surfaces[-1][1]), 0.10), (quarters, 0.13)):
         edge = [*staircase(picture, best), *reversed(staircase(picture, worst))]
         picture.canvas.add(Area(edge, look.color, opacity, series=front.group))
-    median = staircase(picture, at_least(surfaces, 0.5))
-    picture.canvas.add(Line(median, look.color, 2.2, look.dash, series=front.group))
+
+
+def _draw_median(picture: Frame, front: Front, look: Style) -> None:
+    """What half of the seeds attain; of one seed, which has no surfaces, its own front."""
+    surfaces = _surfaces(front)
+    ends = sorted((p.learning, p.forgetting) for p in front.points if p.on_front)
+    corners = at_least(surfaces, 0.5) if surfaces else ends
+    if corners:
+        line = staircase(picture, corners)
+        # a rim of the background's colour lifts the line off the points below it
+        picture.canvas.add(Line(line, "paper", 4.4, opacity=0.75, series=front.group))
+        picture.canvas.add(Line(line, look.color, 2.2, look.dash, series=front.group))
 
 
 def _draw_points(picture: Frame, front: Front, look: Style, shown: set[int]) -> None:
@@ -99,7 +113,7 @@ def _draw_points(picture: Frame, front: Front, look: Style, shown: set[int]) -> 
             text = f"{front.group}, seed {p.seed}: {numbers}\n{p.label}"
             # what was measured at the end of a run is filled; a step on the way or an interpolation is not
             picture.canvas.add(
-                Marker(*place[id(p)], look.shape, look.color, 3.2, p.kind == "end", text, p.cell, front.group)
+                Marker(*place[id(p)], look.shape, look.color, 2.6, p.kind == "end", text, p.cell, front.group, 0.65)
             )
 
 

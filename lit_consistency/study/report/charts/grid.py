@@ -45,10 +45,29 @@ def draw_heat_map(heat: HeatMap, width: float) -> Canvas:
     for j, name in enumerate(heat.columns):
         x = left + cell * (j + 0.5)
         label = shorten(name, LABEL, 130 if slanted else cell)
-        canvas.add(Text(x, head - 7, label, size=LABEL, anchor="start" if slanted else "middle", rotate=-45 if slanted else 0, title=name))
+        canvas.add(
+            Text(
+                x,
+                head - 7,
+                label,
+                size=LABEL,
+                anchor="start" if slanted else "middle",
+                rotate=-45 if slanted else 0,
+                title=name,
+            )
+        )
     for i, name in enumerate(heat.rows):
         top = head + row_height * i
-        canvas.add(Text(left - 9, top + row_height / 2 + 4, shorten(name, LABEL, left - 12), size=LABEL, anchor="end", title=name))
+        canvas.add(
+            Text(
+                left - 9,
+                top + row_height / 2 + 4,
+                shorten(name, LABEL, left - 12),
+                size=LABEL,
+                anchor="end",
+                title=name,
+            )
+        )
         for j, column in enumerate(heat.columns):
             color, opacity = shade(heat, heat.values[i][j])
             hover = f"{name}, {column}: {texts[i][j]} {halves[i][j]}".rstrip()
@@ -56,18 +75,18 @@ def draw_heat_map(heat: HeatMap, width: float) -> Canvas:
             y = top + row_height / 2 + (-2 if halves[i][j] else 4)
             canvas.add(Text(left + cell * (j + 0.5), y, texts[i][j], size=LABEL, anchor="middle"))
             if halves[i][j]:
-                canvas.add(Text(left + cell * (j + 0.5), y + 14, halves[i][j], "muted", 10.5, "middle"))
+                canvas.add(Text(left + cell * (j + 0.5), y + 14, halves[i][j], "muted", TICK, "middle"))
     canvas.add(Text(left, canvas.height - 10, colors_said(heat), "muted", TICK))
     return canvas
 
 
 def _places(heat: HeatMap) -> int:
-    """Decimals of all cells alike: two digits of the median interval, or three of the largest value."""
+    """Decimals of all cells alike: two digits of the median interval, or enough for the largest value."""
     halves = sorted(h for row in heat.intervals for h in row if math.isfinite(h) and h > 0)
     if halves:
         return decimals(halves[len(halves) // 2])
     largest = max((abs(v) for row in heat.values for v in row if math.isfinite(v)), default=1.0)
-    return max(decimals(largest) + 1, 0) if largest else 2
+    return 3 if 0.1 <= largest < 10 else decimals(largest)
 
 
 def shade(heat: HeatMap, value: float) -> tuple[str, float]:

@@ -55,6 +55,7 @@ class Marker:
     title: str = ""
     link: str = ""
     series: str = ""
+    opacity: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -134,9 +135,10 @@ def shorten(text: str, size: float, width: float) -> str:
     """The text if it fits into ``width``, else its beginning and its end, where names of one study differ."""
     if text_width(text, size) <= width:
         return text
-    keep = len(text)
+    # no more characters than narrow ones would fit: names may be thousands long
+    keep = min(len(text), int(width / (0.4 * size)) + 1)
     while keep > 2 and text_width(short := f"{text[: (keep + 1) // 2]}…{text[len(text) - keep // 2 :]}", size) > width:
-        keep -= 1 + (keep > 100)
+        keep -= 1
     return short if keep > 2 else "…"
 
 
@@ -200,7 +202,8 @@ def _element(mark: Mark, paint: Callable[[str], str]) -> str:
     if isinstance(mark, Line):
         dash = f' stroke-dasharray="{" ".join(map(_number, mark.dash))}"' if mark.dash else ""
         faint = f' opacity="{mark.opacity:.2g}"' if mark.opacity < 1 else ""
-        return f'<path d="{_path(mark.points)}" fill="none" stroke="{color}" stroke-width="{mark.width:.3g}"{dash}{faint}/>'
+        look = f'fill="none" stroke="{color}" stroke-width="{mark.width:.3g}"{dash}{faint}'
+        return f'<path d="{_path(mark.points)}" {look}/>'
     if isinstance(mark, Area):
         shape = f'd="{_path(mark.points)}z" fill="{color}" fill-opacity="{mark.opacity:.3g}"'
         return f"<path {shape}><title>{_text(mark.title)}</title></path>" if mark.title else f"<path {shape}/>"
@@ -230,6 +233,7 @@ def _marker(mark: Marker, color: str, paper: str) -> str:
     else:
         look = f'fill="{color if mark.filled else paper}" stroke="{paper if mark.filled else color}"'
         look += "" if mark.filled else ' stroke-width="1.6"'
+    look += f' opacity="{mark.opacity:.2g}"' if mark.opacity < 1 else ""
     link = f' data-cell="{_text(mark.link)}"' if mark.link else ""
     if mark.shape == "circle":
         tag, shape = "circle", f'cx="{_number(mark.x)}" cy="{_number(mark.y)}" r="{mark.size:.2g}"'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from lit_consistency.study.report.drawing.canvas import Area, Canvas, Line, Marker, Text, shorten, text_width
 from lit_consistency.study.report.drawing.palette import Style
@@ -81,20 +81,19 @@ def legend_rows(canvas: Canvas, entries: Sequence[Entry], top: float) -> float:
     """Write the legend from ``top`` on, side by side as far as they fit; returns its height."""
     x, y, row = 0.0, top, 20.0
     for entry in entries:
-        room = canvas.width - 34 - (text_width(f" {entry.note}", LABEL) if entry.note else 0)
-        name = shorten(entry.name, LABEL, max(room, 60))
-        width = 34 + text_width(name, LABEL) + (text_width(f"  {entry.note}", LABEL) if entry.note else 0)
+        note = f"  {entry.note}" if entry.note else ""
+        name = shorten(entry.name, LABEL, max(canvas.width - 34 - text_width(note, LABEL), 60))
+        width = 34 + text_width(name + note, LABEL)
         if x and x + width > canvas.width:
             x, y = 0.0, y + row
-        key = {"series": entry.series}
+        key = entry.series
         # an invisible area makes the whole entry react to the pointer
         corners = [(x, y), (x + width, y), (x + width, y + row), (x, y + row)]
         canvas.add(Area(corners, "paper", 0.001, series=entry.series))
-        canvas.add(Line([(x + 1, y + 10), (x + 25, y + 10)], entry.style.color, 2, entry.style.dash, **key))
-        canvas.add(Marker(x + 13, y + 10, entry.style.shape, entry.style.color, 4, **key))
-        canvas.add(Text(x + 31, y + 14, name, "ink", LABEL, title=entry.name if name != entry.name else "", **key))
-        if entry.note:
-            canvas.add(Text(x + 31 + text_width(f"{name} ", LABEL), y + 14, entry.note, "warn", LABEL, **key))
+        canvas.add(Line([(x + 1, y + 10), (x + 25, y + 10)], entry.style.color, 2, entry.style.dash, series=key))
+        canvas.add(Marker(x + 13, y + 10, entry.style.shape, entry.style.color, 4, series=key))
+        hover = entry.name if name != entry.name else ""
+        canvas.add(Text(x + 31, y + 14, name + note, "warn" if note else "ink", LABEL, title=hover, series=key))
         x += width + 14
     return y + row - top + 8 if entries else 0.0
 
@@ -102,8 +101,3 @@ def legend_rows(canvas: Canvas, entries: Sequence[Entry], top: float) -> float:
 def finite(values: Sequence[float]) -> list[float]:
     """Those that are numbers."""
     return [value for value in values if math.isfinite(value)]
-
-
-def without_ticks(scale: Scale) -> Scale:
-    """The scale with nothing written beside it."""
-    return replace(scale, ticks=())

@@ -12,7 +12,7 @@ from lit_consistency.study.report.drawing.palette import colors
 SCALE = 2.0
 """Pixels of the file per pixel of the picture: sharp on paper and on fine screens."""
 POINT = 72 / 100
-"""Points of a font per pixel of the picture, at the renderer's 100 dots per inch."""
+"""Points per pixel of the picture, at its 100 dots per inch: the renderer takes fonts and lines in points."""
 
 
 def can_draw() -> bool:
@@ -36,7 +36,7 @@ def write_png(canvas: Canvas, title: str, path: Path) -> None:
     painter = _Painter(RendererAgg(width, height, 100 * SCALE), height)
     painter.paint(whole)
     image = Image.frombuffer("RGBA", (width, height), painter.renderer.buffer_rgba(), "raw", "RGBA", 0, 1)
-    image.convert("RGB").save(path, format="PNG", compress_level=4, dpi=(100 * SCALE, 100 * SCALE))
+    image.convert("RGB").save(path, format="PNG", compress_level=2, dpi=(100 * SCALE, 100 * SCALE))
 
 
 class _Painter:
@@ -68,11 +68,11 @@ class _Painter:
 
     def _marker(self, mark: Marker) -> None:
         if mark.shape in ("cross", "plus", "star"):
-            self._path(outline(mark), False, None, mark.color, 1.8)
+            self._path(outline(mark), False, None, mark.color, 1.8, mark.opacity)
             return
         shape = [_ring(mark.x, mark.y, mark.size)] if mark.shape == "circle" else outline(mark)
         fill, stroke = (mark.color, "paper") if mark.filled else ("paper", mark.color)
-        self._path(shape, True, fill, stroke, 1.0 if mark.filled else 1.6)
+        self._path(shape, True, fill, stroke, 1.0 if mark.filled else 1.6, mark.opacity)
 
     def _path(
         self,
@@ -87,20 +87,23 @@ class _Painter:
         from matplotlib.colors import to_rgb
         from matplotlib.path import Path as Shape
 
-        shape = Shape.make_compound_path(*[Shape(line, closed=False) for line in lines]) if lines else None
-        if shape is None:
-            return
-        if closed:
-            shape = Shape.make_compound_path(*[Shape([*line, line[0]], closed=True) for line in lines])
+        corners = [corner for line in lines for corner in ([*line, line[0]] if closed else line)]
+        codes = [code for line in lines for code in self._codes(len(line), closed)]
+        shape = Shape(corners, codes)
         gc = self.renderer.new_gc()
-        gc.set_linewidth(width * SCALE if stroke else 0)
+        gc.set_linewidth(width * POINT if stroke else 0)
         gc.set_foreground(to_rgb(self.colors[stroke or "ink"]), isRGBA=False)
         gc.set_alpha(opacity)
         gc.set_joinstyle("round")
         gc.set_capstyle("butt")
         if dash:
-            gc.set_dashes(0, [length * SCALE for length in dash])
+            gc.set_dashes(0, [length * POINT for length in dash])
         self.renderer.draw_path(gc, shape, self.place, to_rgb(self.colors[fill]) if fill else None)
+
+    @staticmethod
+    def _codes(n: int, closed: bool) -> list[int]:
+        """Codes of matplotlib's paths: 1 moves, 2 draws, 79 closes."""
+        return [1, *[2] * (n - 1), *([79] if closed else [])]
 
     def _text(self, mark: Text) -> None:
         from matplotlib.colors import to_rgb

@@ -100,13 +100,19 @@ def logarithmic(values: Iterable[float]) -> Scale:
 
 
 def sparse(scale: Scale, widths: Sequence[float], gap: float) -> Scale:
-    """The scale without the ticks whose labels would touch one another.
+    """The scale without the ticks whose labels would touch one another; on a linear one equal distances stay equal.
 
     Args:
         scale: with its pixels.
         widths: of the labels of its ticks.
         gap: between two labels, at least.
     """
+    if not scale.log:
+        apart = min((scale(b) - scale(a) for a, b in zip(scale.ticks, scale.ticks[1:], strict=False)), default=0.0)
+        every = math.ceil((max(widths, default=0.0) + gap) / apart) if apart > 0 else 1
+        # 0 is the one value that a reader looks for
+        zero = min(range(len(scale.ticks)), key=lambda i: abs(scale.ticks[i]), default=0)
+        return replace(scale, ticks=scale.ticks[zero % every :: every])
     kept: list[int] = []
     for i, tick in enumerate(scale.ticks):
         if not kept or scale(tick) - widths[i] / 2 >= scale(scale.ticks[kept[-1]]) + widths[kept[-1]] / 2 + gap:
@@ -120,10 +126,12 @@ def sparse(scale: Scale, widths: Sequence[float], gap: float) -> Scale:
 def _linear_labels(ticks: Sequence[float]) -> list[str]:
     largest = max(map(abs, ticks), default=0.0)
     step = min((b - a for a, b in zip(ticks, ticks[1:], strict=False)), default=largest)
-    if largest >= 1e5 or (0 < largest and step < 1e-5):
+    if largest >= 1e5 or (largest > 0 and step < 1e-5):
         return [short_number(tick) for tick in ticks]
     decimals = next((d for d in range(7) if abs(round(step, d) - step) < 1e-3 * step), 6) if step else 0
-    return [f"{tick + 0.0:.{decimals}f}".replace("-", "−") for tick in (0.0 if abs(t) < 1e-9 * step else t for t in ticks)]
+    return [
+        f"{tick + 0.0:.{decimals}f}".replace("-", "−") for tick in (0.0 if abs(t) < 1e-9 * step else t for t in ticks)
+    ]
 
 
 def short_number(value: float) -> str:

@@ -148,7 +148,7 @@ const columns = [
   ...(new Set(study.cells.map((cell) => cell.stage)).size > 1 ? [{ name: "stage", text: true, filter: true, value: (cell) => cell.stage }] : []),
   ...study.axes.map((axis, i) => ({ name: axis, text: true, filter: true, value: (cell) => cell.at[i] })),
   { name: "seconds", value: (cell) => cell.seconds },
-  ...study.metrics.map((metric, i) => ({ name: metric, metric: true, off: !study.shown.includes(metric), value: (cell) => cell.of[i] })),
+  ...[...new Set([...study.shown, ...study.metrics])].map((metric) => { const i = study.metrics.indexOf(metric); return { name: metric, metric: true, off: !study.shown.includes(metric), value: (cell) => cell.of[i] }; }),
 ];
 const chosen = new Map(); // name of a column -> the only value that is shown
 let words = "", sorted = null, descending = false, rows = [], limit = PAGE;
@@ -165,13 +165,14 @@ function filters() {
   }
   const metrics = columns.filter((column) => column.metric);
   if (!metrics.length) return;
-  const boxes = metrics.map((column) => make("label", {}, make("input", { type: "checkbox", checked: !column.off, onchange: (event) => { column.off = !event.target.checked; head(); update(); } }), ` ${column.name}`));
+  const boxes = metrics.map((column) => make("label", {}, make("input", { type: "checkbox", checked: !column.off, onchange: (event) => { column.off = !event.target.checked; show(); } }), ` ${column.name}`));
   form.append(make("details", {}, make("summary", {}, `Columns: ${metrics.length} numbers`), ...boxes));
 }
 
-function head() {
-  const headers = columns.filter((column) => !column.off).map((column) => {
-    const header = make("th", { scope: "col", class: column.text ? "text" : null }, make("button", { type: "button", onclick: () => { descending = sorted === column && !descending; sorted = column; mark(header, descending); update(); } }, column.name));
+function head(visible) {
+  const headers = visible.map((column) => {
+    const sort = () => { descending = sorted === column && !descending; sorted = column; update(); $("#cell-table [aria-sort] button").focus(); };
+    const header = make("th", { scope: "col", class: column.text ? "text" : null }, make("button", { type: "button", onclick: sort }, column.name));
     if (column === sorted) header.setAttribute("aria-sort", descending ? "descending" : "ascending");
     return header;
   });
@@ -192,7 +193,9 @@ function update() {
 }
 
 function show() {
-  const visible = columns.filter((column) => !column.off);
+  // a column that is empty for all rows, as another stage's axis, only takes room; one that was chosen stays
+  const visible = columns.filter((column) => !column.off && (column.metric || column === sorted || rows.some((cell) => column.value(cell) !== null)));
+  head(visible);
   const line = (cell) => make("tr", { onclick: () => open(byName.get(cell.name)) }, ...visible.map((column, i) => {
     const value = column.value(cell);
     if (i === 0) return make("th", { scope: "row" }, make("button", { type: "button", title: value }, value));
@@ -228,7 +231,7 @@ async function open(index) {
   const step = (by, label, sign) => make("button", { type: "button", "aria-label": label, disabled: at < 0 || !order[at + by], onclick: () => open(byName.get(order[at + by].name)) }, sign);
   const facts = [["state", `${signs.get(cell.state) ?? ""} ${cell.state}`], ["stage", cell.stage], ...study.axes.map((axis, i) => [axis, cell.at[i]]).filter(([, value]) => value !== null), ["seconds", shown(cell.seconds)], ["folder", more?.folder]];
   dialog.replaceChildren(
-    make("header", {}, make("h2", { id: "cell-title" }, cell.name), make("span", { class: "buttons" }, step(-1, "Previous cell", "←"), " ", step(1, "Next cell", "→"), " ", make("button", { type: "button", onclick: () => dialog.close() }, "Close"))),
+    make("header", {}, make("h2", { id: "cell-title", tabindex: -1, autofocus: true }, cell.name), make("span", { class: "buttons" }, step(-1, "Previous cell", "←"), " ", step(1, "Next cell", "→"), " ", make("button", { type: "button", onclick: () => dialog.close() }, "Close"))),
     ...(more?.error ? [make("h3", {}, "What went wrong"), make("p", { class: "error" }, more.error)] : []),
     make("dl", { class: "environment" }, ...facts.filter(([, value]) => value).map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value)))),
     ...numbers(cell), ...(more ? [...curves(more.curve), ...texts(more)] : [make("p", { class: "error" }, "This browser cannot unpack the rest; one from 2023 or later can.")]),
@@ -275,13 +278,14 @@ function spark(name, steps, values) {
 }
 
 function follow() {
-  const name = location.hash.startsWith("#cell/") ? decodeURIComponent(location.hash.slice(6)) : null;
-  if (name !== null && byName.has(name)) open(byName.get(name));
+  if (!location.hash.startsWith("#cell/")) return;
+  let name = "";
+  try { name = decodeURIComponent(location.hash.slice(6)); } catch { /* a broken link */ }
+  if (byName.has(name)) open(byName.get(name));
 }
 
 if (study.cells.length) {
   filters();
-  head();
   update();
   $("#more").addEventListener("click", () => { limit += 4 * PAGE; show(); });
   const dialog = $("#cell");
