@@ -22,7 +22,7 @@ from lit_consistency.study.report.drawing.canvas import svg
 from lit_consistency.study.report.drawing.palette import css_variables
 from lit_consistency.study.report.drawing.scales import short_number
 from lit_consistency.study.report.embedded import cells_json, cells_packed
-from lit_consistency.study.report.figures import Figure, figures
+from lit_consistency.study.report.figures import WIDTH, Figure, figures
 from lit_consistency.study.report.words import (
     STATES,
     VERDICTS,
@@ -134,7 +134,7 @@ def _figure(figure: Figure) -> dict[str, Any]:
         "picture": Markup(svg(figure.canvas, figure.title, figure.caption)),
         "phone": Markup(svg(figure.phone, figure.title, figure.caption)) if figure.phone else "",
         "width": round(figure.canvas.width),
-        "wide": figure.canvas.width > 600 or figure.phone is not None,
+        "wide": figure.canvas.width > 1.1 * WIDTH or figure.phone is not None,
         "columns": figure.columns,
         "rows": figure.rows,
     }

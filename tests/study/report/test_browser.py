@@ -25,8 +25,8 @@ for (const name of ["error", "warn"]) console[name] = (...words) => errors.push(
 </script>"""
 CHECK = (Path(__file__).parent / "check_page.js").read_text(encoding="utf-8")
 # headless Chromium gives no window narrower than 500, a frame may have any width
-OUTER = """<!doctype html><meta charset="utf-8"><body style="margin: 0"><iframe src="page.html" width="{width}" height="900"
-style="border: 0"></iframe><pre id="found"></pre><script>
+OUTER = """<!doctype html><meta charset="utf-8"><body style="margin: 0">
+<iframe src="page.html" width="{width}" height="900" style="border: 0"></iframe><pre id="found"></pre><script>
 addEventListener("message", (event) => {{ document.getElementById("found").textContent = event.data; }});
 </script>"""
 
