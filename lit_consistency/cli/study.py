@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     command = parser()
     arguments = command.parse_args(argv)
     study, execution = options_of(arguments)
-    given = sys.argv[2:] if argv is None else list(argv)
+    given = list(sys.argv[2:] if argv is None else argv)
     try:
         from lit_consistency.study.run import StudyRun
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -85,7 +85,8 @@ class StagePlan:
         axes: its axes.
         values: what they mean.
         replicates: of the study.
-        machine: what computes, by code version, see ``identity.machine``.
+        machines: what computes, see ``identity.machine``; the present code first, then those that compute the same.
+        is_finished: whether a cell of this name has run.
     """
 
     name: str
@@ -93,7 +94,8 @@ class StagePlan:
     axes: Sequence[Axis]
     values: StageValues
     replicates: Replicates
-    machine: Mapping[str, Any]
+    machines: Sequence[Mapping[str, Any]]
+    is_finished: Callable[[str], bool]
 
     def starts(self, bases: Sequence[Cell] | None) -> list[Start]:
         """Bases and seeds, and the orders of each.
@@ -155,9 +157,8 @@ class StagePlan:
         base = start.identity()
         if base is None and (folder := options.get("model.checkpoint_dir")):  # an axis may name it
             base = model_fingerprint(Path(folder))
-        digits = identity(self.stage.kind, options, base, _files(options), self.machine)
         return Cell(
-            f"{self.stage.kind}-{digits}",
+            self._name(options, base),
             self.name,
             self.stage.kind,
             coordinates,
@@ -168,6 +169,14 @@ class StagePlan:
             self.stage.threads,
             self.stage.devices,
         )
+
+    def _name(self, options: Mapping[str, Any], base: str | None) -> str:
+        """By what the numbers depend on; where other code is accepted and has run the cell, by that code."""
+        names = [
+            f"{self.stage.kind}-{identity(self.stage.kind, options, base, _files(options), machine)}"
+            for machine in self.machines
+        ]
+        return next((name for name in names if len(names) > 1 and self.is_finished(name)), names[0])
 
     def _seeds(self, start: Start, options: Mapping[str, Any]) -> dict[str, Any]:
         """What a replicate changes."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -50,17 +50,7 @@ def check_claims(study: StudyOptions, axes: Mapping[str, Axis]) -> None:
         at_least(f"{key}.smallest_effect", claim.smallest_effect, 0)
         assert study.read is not None
         _check_place(key, claim, study.read)
-        if claim.contrast == "interaction":
-            sides: dict[str, dict[str, list[str]]] = {"rows": claim.rows, "columns": claim.columns}
-            for side, given in sides.items():
-                if [len(names) for names in given.values()] != [2]:
-                    raise ValueError(f"{key}.{side} = {given}: expected one axis with two of its values")
-        else:
-            sides = {"of": {a: [v] for a, v in claim.of.items()}, "against": {a: [v] for a, v in claim.against.items()}}
-            if not claim.of or not claim.against or claim.of == claim.against:
-                raise ValueError(
-                    f"{key}: of = {claim.of}, against = {claim.against}: expected two different sets of cells"
-                )
+        sides = _sides(key, claim)
         allowed = [*study.read.panel, *study.read.group]
         for side, given in sides.items():
             for axis, values in given.items():
@@ -70,18 +60,26 @@ def check_claims(study: StudyOptions, axes: Mapping[str, Axis]) -> None:
                     one_of(f"{key}.{side}.{axis}", str(value), names)
 
 
+def _sides(key: str, claim: Claim) -> dict[str, dict[str, list[str]]]:
+    """The two sides of a contrast: axis -> values."""
+    if claim.contrast == "interaction":
+        for side, given in (("rows", claim.rows), ("columns", claim.columns)):
+            if [len(names) for names in given.values()] != [2]:
+                raise ValueError(f"{key}.{side} = {given}: expected one axis with two of its values")
+        return {"rows": claim.rows, "columns": claim.columns}
+    if not claim.of or not claim.against or claim.of == claim.against:
+        raise ValueError(f"{key}: of = {claim.of}, against = {claim.against}: expected two different sets of cells")
+    return {"of": {a: [v] for a, v in claim.of.items()}, "against": {a: [v] for a, v in claim.against.items()}}
+
+
 def _check_place(key: str, claim: Claim, reading: Reading) -> None:
-    needs = {
+    at_divergence = {"read.divergence": reading.divergence, "read.divergence_level": reading.divergence_level}
+    needs: dict[str, dict[str, Any]] = {
         "learning": {"read.level": reading.level, "read.rate": reading.rate},
-        "divergence": {
-            "read.divergence": reading.divergence,
-            "read.divergence_level": reading.divergence_level,
-            "read.rate": reading.rate,
-        },
+        "divergence": {**at_divergence, "read.rate": reading.rate},
         "best": {"read.rate": reading.rate},
-        "end": {},
-    }[claim.at]
-    if missing := [option for option, value in needs.items() if value is None]:
+    }
+    if missing := [option for option, value in needs.get(claim.at, {}).items() if value is None]:
         raise ValueError(f"{key}.at = {claim.at}: expected {missing[0]} too")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from lit_consistency.records.run_folder import RunFolder
 from lit_consistency.study.axes import Axis, read_axes
 from lit_consistency.study.cells import Cell, StagePlan, Start, grouped
 from lit_consistency.study.identity import code_version, machine
@@ -62,8 +63,12 @@ class Plan:
         parsed = stage_values(key, stage, axes, self._standing_in(stage), values)
         if stage.checkpoints == "all":
             stage = replace(stage, checkpoints=self._series(key, str(stage.base)))
-        computes = machine(self.code, stage.threads, stage.devices)
-        return StagePlan(name, stage, axes, parsed, self.study.replicates, computes)
+        codes = dict.fromkeys([self.code, *self.study.accept_code])
+        machines = [machine(code, stage.threads, stage.devices) for code in codes]
+        return StagePlan(name, stage, axes, parsed, self.study.replicates, machines, self._is_finished)
+
+    def _is_finished(self, cell: str) -> bool:
+        return RunFolder(self.study.cells / cell).is_finished
 
     def axes_of(self, stage: str | None) -> dict[str, Axis]:
         """The axes of a stage's cells by name, those of its bases first."""

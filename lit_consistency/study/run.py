@@ -7,7 +7,8 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lit_consistency.records.atomic import write_text
+from lit_consistency.records.atomic import publish, write_text
+from lit_consistency.records.run_folder import RunFolder
 from lit_consistency.study.cells import Cell
 from lit_consistency.study.claims import check_claims
 from lit_consistency.study.execute.engine import execute
@@ -17,9 +18,8 @@ from lit_consistency.study.job import Job
 from lit_consistency.study.options import StudyOptions, one_of
 from lit_consistency.study.pick import by_number
 from lit_consistency.study.plan import Plan
-from lit_consistency.study.report.page import write_page
-from lit_consistency.study.report.tables import write_tables
 from lit_consistency.study.report.terminal import print_summary
+from lit_consistency.study.report.write import write_report
 from lit_consistency.study.results import CellResult, Results
 from lit_consistency.study.summary import study_file, summarize
 from lit_consistency.study.values import Parse
@@ -88,12 +88,8 @@ class StudyRun:
         return self.plan.cells(self._outcome)
 
     def _outcome(self, cell: Cell) -> CellResult | None:
-        result = self.results.of(self.folder_name(cell))
+        result = self.results.of(cell.name)
         return result if result.has_ended else None
-
-    def folder_name(self, cell: Cell) -> str:
-        """Of the run that stands for a cell: its own."""
-        return cell.name
 
     def print_plan(self) -> None:
         """Cells, states, hours as measured so far."""
@@ -160,6 +156,7 @@ class StudyRun:
 
         def jobs() -> list[Job]:
             cells = self.cells()
+            self._reopen(cells)
             wanted = self._wanted(cells, pattern)
             if head is not None:
                 open_cells = [name for name in wanted if name in started or self._is_open(name)]
@@ -170,6 +167,14 @@ class StudyRun:
         states = execute(jobs, self.execution)
         failed = [name for name, state in states.items() if state in (State.FAILED, State.OUT_OF_MEMORY)]
         return 1 if failed else 0
+
+    def _reopen(self, cells: Mapping[str, Sequence[Cell]]) -> None:
+        """Bases that have run without their weights being kept run again where a cell is to start from them."""
+        starting = [cell for of_stage in cells.values() for cell in of_stage if self._is_open(cell.name)]
+        for base in {cell.base for cell in starting if isinstance(cell.base, Cell)}:
+            run = RunFolder(self.study.cells / base.name)
+            if run.is_finished and not run.model.is_dir():
+                publish(run.record_file, run.record_file.with_name("run.without_model.json"))
 
     def _is_open(self, name: str) -> bool:
         return not self.results.of(name).has_ended
@@ -229,10 +234,11 @@ class StudyRun:
         self._mark()
         content = summarize(self.plan, self.cells(), self.results, self._command())
         folder = self.study.output / "report"
-        write_tables(content, folder)
-        page = write_page(content, folder)
+        missing = write_report(content, folder)
         print_summary(content)
-        print(f"wrote {page}")
+        for line in missing:
+            print(line)
+        print(f"wrote {folder / 'index.html'}")
         return folder
 
     def _command(self) -> str:

@@ -75,7 +75,7 @@ def summarize(plan: Plan, cells: Mapping[str, Sequence[Cell]], results: Results,
         not_run=_not_run(plan, cells, results),
         made=time.strftime("%Y-%m-%d %H:%M"),
         learning=_named(reading.learning, groups) if reading else "learning",
-        forgetting=f"change of {_named(reading.forgetting, groups)}, towards worse" if reading else "forgetting",
+        forgetting=f"worse by, {_named(reading.forgetting, groups)}" if reading else "forgetting",
     )
 
 

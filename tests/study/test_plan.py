@@ -231,3 +231,17 @@ def test_a_thousand_cells_are_planned_in_a_moment(tmp_path: Path) -> None:
     assert parser.n < 30
     assert DEFAULTS["trainer"]["max_steps"] == cells[0].options["trainer.max_steps"]
     assert optimizer_files(tmp_path)["adamw"] in cells[0].given
+
+
+def test_cells_of_code_that_computes_the_same_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = crossed_study(tmp_path)
+    before = Plan(study, FakeParser()).cells(NOTHING)
+    done = before["pretrain"][0]
+    write_run(study.cells, done, {})
+    monkeypatch.setattr("lit_consistency.study.plan.code_version", lambda cache: "ba9876543210")
+    assert done.name not in {cell.name for cell in Plan(study, FakeParser()).cells(NOTHING)["pretrain"]}
+    study.accept_code = ["0123456789ab"]
+    after = Plan(study, FakeParser()).cells(NOTHING)
+    assert after["pretrain"][0].name == done.name
+    assert after["pretrain"][1].name != before["pretrain"][1].name  # not run, so by the present code
+    assert after["finetune"][0].base == done

@@ -35,7 +35,7 @@ def _code(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def kept(base: str, finetuner: str, seed: int, order: int = 0) -> float:
-    """What is kept of old facts at the level: the matched pair keeps .1 more, AdamW's bases .05, Muon .02; seeds differ."""
+    """What is kept of old facts at the level: matched pairs keep .1 more, AdamW's bases .05, Muon .02; seeds differ."""
     noise = [0.01, -0.01, 0.02, -0.02, 0.015, -0.015][seed] * (1 if base == finetuner else -1)
     return (
         0.6 + 0.1 * (base == finetuner) + 0.05 * (base == "adamw") + 0.02 * (finetuner == "muon") + noise + 0.03 * order
