@@ -12,6 +12,7 @@ import json
 import math
 import re
 import zlib
+from collections.abc import Iterable
 from typing import Any
 
 from lit_consistency.study.report.content import CellRow, Content
@@ -79,8 +80,15 @@ def cell_metrics(content: Content) -> list[str]:
 
 def shown_metrics(content: Content, metrics: list[str]) -> list[str]:
     """Those that a reader wants to see first: learning and forgetting, then as they come."""
-    first = [m for m in (content.learning, content.forgetting) if m in metrics]
+    first = [m for text in (content.learning, content.forgetting) if (m := named_metric(text, metrics))]
     return list(dict.fromkeys([*first, *(m for m in metrics if not m.endswith(".stderr"))]))[:SHOWN]
+
+
+def named_metric(text: str, metrics: Iterable[str]) -> str | None:
+    """The metric that a text is or names, as ``change of retain/old_people, towards worse`` does; None without."""
+    # of exact and retain/old_people.exact the longer one is meant where it stands
+    named = [m for m in metrics if m in text and not m.endswith(".stderr")]
+    return max(named, key=len, default=None)
 
 
 def plain_log(text: str) -> str:

@@ -20,6 +20,7 @@ from lit_consistency.study.report.drawing import png
 from lit_consistency.study.report.drawing.canvas import Canvas, svg_file
 from lit_consistency.study.report.drawing.palette import Style, style
 from lit_consistency.study.report.drawing.scales import short_number
+from lit_consistency.study.report.embedded import named_metric
 from lit_consistency.study.report.words import fixed, probability, with_interval
 
 WIDTH, WIDE, PHONE = 400.0, 920.0, 372.0
@@ -57,6 +58,7 @@ def figures(content: Content) -> list[Figure]:
     groups = dict.fromkeys([*(f.group for f in content.fronts), *(r.group for r in content.rates)])
     curves = step_curves(content)
     groups |= dict.fromkeys(curve.group for _, _, rows in curves for curve in rows)
+    # one numbering for all pictures: a reader learns a colour once
     styles = {group: style(i) for i, group in enumerate(groups)}
     drawn = [
         *_effects(content),
@@ -81,6 +83,7 @@ def write_figures(drawn: Sequence[Figure], folder: Path) -> list[str]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     wanted = {f"{figure.name}.{ending}" for figure in drawn for ending in ("svg", "png")}
+    # a picture of an earlier report would be taken for one of this
     for path in [*folder.glob("*.svg"), *folder.glob("*.png")]:
         if path.name not in wanted:
             path.unlink()
@@ -131,6 +134,7 @@ def _effects(content: Content) -> Iterable[Figure]:
             p = probability(e.p).removeprefix("p ").removeprefix("= ")
             spread = (short_number(e.order_spread), short_number(e.detectable))
             rows.append((e.name, e.kind, value, interval, p, str(e.n), *spread, e.mark))
+        # names of effects are sentences: a phone has no room for them beside the intervals
         pictures = draw_forest(effects, WIDE), draw_forest(effects, PHONE)
         yield Figure("", "effects", f"{table}, in {scale}", forest_key(effects), *pictures, columns, tuple(rows))
 
@@ -138,6 +142,7 @@ def _effects(content: Content) -> Iterable[Figure]:
 def _fronts(content: Content, styles: dict[str, Style]) -> Iterable[Figure]:
     for (panel,), fronts in _grouped(content.fronts, lambda f: (f.panel,)).items():
         picture, left_out = draw_fronts(fronts, styles, content.learning, content.forgetting, WIDTH)
+        # a group may have lost seeds that another still has
         seeds = sorted({len({p.seed for p in front.points}) for front in fronts})
         said = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
         caption = (
@@ -215,8 +220,10 @@ def step_curves(content: Content) -> list[tuple[str, str, list[StepCurves]]]:
     """
     keys = dict.fromkeys(k for c in content.cells for row in c.curve for k in row if not k.endswith(".stderr"))
     keys.pop("step", None)
-    metrics = [m for m in (content.learning, content.forgetting) if m in keys] or list(keys)[:2]
+    named = [m for text in (content.learning, content.forgetting) if (m := named_metric(text, keys))]
+    metrics = list(dict.fromkeys(named)) or list(keys)[:2]
     found = []
+    # stopped cells alone make a picture too: that all of a group diverged is a result
     for panel, groups in _step_groups(content).items():
         for metric in metrics:
             rows = [_curves_of(group, cells, metric) for group, cells in groups.items()]

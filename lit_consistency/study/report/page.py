@@ -61,6 +61,7 @@ def write_page(content: Content, folder: Path, drawn: Sequence[Figure] | None = 
     Raises:
         ValueError: two cells have one name.
     """
+    # links from points to cells go by name
     names = Counter(cell.name for cell in content.cells)
     if twice := [name for name, n in names.items() if n > 1]:
         raise ValueError(f"cells: {len(twice)} names stand twice, such as {twice[0]!r}; expected every name once")
@@ -76,6 +77,7 @@ def _template() -> Any:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    # an undefined name in the template is an error, not an empty place
     environment.filters |= {"short": short_number, "duration": duration, "probability": probability}
     environment.globals |= {"count": count, "signs": STATES, "verdicts": VERDICTS, "source": _source(environment)}
     return environment.get_template("page.html")
@@ -96,6 +98,7 @@ def _context(content: Content, drawn: Sequence[Figure]) -> dict[str, Any]:
         if any(figure.section == key for figure in drawn)
     ]
     states = state_counts(content)
+    # of a cell that never ran no time is known
     seconds = [cell.seconds for cell in content.cells if math.isfinite(cell.seconds)]
     return {
         "content": content,
@@ -114,6 +117,7 @@ def _context(content: Content, drawn: Sequence[Figure]) -> dict[str, Any]:
 
 
 def _claim(claim: ClaimResult) -> dict[str, Any]:
+    # a claim without an effect keeps its place, and says why in its note
     strip = draw_strip(claim, 300)
     value, interval = with_interval(claim.value, claim.low, claim.high)
     return {
@@ -134,6 +138,7 @@ def _figure(figure: Figure) -> dict[str, Any]:
         "picture": Markup(svg(figure.canvas, figure.title, figure.caption)),
         "phone": Markup(svg(figure.phone, figure.title, figure.caption)) if figure.phone else "",
         "width": round(figure.canvas.width),
+        # a picture wider than its neighbours keeps its size and is scrolled: scaled down it could not be read
         "wide": figure.canvas.width > 1.1 * WIDTH or figure.phone is not None,
         "columns": figure.columns,
         "rows": figure.rows,

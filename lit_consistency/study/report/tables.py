@@ -42,6 +42,7 @@ def write_tables(content: Content, folder: Path) -> list[str]:
     with new_file(folder / "steps.csv.gz") as path:
         # the time of writing would make equal tables differ
         path.write_bytes(gzip.compress(_csv(step_columns, step_rows).encode("utf-8"), compresslevel=6, mtime=0))
+    # an old file would hold other numbers than the CSV beside it
     if find_spec("pyarrow") is None:
         (folder / "results.parquet").unlink(missing_ok=True)
         return ["no results.parquet: pyarrow is absent; install it by: pip install 'lit_consistency[study]'"]
@@ -53,6 +54,7 @@ def result_rows(content: Content) -> tuple[list[str], list[list[Any]]]:
     """Columns, and one row a cell in the order of stage and name."""
     axes, metrics = sorted(cell_axes(content)), sorted(cell_metrics(content))
     columns = [*FIXED[:2], *(f"axis.{axis}" for axis in axes), *FIXED[2:], *metrics, *LAST]
+    # a second column of one name would hide the first from most readers of tables
     if twice := sorted({name for name in columns if columns.count(name) > 1}):
         raise ValueError(f"metrics: {twice} are names of columns that every table has; expected other names")
     rows = [
@@ -97,6 +99,7 @@ def _csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _text(value: Any) -> Any:
+    # beyond 2^53 not every whole number is a float, and digits would be made up
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return int(value)
     return value
@@ -111,6 +114,7 @@ def _write_parquet(columns: Sequence[str], rows: Sequence[Sequence[Any]], path: 
     for i, name in enumerate(columns):
         is_text = name in texts or name.startswith("axis.")
         values = [row[i] for row in rows]
+        # Parquet holds UTF-8 only; half a character, as a broken log leaves it, becomes a question mark
         if is_text:
             values = [None if v is None else v.encode("utf-8", "replace").decode("utf-8") for v in values]
         # the type is fixed: a column without any value would have none of its own

@@ -39,6 +39,7 @@ def write_tensorboard(content: Content, folder: Path) -> None:
         folder: ``tensorboard`` of the report; folders of cells that are gone are removed from it.
     """
     cells = {folder_name(cell.name): cell for cell in content.cells if cell.metrics or cell.curve}
+    # only what this file wrote is removed: somebody may have put more there
     if folder.is_dir():
         for path in folder.glob(f"*/{FILE}"):
             if path.parent.name not in cells:
@@ -84,6 +85,7 @@ def _events(cell: CellRow) -> Iterable[bytes]:
 
     values = {"stage": cell.stage, **{_axis(axis): value for axis, value in cell.coordinates.items()}}
     yield _event(summary=hp.hparams_pb(values, trial_id=cell.name, start_time_secs=0.0))
+    # final numbers stand at the last step, where a curve of them would end
     last = 0.0
     for row in cell.curve:
         step = row.get("step", math.nan)
@@ -115,6 +117,7 @@ def _scalars(numbers: dict[str, float], step: float) -> bytes:
     """One event with every number that is one; TensorBoard has no place for the others."""
     from tensorboard.compat.proto.summary_pb2 import Summary
 
+    # one event of many values: time and step are not repeated with each
     values = [Summary.Value(tag=name, simple_value=v) for name, v in numbers.items() if not math.isnan(v)]
     return _event(summary=Summary(value=values), step=round(step))
 
@@ -138,6 +141,7 @@ def _is_written(path: Path, fingerprint: str) -> bool:
     """Whether the file was finished with this fingerprint, which stands in its first and in its last event."""
     if not path.is_file():
         return False
+    # reading is cheap beside making the events: a redraw of the same numbers loads no protocol buffers at all
     content = path.read_bytes()
     return content.count(fingerprint.encode()) == 2
 
@@ -178,6 +182,7 @@ def crc32c(rows: Sequence[bytes]) -> list[int]:
 
     Castagnoli's polynomial, reflected (RFC 3720, appendix B.4).
     """
+    # rows of falling length: those that still have a byte are a block at the top
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     lengths = np.array([len(rows[i]) for i in order])
     data = np.zeros((len(rows), int(lengths.max(initial=0))), np.uint8)
@@ -186,7 +191,6 @@ def crc32c(rows: Sequence[bytes]) -> list[int]:
     crc = np.full(len(rows), 0xFFFFFFFF, np.uint32)
     table = _table()
     for column in range(data.shape[1]):
-        # the longest come first: those that have this byte are a beginning of the list
         n = int(np.searchsorted(-lengths, -column, side="left"))
         crc[:n] = table[(crc[:n] ^ data[:n, column]) & 0xFF] ^ (crc[:n] >> 8)
     found = np.empty(len(rows), np.uint32)

@@ -37,6 +37,7 @@ def print_summary(content: Content, console: Console | None = None) -> None:
         console: where to; the standard output by default.
     """
     console = console or Console()
+    # what a wide terminal shows is pasted into narrow places
     width = min(console.width, WIDTH)
     console.print()
     console.print(Text(content.title, "bold"), width=width)
@@ -65,6 +66,7 @@ def print_summary(content: Content, console: Console | None = None) -> None:
                 label, *map(Text, (*with_interval(effect.value, effect.low, effect.high), p, str(effect.n)))
             )
         console.print(effects)
+    # a rate at the edge undermines every number that was read there
     for rate in content.rates:
         if rate.mark:
             best = f", best {rate.best:g}" if math.isfinite(rate.best) else ""
@@ -78,6 +80,7 @@ def _print_claim(console: Console, claim: ClaimResult, width: int) -> None:
     """The verdict and the sentence, then what it rests on."""
     head = Text(f"{VERDICTS.get(claim.verdict, (' ', ''))[0]} {claim.verdict}", TONES.get(claim.verdict, "bold"))
     console.print(head.append(f"  {claim.sentence}", "not bold default"), width=width)
+    # Text, not markup: a name in brackets is no style
     for line in (claim_numbers(claim), claim.note, seeds_needed(claim)):
         if line:
             console.print(Padding(Text(line, "dim"), (0, 0, 0, 2)), width=width)

@@ -47,6 +47,7 @@ def fixed(value: float, places: int, sign: bool = False) -> str:
     """A number with so many decimals and a true minus; an en dash for none."""
     if not math.isfinite(value):
         return short_number(value)
+    # beyond a million, decimals say nothing
     if abs(value) >= 1e6:
         return short_number(value)
     text = f"{value:{'+' if sign else ''}.{places}f}"
@@ -75,6 +76,7 @@ def duration(seconds: float) -> str:
     """``42 s``, ``3.5 min``, ``2.1 h``, ``3.2 days``."""
     if not math.isfinite(seconds):
         return "–"
+    # a unit holds until the next one says the same in fewer digits
     for unit, size, limit in (("s", 1, 90), ("min", 60, 90), ("h", 3600, 48)):
         if seconds < limit * size:
             return f"{seconds / size:.3g} {unit}"
@@ -100,6 +102,7 @@ def verdict_counts(claims: Iterable[ClaimResult]) -> str:
     n = sum(counts.values())
     if not n:
         return ""
+    # a verdict that is not known here is counted all the same
     order = [*VERDICTS, *sorted(set(counts) - set(VERDICTS))]
     if len(counts) == 1:
         verdict = next(iter(counts))
@@ -130,6 +133,7 @@ def claim_numbers(claim: ClaimResult) -> str:
 
 def seeds_needed(claim: ClaimResult) -> str:
     """What it would take to decide; empty if it does not apply."""
+    # 0 means that the claim is decided, or that no number of seeds is known
     if claim.seeds_needed <= 0:
         return ""
     return f"It would take about {count(claim.seeds_needed, 'seed')} to decide; there are {claim.n}."

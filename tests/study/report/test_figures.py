@@ -12,7 +12,8 @@ from lit_consistency.study.report import figures as module
 from lit_consistency.study.report.charts.curves import StepCurves, pieces
 from lit_consistency.study.report.charts.grid import shade
 from lit_consistency.study.report.content import Content, Front, FrontPoint, HeatMap, RateCurve
-from lit_consistency.study.report.drawing.canvas import Line, Marker, Text, text_width
+from lit_consistency.study.report.drawing.canvas import Area, Line, Marker, Text, text_width
+from lit_consistency.study.report.embedded import named_metric
 from lit_consistency.study.report.figures import figures, step_curves, write_figures
 from tests.study.report.synthetic import FORGETTING, HOSTILE, LEARNING, NAN, content
 
@@ -119,6 +120,26 @@ def test_empty_and_single_things_are_drawn(n: int) -> None:
     assert [f.section for f in drawn] == ["fronts", "rates", "heat_maps"]
     lines = [m for m in drawn[0].canvas.marks if isinstance(m, Line) and m.series == "g" and m.width == 2.2]
     assert len(lines) == n
+
+
+def test_a_surface_that_too_few_seeds_reach_is_drawn_nowhere() -> None:
+    points = [FrontPoint(0.5, 0.1, "0", "a", "end", "lr 1", True), FrontPoint(0.9, 0.3, "0", "b", "end", "lr 2", True)]
+    corners = [(0.5, 0.1), (0.9, 0.3)]
+    # of three seeds one has points: the median seed reaches nothing
+    front = Front("p", "g", points, {"1/3": corners, "2/3": [], "3/3": [], "median": []}, (NAN, NAN, NAN), (0.0, 1.0))
+    picture = figures(Content("t", "", "", "", {}, [], fronts=[front]))[0].canvas
+    lines = [m for m in picture.marks if isinstance(m, Line) and m.series == "g" and m.width == 2.2]
+    assert lines == []
+    bands = [m for m in picture.marks if isinstance(m, Area) and m.series == "g" and m.opacity > 0.01]
+    # from the best seed to nothing, up to the corner of the frame; two steps of two points, the upper edge, the corner
+    assert [len(band.points) for band in bands[:1]] == [2 * len(corners) + 2]
+
+
+def test_a_metric_is_known_by_a_sentence_that_names_it() -> None:
+    names = ["exact", "retain/old.exact", "retain/old.exact.stderr", "kl"]
+    assert named_metric("change of retain/old.exact, towards worse", names) == "retain/old.exact"
+    assert named_metric("exact", names) == "exact"
+    assert named_metric("forgetting", names) is None
 
 
 def test_files_are_what_the_study_has_and_only_what_changed_is_drawn(

@@ -32,6 +32,7 @@ def draw_rates(curves: Sequence[RateCurve], styles: Mapping[str, Style], width: 
     levels = finite([curve.level for curve in curves])
     rates = [row[0] for curve in curves for row in [*curve.points, *sum(curve.singles.values(), [])]]
     legend = [Entry(c.group, styles[c.group], c.group, f"⚠ {c.mark}" if c.mark else "") for c in curves]
+    # a level that no rate reaches must be seen, too
     y = linear([*means, *singles], include=levels)
     picture = frame(width, 230, logarithmic(rates), y, curves[0].axis, curves[0].metric, legend)
     for level in sorted(set(levels)):
@@ -65,6 +66,7 @@ def _rate_curve(picture: Frame, curve: RateCurve, look: Style) -> None:
         if not math.isfinite(mean):
             continue
         interval = f" [{short_number(low)}, {short_number(high)}]" if math.isfinite(low) else ""
+        # a rate may have been read from text
         best = math.isfinite(curve.best) and math.isclose(rate, curve.best, rel_tol=1e-6)
         text = f"{curve.group}, {curve.axis} {short_number(rate)}: {short_number(mean)}{interval}"
         if best:
@@ -126,6 +128,7 @@ def draw_steps(curves: Sequence[StepCurves], styles: Mapping[str, Style], metric
 def _step_curve(picture: Frame, curve: StepCurves, look: Style) -> None:
     x, y, key = picture.x, picture.y, curve.group
     mean = curve.mean()
+    # a band of one cell is its own line
     if len(curve.finished) > 1 and len(mean) > 1:
         band = [(x(s), y(high)) for s, _, _, high in mean] + [(x(s), y(low)) for s, _, low, _ in reversed(mean)]
         picture.canvas.add(Area(band, look.color, 0.08, series=key))
@@ -133,6 +136,7 @@ def _step_curve(picture: Frame, curve: StepCurves, look: Style) -> None:
         for piece in pieces(points):
             picture.canvas.add(Line([(x(s), y(v)) for s, v in piece], look.color, 0.8, opacity=0.25, series=key))
     for cell, points in curve.stopped.items():
+        # what a diverging run reached lies outside; the cross says where it was seen last
         inside = [(s, v) for s, v in points if picture.x.holds(s) and picture.y.holds(v)]
         if inside:
             picture.canvas.add(Line([(x(s), y(v)) for s, v in inside], look.color, 0.9, (2.0, 2.0), 0.7, series=key))

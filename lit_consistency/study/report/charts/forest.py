@@ -43,6 +43,7 @@ def draw_forest(effects: Sequence[Effect], width: float) -> Canvas:
             canvas.add(Text(text_width(f"{name} ", LABEL), y, f"⚠ {effect.mark}", "warn", TICK))
         elif effect.mark:
             canvas.add(Text(0, y + 15, shorten(f"⚠ {effect.mark}", TICK, name_width), "warn", TICK))
+        # a table's columns where there is room, a sentence where there is none
         if narrow:
             canvas.add(Text(0, top + 27, "   ".join(filter(None, text)), "muted", TICK))
         else:
@@ -84,6 +85,7 @@ def _row(canvas: Canvas, effect: Effect, x: Scale, y: float) -> None:
         return
     hover = effect_hover(effect)
     if math.isfinite(effect.order_spread):
+        # a spread larger than all effects fills the frame
         ends = [min(max(x(s * effect.order_spread), x.start), x.end) for s in (-1, 1)]
         canvas.box(ends[0], y - 8, ends[1] - ends[0], 16, "muted", 0.16, hover)
     if math.isfinite(effect.detectable):
@@ -91,6 +93,7 @@ def _row(canvas: Canvas, effect: Effect, x: Scale, y: float) -> None:
             if x.holds(sign * effect.detectable):
                 at = x(sign * effect.detectable)
                 canvas.add(Line([(at, y - 8), (at, y + 8)], "muted", 1.2, (2.0, 2.0)))
+    # what cannot be relied on must not look like a finding
     color = "muted" if effect.mark else "accent"
     if math.isfinite(effect.low) and math.isfinite(effect.high):
         canvas.add(Line([(x(effect.low), y), (x(effect.high), y)], color, 2.2, (3.0, 2.0) if effect.mark else ()))
@@ -144,6 +147,7 @@ def draw_strip(claim: ClaimResult, width: float) -> Canvas | None:
     labels = (
         [(-bound, f"−{short_number(bound)}"), (0.0, "0"), (bound, f"+{short_number(bound)}")] if bound else [(0.0, "0")]
     )
+    # labels of bounds that lie close to 0 would cover it
     apart = x(bound) - x(0)
     room = max(text_width(label, 11) for _, label in labels)
     for at, label in labels:

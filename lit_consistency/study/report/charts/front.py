@@ -54,6 +54,7 @@ def draw_fronts(
     for front in fronts:
         _draw_median(picture, front, styles[front.group])
     left_out = []
+    # a picture that leaves something out says so
     if len(known) < len(points):
         left_out.append(f"{len(points) - len(known)} of {len(points)} points have no number.")
     if len(inside) < len(known):
@@ -74,8 +75,9 @@ def _scale(fronts: Sequence[Front], points: Sequence[FrontPoint], axis: int) -> 
 
 
 def _surfaces(front: Front) -> list[tuple[float, list[Point]]]:
-    """(share, corners) from what one seed attains to what all do."""
-    return sorted((share_of(name), corners) for name, corners in front.surfaces.items() if corners)
+    """(share, corners) from what one seed attains to what all do; no corners where too few seeds reach anything."""
+    # the median is one of the k/n, named twice; only the order of the shares counts
+    return sorted(((share_of(name), corners) for name, corners in front.surfaces.items()), key=lambda pair: pair[0])
 
 
 def _draw_bands(picture: Frame, front: Front, look: Style) -> None:
@@ -86,6 +88,11 @@ def _draw_bands(picture: Frame, front: Front, look: Style) -> None:
     quarters = at_least(surfaces, 0.25), at_least(surfaces, 0.75)
     for (best, worst), opacity in (((surfaces[0][1], surfaces[-1][1]), 0.10), (quarters, 0.13)):
         edge = [*staircase(picture, best), *reversed(staircase(picture, worst))]
+        if not edge:
+            continue
+        if not worst:
+            # what too few seeds reach lies nowhere: all beyond the best is between the two, up to the corner
+            edge.append((picture.x.start, picture.y.end))
         picture.canvas.add(Area(edge, look.color, opacity, series=front.group))
 
 
@@ -144,8 +151,9 @@ def at_least(surfaces: Sequence[tuple[float, list[Point]]], share: float) -> lis
 def staircase(picture: Frame, corners: Sequence[Point]) -> list[Point]:
     """The edge of what these corners attain, in pixels, from the left end of the frame to its upper one."""
     points: list[Point] = []
+    # frames have their origin below: the end of the y scale is its upper edge
     left, top = picture.x.start, picture.y.end
     for learning, forgetting in corners:
         y = picture.y(forgetting)
         points += [(points[-1][0] if points else left, y), (picture.x(learning), y)]
-    return [*points, (points[-1][0], top)]
+    return [*points, (points[-1][0], top)] if points else []

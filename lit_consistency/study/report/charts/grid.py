@@ -30,6 +30,7 @@ def draw_heat_map(heat: HeatMap, width: float) -> Canvas:
     places = _places(heat)
     texts = [[fixed(value, places) for value in row] for row in heat.values]
     halves = [[f"±{fixed(half, places)}" if math.isfinite(half) else "" for half in row] for row in heat.intervals]
+    # every number must fit into its field, also on a phone, where the picture is scrolled
     widest = max((text_width(t, LABEL) for row in [*texts, *halves] for t in row), default=0) + 14
     cell = max(widest, min((width - left) / max(len(heat.columns), 1), 120.0))
     longest = max((text_width(name, LABEL) for name in heat.columns), default=0)
@@ -94,6 +95,7 @@ def shade(heat: HeatMap, value: float) -> tuple[str, float]:
     known = [v for row in heat.values for v in row if math.isfinite(v)]
     if not math.isfinite(value):
         return "muted", 0.08
+    # the colours of both signs have one scale, so that equal changes look equal
     if min(known) < 0 < max(known):
         good = (value > 0) == heat.higher_is_better
         return ("good" if good else "bad"), STRONGEST * abs(value) / max(map(abs, known))
@@ -133,6 +135,7 @@ def draw_variances(variances: Sequence[Variance], styles: Mapping[str, Style], w
         y = row * i + 18
         name = shorten(variance.group, LABEL, left - 12)
         canvas.add(Text(left - 10, y + 4, name, size=LABEL, anchor="end", title=variance.group))
+        # a component that cannot be told, as order with one run each, has no sign
         known = {name: s for name, s in variance.components.items() if math.isfinite(s)}
         if known:
             canvas.add(Line([(x(min(known.values())), y), (x(max(known.values())), y)], "line", 1.5))

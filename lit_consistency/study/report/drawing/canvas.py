@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from itertools import groupby
 
@@ -122,6 +122,7 @@ def text_width(text: str, size: float) -> float:
 
 def _em(character: str) -> float:
     """Width of one character in units of the size of the font."""
+    # measured on DejaVu Sans, rounded up
     if unicodedata.east_asian_width(character) in "WF":
         return 1.05
     if unicodedata.combining(character) or unicodedata.category(character) == "Cf":
@@ -153,6 +154,7 @@ def svg(canvas: Canvas, title: str, description: str = "") -> str:
         title: what it shows, read aloud to those who do not see it.
         description: more of the same.
     """
+    # no width and height: the page decides how large it is shown
     body = _body(canvas.marks, lambda token: f"var(--{token})")
     return (
         f'<svg viewBox="0 0 {canvas.width:.0f} {canvas.height:.0f}" role="img" aria-label="{_text(title)}">'
@@ -180,12 +182,9 @@ def with_title(canvas: Canvas, title: str) -> Canvas:
 
 
 def _moved(mark: Mark, dx: float, dy: float) -> Mark:
-    changed = {**mark.__dict__}
-    if isinstance(mark, (Line, Area, Dots)):
-        changed["points"] = [(x + dx, y + dy) for x, y in mark.points]
-    else:
-        changed |= {"x": mark.x + dx, "y": mark.y + dy}
-    return type(mark)(**changed)
+    if isinstance(mark, Marker | Text):
+        return replace(mark, x=mark.x + dx, y=mark.y + dy)
+    return replace(mark, points=[(x + dx, y + dy) for x, y in mark.points])
 
 
 def _body(marks: Iterable[Mark], paint: Callable[[str], str]) -> str:
@@ -228,6 +227,7 @@ def _marker(mark: Marker, color: str, paper: str) -> str:
     strokes = outline(mark)
     open_shape = mark.shape in ("cross", "plus", "star")
     d = "".join(_path(points) + ("" if open_shape else "z") for points in strokes)
+    # a rim of the background's colour tells markers that touch one another apart
     if open_shape:
         look = f'fill="none" stroke="{color}" stroke-width="1.8"'
     else:

@@ -58,6 +58,7 @@ def frame(
     """
     top = 30.0
     y = y.between(top + height, top)
+    # the widest label of the y axis decides where the data begins: none is clipped
     labels = y.labels()
     left = max((text_width(label, TICK) for label in labels), default=0.0) + 10
     right = width - 14
@@ -84,6 +85,7 @@ def legend_rows(canvas: Canvas, entries: Sequence[Entry], top: float) -> float:
         note = f"  {entry.note}" if entry.note else ""
         name = shorten(entry.name, LABEL, max(canvas.width - 34 - text_width(note, LABEL), 60))
         width = 34 + text_width(name + note, LABEL)
+        # a new row, unless the entry is the first of one
         if x and x + width > canvas.width:
             x, y = 0.0, y + row
         key = entry.series

@@ -36,6 +36,7 @@ def write_png(canvas: Canvas, title: str, path: Path) -> None:
     painter = _Painter(RendererAgg(width, height, 100 * SCALE), height)
     painter.paint(whole)
     image = Image.frombuffer("RGBA", (width, height), painter.renderer.buffer_rgba(), "raw", "RGBA", 0, 1)
+    # the picture covers all of the file: no transparency is left, and a quarter of the bytes is saved
     image.convert("RGB").save(path, format="PNG", compress_level=2, dpi=(100 * SCALE, 100 * SCALE))
 
 
@@ -94,6 +95,7 @@ class _Painter:
         gc.set_linewidth(width * POINT if stroke else 0)
         gc.set_foreground(to_rgb(self.colors[stroke or "ink"]), isRGBA=False)
         gc.set_alpha(opacity)
+        # as on the page, where corners of a staircase must not stick out
         gc.set_joinstyle("round")
         gc.set_capstyle("butt")
         if dash:

@@ -66,6 +66,7 @@ def linear(values: Iterable[float], n: int = 5, include: Sequence[float] = (), p
     """
     known = [value for value in [*values, *include] if math.isfinite(value)] or [0.0, 1.0]
     low, high = min(known), max(known)
+    # one value, or several that differ by rounding alone, still need an axis
     if high - low <= 1e-12 * max(abs(low), abs(high)):
         low, high = (low - 0.1 * abs(low), high + 0.1 * abs(high)) if low else (-1.0, 1.0)
     pad *= high - low
@@ -91,6 +92,7 @@ def logarithmic(values: Iterable[float]) -> Scale:
     positive = [value for value in known if value > 0]
     if not positive or known[0] < 0:
         return linear(known)
+    # 0 is set apart by a little more than the finest step of the sweep
     step = min((b / a for a, b in zip(positive, positive[1:], strict=False)), default=2.0)
     zero = positive[0] / max(step, 1.5) ** 1.3 if known[0] == 0 else math.nan
     low = positive[0] if math.isnan(zero) else zero
