@@ -12,6 +12,7 @@ from lit_consistency.records.run_folder import RunFolder
 from lit_consistency.study.cells import Cell
 from lit_consistency.study.claims import check_claims
 from lit_consistency.study.execute.engine import execute
+from lit_consistency.study.execute.local import Entry
 from lit_consistency.study.execute.options import ExecutionOptions
 from lit_consistency.study.execute.state import State
 from lit_consistency.study.job import Job
@@ -35,15 +36,24 @@ class StudyRun:
         execution: where cells run.
         parse: parser of commands.
         command: arguments of ``study``, to be shown and given to workers.
+        entry: what runs a cell's command; by default this package.
 
     Raises:
         ValueError: something in the study cannot be; names the key, the value and what is allowed.
     """
 
-    def __init__(self, study: StudyOptions, execution: ExecutionOptions, parse: Parse, command: Sequence[str]) -> None:
+    def __init__(
+        self,
+        study: StudyOptions,
+        execution: ExecutionOptions,
+        parse: Parse,
+        command: Sequence[str],
+        entry: Entry | None = None,
+    ) -> None:
         self.study = study
         self.execution = execution
         self.command = list(command)
+        self.entry = entry
         self._check_folder()
         self.plan = Plan(study, parse)
         if study.read is not None:
@@ -149,7 +159,7 @@ class StudyRun:
     # -------------------- running
 
     def execute(self, only: str | None = None, head: int | None = None, worker: bool = False) -> int:
-        """Run what is missing; 0 if all is finished, 1 if cells failed."""
+        """Run what is missing; 0 if all has ended with numbers or diverged, which is a result too, else 1."""
         self._mark()
         pattern = self._pattern(only)
         started: set[str] = set()
@@ -164,15 +174,14 @@ class StudyRun:
                 wanted = [name for name in wanted if name in started]
             return self.plan.jobs(cells, wanted)
 
-        states = execute(jobs, self.execution)
-        failed = [name for name, state in states.items() if state in (State.FAILED, State.OUT_OF_MEMORY)]
-        return 1 if failed else 0
+        states = execute(jobs, self.execution, entry=self.entry)
+        return int(any(state not in (State.FINISHED, State.DIVERGED) for state in states.values()))
 
     def _reopen(self, cells: Mapping[str, Sequence[Cell]]) -> None:
         """Bases that have run without their weights being kept run again where a cell is to start from them."""
         starting = [cell for of_stage in cells.values() for cell in of_stage if self._is_open(cell.name)]
-        for base in {cell.base for cell in starting if isinstance(cell.base, Cell)}:
-            run = RunFolder(self.study.cells / base.name)
+        for name in {cell.base.name for cell in starting if isinstance(cell.base, Cell)}:
+            run = RunFolder(self.study.cells / name)
             if run.is_finished and not run.model.is_dir():
                 publish(run.record_file, run.record_file.with_name("run.without_model.json"))
 
