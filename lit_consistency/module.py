@@ -22,6 +22,7 @@ from lit_consistency.distributed.dtensors import KeptShards
 from lit_consistency.distributed.fsdp import data_mesh, gathered
 from lit_consistency.distributed.gradients import clip_gradients, gradient_norm
 from lit_consistency.methods import Full, Method
+from lit_consistency.methods.base_folder import base_folder
 from lit_consistency.methods.build import build_model, check_data
 from lit_consistency.metrics import TokenLoss
 from lit_consistency.model import IGNORE, DocumentMask, check_checkpoint_dir, model_config, token_nll
@@ -41,7 +42,8 @@ class LitLanguageModel(LightningModule):
     Args:
         optimizer: class and hyperparameters, e.g. one of configs/optimizers/*.yaml. There is no default, so that no
             run inherits one silently. Any ``torch.optim.Optimizer`` works.
-        checkpoint_dir: LitGPT checkpoint folder to start from (``lit_model.pth`` or ``lit_model.safetensors``).
+        checkpoint_dir: LitGPT checkpoint folder to start from (``lit_model.pth`` or ``lit_model.safetensors``), or a
+            step of a run: ``RUN/series/step-100`` or ``RUN/checkpoints/step-100``, whose adapters are merged.
         name: LitGPT configuration to initialize from scratch, e.g. ``pythia-14m``; ``litgpt download list`` prints the
             names.
         overrides: fields of the LitGPT configuration to change, e.g. ``n_layer``, ``n_head``, ``n_embd``,
@@ -68,7 +70,7 @@ class LitLanguageModel(LightningModule):
         super().__init__()
         dry_build(optimizer)
         self.optimizer = optimizer
-        self.checkpoint_dir = Path(checkpoint_dir) if checkpoint_dir is not None else None
+        self.checkpoint_dir = base_folder(checkpoint_dir) if checkpoint_dir is not None else None
         self.model_name = name
         self.overrides = overrides or {}
         self.method = method or Full()
@@ -83,6 +85,7 @@ class LitLanguageModel(LightningModule):
         self.keep_start = False
         self.start = KeptShards({})
         self.evaluated = nn.ModuleDict({stage: TokenLoss() for stage in ("val", "test")})
+        self.step_loss: float | None = None  # of the latest optimizer step, over all ranks
         self._step_loss: Tensor | None = None
         self._grad_norm: Tensor | None = None
         self._used_rates: dict[str, float] = {}
@@ -152,9 +155,10 @@ class LitLanguageModel(LightningModule):
         loss = self.trainer.strategy.reduce(self._step_loss, reduce_op="sum")
         assert isinstance(loss, Tensor)
         self._step_loss = loss
-        if not (math.isfinite(loss.item()) and (scaled or math.isfinite(self._grad_norm.item()))):
+        self.step_loss = loss.item()
+        if not (math.isfinite(self.step_loss) and (scaled or math.isfinite(self._grad_norm.item()))):
             raise NonFiniteError(
-                f"step {self.trainer.global_step}: loss {loss.item()}, gradient norm {self._grad_norm.item()}: not "
+                f"step {self.trainer.global_step}: loss {self.step_loss}, gradient norm {self._grad_norm.item()}: not "
                 "finite; stopped before the optimizer moved. Lower the learning rate, or look at the rows of this step."
             )
 

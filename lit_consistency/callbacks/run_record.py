@@ -8,35 +8,37 @@ next run's base.
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import sys
 import time
-from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
-from litgpt.prompts import Default, PromptStyle, prompt_styles
 
 from lit_consistency.callbacks.forgetting import Forgetting
+from lit_consistency.callbacks.run_model import (
+    find_callback,
+    headlines,
+    litgpt_style,
+    losses_now,
+    provenance_now,
+    write_run_model,
+)
 from lit_consistency.callbacks.throughput import Throughput
-from lit_consistency.data import SFTData
 from lit_consistency.loggers.metrics_file import MetricsFile
 from lit_consistency.loggers.tensorboard import TensorBoardRunLogger
-from lit_consistency.model import save_model, weights_hash
+from lit_consistency.model import weights_hash, write_model_files
 from lit_consistency.module import LitLanguageModel, language_model
 from lit_consistency.optimizers import format_table
-from lit_consistency.records.atomic import check_free, remove_leftovers
+from lit_consistency.records.atomic import check_free, remove_leftovers, replaced_folder
 from lit_consistency.records.differences import differences
-from lit_consistency.records.provenance import Provenance, current_versions, family, read_provenance
+from lit_consistency.records.provenance import current_versions, family, read_provenance
 from lit_consistency.records.run_folder import FINISHED, RunFolder
-
-LOSSES = ("train/loss", "val/loss")
 
 
 class RunRecord(Callback):
@@ -71,6 +73,7 @@ class RunRecord(Callback):
         self.resumed_from: str | None = None
         self.record: dict[str, Any] = {}
         self.inputs: dict[str, Any] = {}
+        self.series: list[int] = []  # steps at which the model is written too, which StepCheckpoint sets
         self._resumed_step = -1
 
     @property
@@ -121,17 +124,30 @@ class RunRecord(Callback):
         """The step is restored by now: drop the numbers of later steps."""
         if self.resumed_from:
             _keep_until(trainer, MetricsFile, trainer.global_step)
-        forgetting = _find(trainer, Forgetting)
+        forgetting = find_callback(trainer, Forgetting)
         if forgetting and trainer.is_global_zero and forgetting.measured_at == trainer.global_step == 0:
             forgetting.write_items(self.folder.first_measured)
         self._log_hyperparameters(trainer, forgetting.latest if forgetting else {})
 
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write the model of a step of the series; that of the last step waits for what is measured at the end."""
+        if (batch_idx + 1) % trainer.accumulate_grad_batches != 0 or trainer.global_step not in self.series:
+            return
+        module = language_model(pl_module)
+        if trainer.global_step < module.total_steps():
+            self._save_series(trainer, module, at_end=False)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the final model, then the final numbers."""
-        interrupted = getattr(trainer, "interrupted_by", None)
+        interrupted, module = getattr(trainer, "interrupted_by", None), language_model(pl_module)
+        if interrupted is None and trainer.global_step in self.series:
+            self._save_series(trainer, module, at_end=True)
         if interrupted is None and self.save_model:
-            self._save_model(trainer, language_model(pl_module))
-        self._finish(trainer, "interrupted" if interrupted else FINISHED, language_model(pl_module))
+            overwrite = self.overwrite or self.final_dir is None
+            self._save_model(trainer, module, self.final_dir or self.folder.model, at_end=True, overwrite=overwrite)
+        self._finish(trainer, "interrupted" if interrupted else FINISHED, module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """The record says how the run ended."""
@@ -140,9 +156,17 @@ class RunRecord(Callback):
             self._finish(trainer, "failed", language_model(pl_module))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint holds the configuration and the inputs that made it, so that a resume can be compared."""
+        """A checkpoint holds the configuration and the inputs that made it: a resume is compared, a base has a past."""
         checkpoint["config"] = self.config_yaml
         checkpoint["inputs"] = self.inputs
+        module = language_model(pl_module)
+        at_end = trainer.global_step >= module.total_steps()
+        provenance = provenance_now(trainer, module, self.record, self.config_yaml, at_end)
+        checkpoint["provenance"] = asdict(provenance)
+        if trainer.is_global_zero and not self.folder.model_files.exists():
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            with replaced_folder(self.folder.model_files) as folder:
+                write_model_files(folder, module.config, data.tokenizer_folder, litgpt_style(data))
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse to continue on other data or another base, before anything is written."""
@@ -218,103 +242,50 @@ class RunRecord(Callback):
         self.folder.write_record(self.record)
 
     def _finish(self, trainer: Trainer, status: str, module: LitLanguageModel) -> None:
-        forgetting, throughput = _find(trainer, Forgetting), _find(trainer, Throughput)
+        forgetting, throughput = find_callback(trainer, Forgetting), find_callback(trainer, Throughput)
         self.record |= {
             "status": status,
             "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "steps": trainer.global_step,
             "base_metrics": forgetting.base if forgetting else {},
             "final_metrics": forgetting.latest if forgetting else {},
+            "losses": losses_now(trainer),
+            "judged_by": forgetting.judges() if forgetting else {},
+            "interpolated": forgetting.interpolated if forgetting else {},
             "evaluation": forgetting.budget.record() if forgetting else {},
             "speed": throughput.latest if throughput else {},
         }
         if status == FINISHED and forgetting:
             if trainer.is_global_zero:
                 forgetting.write_items(self.folder.last_measured)
-            module.log_now({f"final/{name}": value for name, value in _headlines(forgetting.latest).items()})
+            module.log_now({f"final/{name}": value for name, value in headlines(forgetting.latest).items()})
         self._write()  # last: a record that says finished stands for all the rest
 
     def _log_hyperparameters(self, trainer: Trainer, measured: dict[str, float]) -> None:
         """The HParams page shows only metrics that the first call names, so the final ones are declared now."""
-        names = _headlines(measured)
+        names = headlines(measured)
         chosen = {key: self.record[key] for key in ("model", "method", "optimizer", "pretraining_optimizer", "seed")}
         chosen["lr"] = trainer.optimizers[0].param_groups[0]["initial_lr"]  # not that of the warm-up's first step
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(chosen, {f"final/{name}": float("nan") for name in sorted(names)})
 
-    def _save_model(self, trainer: Trainer, module: LitLanguageModel) -> None:
-        state = module.merged_state()
-        if trainer.is_global_zero:
-            out_dir = self.final_dir or self.folder.model
-            data = trainer.datamodule  # type: ignore[attr-defined]
-            save_model(
-                out_dir,
-                state,
-                module.config,
-                data.tokenizer_folder,
-                self._provenance(trainer, module),
-                prompt_style=_litgpt_style(data),
-                overwrite=self.overwrite or self.final_dir is None,
-            )
-            rank_zero_info(f"final model: {out_dir}")
-        trainer.strategy.barrier("final model")
+    def _save_series(self, trainer: Trainer, module: LitLanguageModel, at_end: bool) -> None:
+        """Write the model of this step into the series, unless an earlier part of this run has."""
+        path = self.folder.series_model(trainer.global_step)
+        if trainer.strategy.broadcast(path.exists()):
+            return
+        if throughput := find_callback(trainer, Throughput):
+            throughput.begin_saving()
+        self._save_model(trainer, module, path, at_end=at_end, overwrite=False)
 
-    def _provenance(self, trainer: Trainer, module: LitLanguageModel) -> Provenance:
-        throughput = _find(trainer, Throughput)
-        stage: dict[str, Any] = {
-            "model": module.config.name,
-            "optimizer": self.record["optimizer"],
-            "method": module.method.name,
-            "stage": self.record["stage"],
-            "base": self.record["base"],
-            "base_hash": self.record["base_hash"],
-            "run": self.name,
-            "tokens": throughput.total_tokens(trainer.world_size) if throughput else 0,
-            "steps": trainer.global_step,
-            "seed": self.record["seed"],
-            "command": self.record["command"],
-            **_configured(self.config_yaml),
-            "final_metrics": self._final_metrics(trainer),
-        }
-        before = read_provenance(module.checkpoint_dir) if module.checkpoint_dir is not None else None
-        return before.next_stage(**stage) if before else Provenance(**stage)
-
-    def _final_metrics(self, trainer: Trainer) -> dict[str, float | None]:
-        """Losses and what judges the run; what is no number is None."""
-        forgetting = _find(trainer, Forgetting)
-        losses = {key: float(value) for key, value in trainer.callback_metrics.items() if key in LOSSES}
-        numbers = {**losses, **_headlines(forgetting.latest if forgetting else {})}
-        return {name: value if math.isfinite(value) else None for name, value in sorted(numbers.items())}
-
-
-def _configured(config_yaml: str) -> dict[str, Any]:
-    """Options of optimizer and schedule, as they stand in the configuration."""
-    model = (yaml.safe_load(config_yaml) or {}).get("model", {})
-    schedule = model.get("schedule")
-    options = (model.get("optimizer") or {}).get("init_args", {})
-    return {"optimizer_options": options, "schedule": schedule if isinstance(schedule, Mapping) else None}
+    def _save_model(
+        self, trainer: Trainer, module: LitLanguageModel, out_dir: Path, *, at_end: bool, overwrite: bool
+    ) -> None:
+        write_run_model(trainer, module, out_dir, self.record, self.config_yaml, at_end=at_end, overwrite=overwrite)
 
 
 def _keep_until(trainer: Trainer, kind: type[MetricsFile] | type[TensorBoardRunLogger], step: int) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, kind):
             logger.keep_until(step)
-
-
-def _headlines(measured: dict[str, float]) -> dict[str, float]:
-    """What judges a run: the metric of every set, what was forgotten, the distance of the whole model."""
-    sets = ("learn/", "retain/", "forget/", "retained/")
-    judged = (*sets, "kl_to_base", "reverse_kl_to_base", "distance/all", "relative_distance/all", "moved/all")
-    return {name: value for name, value in measured.items() if name.startswith(judged) and "." not in name}
-
-
-def _litgpt_style(data: Any) -> PromptStyle | None:
-    """What ``litgpt generate`` is to prompt with; None keeps the base's, as for a tokenizer's own chat template."""
-    if not isinstance(data, SFTData) or data.prompt_style == "chat_template":
-        return None
-    return prompt_styles.get(data.prompt_style, Default)()
-
-
-def _find(trainer: Trainer, kind: type) -> Any:
-    return next((c for c in trainer.callbacks if isinstance(c, kind)), None)  # type: ignore[attr-defined]

@@ -30,6 +30,7 @@ FREE = (
     "forgetting.batch_tokens",
     "forgetting.kl_positions",
     "forgetting.time_budget",
+    "forgetting.interpolate",
     "throughput",
     "trainer.logger",
     "trainer.callbacks",

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lit_consistency.model.tokenizer_files import copy_tokenizer
 from lit_consistency.records.atomic import new_folder
-from lit_consistency.records.model_folder import weights_path
+from lit_consistency.records.model_folder import WEIGHTS, weights_path
 from lit_consistency.records.provenance import Provenance
 
 
@@ -79,15 +79,27 @@ def save_model(
         FileNotFoundError: ``tokenizer_dir`` holds no tokenizer.
     """
     with new_folder(out_dir, overwrite) as folder:
-        torch.save({name: _compact(tensor) for name, tensor in state_dict.items()}, folder / "lit_model.pth")
-        save_config(_base_config(config), folder)
-        if tokenizer_dir is not None:
-            copy_tokenizer(tokenizer_dir, folder)
-            if prompt_style is None and (Path(tokenizer_dir) / "prompt_style.yaml").is_file():
-                shutil.copyfile(Path(tokenizer_dir) / "prompt_style.yaml", folder / "prompt_style.yaml")
-        if prompt_style is not None:
-            save_prompt_style(prompt_style, folder)
+        write_weights(folder, state_dict)
+        write_model_files(folder, config, tokenizer_dir, prompt_style)
         provenance.write(folder)
+
+
+def write_model_files(
+    folder: Path, config: Config, tokenizer_dir: Path | None, prompt_style: str | PromptStyle | None = None
+) -> None:
+    """Write what a model folder holds beside its weights and its provenance; see ``save_model`` for the arguments."""
+    save_config(_base_config(config), folder)
+    if tokenizer_dir is not None:
+        copy_tokenizer(tokenizer_dir, folder)
+        if prompt_style is None and (Path(tokenizer_dir) / "prompt_style.yaml").is_file():
+            shutil.copyfile(Path(tokenizer_dir) / "prompt_style.yaml", folder / "prompt_style.yaml")
+    if prompt_style is not None:
+        save_prompt_style(prompt_style, folder)
+
+
+def write_weights(folder: Path, state_dict: dict[str, Tensor]) -> None:
+    """Write ``lit_model.pth``: the same tensors give the same bytes."""
+    torch.save({name: _compact(tensor) for name, tensor in state_dict.items()}, folder / WEIGHTS[0])
 
 
 def _load_pickled(path: Path) -> Any:

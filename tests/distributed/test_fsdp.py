@@ -100,7 +100,7 @@ def test_other_weights_for_a_while_leave_no_trace(in_shards: bool, mesh: DeviceM
         for parameter in tested.parameters():
             local_shard(parameter).mul_(1.5)
         changed = tested(TOKENS)
-        with weights_of(tested, start):
+        with weights_of(tested, start.shards):
             assert torch.equal(tested(TOKENS), model(TOKENS))
         assert torch.equal(tested(TOKENS), changed)
         reshard(tested)
