@@ -15,6 +15,7 @@ from litgpt.prompts import Default, PromptStyle, prompt_styles
 from lit_consistency.callbacks.forgetting import Forgetting
 from lit_consistency.callbacks.throughput import Throughput
 from lit_consistency.data import SFTData
+from lit_consistency.distributed.optimizer_state import FILE, gathered_optimizer_state, write_optimizer_state
 from lit_consistency.model import save_model
 from lit_consistency.module import LitLanguageModel
 from lit_consistency.records.provenance import Provenance, read_provenance
@@ -31,6 +32,7 @@ def write_run_model(
     *,
     at_end: bool,
     overwrite: bool,
+    optimizer_state: bool,
 ) -> None:
     """Write the model as it is now; a collective call.
 
@@ -42,9 +44,11 @@ def write_run_model(
         config_yaml: the run's complete configuration.
         at_end: whether training has ended.
         overwrite: replace a model that stands there.
+        optimizer_state: write the optimizer's state beside it.
     """
     state = module.merged_state()
     provenance = provenance_now(trainer, module, record, config_yaml, at_end)
+    moments = gathered_optimizer_state(trainer.optimizers[0], trainer.is_global_zero) if optimizer_state else None
     if trainer.is_global_zero:
         data = trainer.datamodule  # type: ignore[attr-defined]
         save_model(
@@ -55,6 +59,7 @@ def write_run_model(
             provenance,
             prompt_style=litgpt_style(data),
             overwrite=overwrite,
+            also=(lambda folder: write_optimizer_state(moments, folder / FILE)) if moments else None,
         )
         rank_zero_info(f"model of step {trainer.global_step}: {out_dir}")
     trainer.strategy.barrier("model")
@@ -79,6 +84,8 @@ def provenance_now(
         "command": record["command"],
         **_configured(config_yaml),
         "final_metrics": _metrics_now(trainer, module, at_end),
+        "branched_from": record["branched_from"],
+        "carried_optimizer_state": record["carried_optimizer_state"],
         "planned_steps": None if at_end else module.total_steps(),
     }
     before = read_provenance(module.checkpoint_dir) if module.checkpoint_dir is not None else None

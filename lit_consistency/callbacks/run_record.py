@@ -30,13 +30,16 @@ from lit_consistency.callbacks.run_model import (
     write_run_model,
 )
 from lit_consistency.callbacks.throughput import Throughput
+from lit_consistency.distributed.optimizer_state import FILE
 from lit_consistency.loggers.metrics_file import MetricsFile
 from lit_consistency.loggers.tensorboard import TensorBoardRunLogger
+from lit_consistency.methods import Full
 from lit_consistency.model import weights_hash, write_model_files
 from lit_consistency.module import LitLanguageModel, language_model
 from lit_consistency.optimizers import format_table
 from lit_consistency.records.atomic import check_free, remove_leftovers, replaced_folder
 from lit_consistency.records.differences import differences
+from lit_consistency.records.fingerprints import sha256
 from lit_consistency.records.provenance import current_versions, family, read_provenance
 from lit_consistency.records.run_folder import FINISHED, RunFolder
 
@@ -50,6 +53,8 @@ class RunRecord(Callback):
         final_dir: where the final model goes; ``<run>/model`` when not given.
         overwrite: replace ``final_dir`` if it exists. The old folder stays until the new one is complete.
         save_model: save the final model at all.
+        save_optimizer_state: write the optimizer's state beside every model that is saved, twice as large as it with
+            AdamW, so that a run with ``model.carry_optimizer_state`` can go on with it.
     """
 
     def __init__(
@@ -59,6 +64,7 @@ class RunRecord(Callback):
         final_dir: Path | None = None,
         overwrite: bool = False,
         save_model: bool = True,
+        save_optimizer_state: bool = False,
     ) -> None:
         if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
             raise ValueError(f"name = {name!r}: expected letters, digits, '.', '_' and '-', at most 100, no path")
@@ -68,9 +74,11 @@ class RunRecord(Callback):
         self.final_dir = Path(final_dir) if final_dir is not None else None
         self.overwrite = overwrite
         self.save_model = save_model
+        self.save_optimizer_state = save_optimizer_state
         self.config_yaml = ""
         self.allow_changes = False
         self.resumed_from: str | None = None
+        self.branched_from: dict[str, Any] | None = None  # of the command line: where this run has left another
         self.record: dict[str, Any] = {}
         self.inputs: dict[str, Any] = {}
         self.series: list[int] = []  # steps at which the model is written too, which StepCheckpoint sets
@@ -103,6 +111,12 @@ class RunRecord(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Processes that started a second apart agree on the name of rank 0."""
         self.name = trainer.strategy.broadcast(self.name)
+        method = language_model(pl_module).method
+        if stage == "fit" and self.save_optimizer_state and not isinstance(method, Full):
+            raise ValueError(
+                f"run.save_optimizer_state = true with the method {method.name}: expected full or a pull, whose state "
+                "is that of all weights of the model that is saved"
+            )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Everything is set up and nothing has been trained: write what is being run."""
@@ -159,6 +173,7 @@ class RunRecord(Callback):
         """A checkpoint holds the configuration and the inputs that made it: a resume is compared, a base has a past."""
         checkpoint["config"] = self.config_yaml
         checkpoint["inputs"] = self.inputs
+        checkpoint["branch"] = self.branched_from
         module = language_model(pl_module)
         at_end = trainer.global_step >= module.total_steps()
         provenance = provenance_now(trainer, module, self.record, self.config_yaml, at_end)
@@ -171,6 +186,10 @@ class RunRecord(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse to continue on other data or another base, before anything is written."""
         self._resumed_step = checkpoint["global_step"]
+        if self.branched_from is not None and self.resumed_from is None:
+            # what measuring has taken in the run that is left is no time of this one
+            for state in checkpoint.get("callbacks", {}).values():
+                state.pop("budget", None)
         changed = differences(checkpoint.get("inputs", {}), self._inputs(trainer, language_model(pl_module)))
         if trainer.training and changed and not self.allow_changes:
             lines = "\n".join(f"  {text}" for text in changed.values())
@@ -185,9 +204,10 @@ class RunRecord(Callback):
         if not self.inputs and trainer.is_global_zero:
             base, data = module.checkpoint_dir, trainer.datamodule  # type: ignore[attr-defined]
             # as JSON gives it back: tuples are lists, keys are strings
-            self.inputs = json.loads(
-                json.dumps({"data": data.fingerprint(), "base_hash": weights_hash(base) if base else None}, default=str)
-            )
+            inputs: dict[str, Any] = {"data": data.fingerprint(), "base_hash": weights_hash(base) if base else None}
+            if base and module.carry_optimizer_state:
+                inputs["optimizer_state_hash"] = sha256(base / FILE)
+            self.inputs = json.loads(json.dumps(inputs, default=str))
         self.inputs = trainer.strategy.broadcast(self.inputs)
         return self.inputs
 
@@ -203,10 +223,12 @@ class RunRecord(Callback):
             "started": before.get("started", time.strftime("%Y-%m-%dT%H:%M:%S%z")),
             "command": " ".join(["python -m lit_consistency", *sys.argv[1:]]),
             "resumed_from": [*before.get("resumed_from", []), *([self.resumed_from] if self.resumed_from else [])],
+            "branched_from": self.branched_from,
             "base": str(base) if base is not None else None,
             "base_hash": inputs["base_hash"],
             "pretraining_optimizer": provenance.pretraining_optimizer if provenance else None,
             "optimizer": type(trainer.optimizers[0]).__name__,
+            "carried_optimizer_state": inputs.get("optimizer_state_hash"),
             "optimizer_choices": getattr(trainer.optimizers[0], "record", dict)(),
             "method": module.method.name,
             "stage": type(data).__name__.removesuffix("Data").lower(),
@@ -282,7 +304,16 @@ class RunRecord(Callback):
     def _save_model(
         self, trainer: Trainer, module: LitLanguageModel, out_dir: Path, *, at_end: bool, overwrite: bool
     ) -> None:
-        write_run_model(trainer, module, out_dir, self.record, self.config_yaml, at_end=at_end, overwrite=overwrite)
+        write_run_model(
+            trainer,
+            module,
+            out_dir,
+            self.record,
+            self.config_yaml,
+            at_end=at_end,
+            overwrite=overwrite,
+            optimizer_state=self.save_optimizer_state,
+        )
 
 
 def _keep_until(trainer: Trainer, kind: type[MetricsFile] | type[TensorBoardRunLogger], step: int) -> None:

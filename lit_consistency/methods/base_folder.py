@@ -22,13 +22,14 @@ import yaml
 from filelock import FileLock
 from torch import Tensor
 
-from lit_consistency.checkpointing.io import checkpoints, step_of
+from lit_consistency.checkpointing.io import checkpoints, named_checkpoint, step_of
 from lit_consistency.checkpointing.manifest import manifest_of, verify
 from lit_consistency.checkpointing.sharded import read_folder
 from lit_consistency.data.tokens.cache import default_cache_dir
+from lit_consistency.distributed.optimizer_state import FILE, write_optimizer_state
 from lit_consistency.methods.lora import LoRA
 from lit_consistency.model import model_config, write_weights
-from lit_consistency.records.atomic import replaced_folder
+from lit_consistency.records.atomic import new_file, replaced_folder
 from lit_consistency.records.fingerprints import sha256
 from lit_consistency.records.model_folder import CONFIG
 from lit_consistency.records.provenance import provenance_of
@@ -42,13 +43,14 @@ PREFIX = "gpt."
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-def base_folder(path: Path, option: str = "checkpoint_dir") -> Path:
+def base_folder(path: Path, option: str = "checkpoint_dir", optimizer_state: bool = False) -> Path:
     """The model folder that a path names; a step checkpoint becomes one first.
 
     Args:
         path: a model folder; or a step of a run: ``RUN/checkpoints/step-00000100.ckpt`` (a file or a folder of
             shards), ``RUN/checkpoints/step-100`` or ``RUN/series/step-100``.
         option: what the user calls it, for messages.
+        optimizer_state: take the optimizer's state out of the checkpoint too, where the folder has none yet.
 
     Returns:
         The folder; any other path unchanged, for ``check_checkpoint_dir`` to say what is missing there.
@@ -62,8 +64,8 @@ def base_folder(path: Path, option: str = "checkpoint_dir") -> Path:
     if (path / CONFIG).is_file() or named is None:
         return path
     run, step = RunFolder(path.parent.parent), int(named[1])
-    checkpoint = path if path.exists() else run.checkpoints / f"step-{step:08d}.ckpt"
-    if run.series_model(step).is_dir():
+    checkpoint = named_checkpoint(path if path.suffix else run.checkpoints / path.name)
+    if run.series_model(step).is_dir() and not (optimizer_state and checkpoint.exists()):
         return run.series_model(step)
     if not checkpoint.exists():
         steps = sorted({*run.series_models(), *(step_of(other) for other in checkpoints(run.checkpoints))})
@@ -73,17 +75,18 @@ def base_folder(path: Path, option: str = "checkpoint_dir") -> Path:
         )
     verify(checkpoint)
     try:
-        return _made_once(run.series_model(step), checkpoint, run, option)
+        return _made_once(run.series_model(step), checkpoint, run, option, optimizer_state)
     except OSError as error:
         if error.errno not in NOT_WRITABLE:
             raise
     cache = default_cache_dir().parent / "models" / sha256(manifest_of(checkpoint))[:24]
-    return _made_once(cache / run.series_model(step).name, checkpoint, run, option)
+    return _made_once(cache / run.series_model(step).name, checkpoint, run, option, optimizer_state)
 
 
-def _made_once(folder: Path, checkpoint: Path, run: RunFolder, option: str) -> Path:
+def _made_once(folder: Path, checkpoint: Path, run: RunFolder, option: str, optimizer_state: bool) -> Path:
     """Write the model of a checkpoint, unless it is there; of several processes one writes and the others wait."""
-    if folder.is_dir():
+    is_complete = (folder / FILE).is_file() if optimizer_state else folder.is_dir()
+    if is_complete:
         return folder
     if not run.model_files.is_dir():
         raise FileNotFoundError(
@@ -92,22 +95,40 @@ def _made_once(folder: Path, checkpoint: Path, run: RunFolder, option: str) -> P
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
-        if folder.is_dir():
-            return folder
-        content = _read(checkpoint)
-        weights = _merged(content, run.model_files, checkpoint)
-        with replaced_folder(folder) as unfinished:
-            shutil.copytree(run.model_files, unfinished, dirs_exist_ok=True)
-            write_weights(unfinished, weights)
-            provenance_of(content.get("provenance"), f"{checkpoint}: provenance").write(unfinished)
+        content = _read(checkpoint, model_only=not optimizer_state)
+        if not folder.is_dir():
+            weights = _merged(content, run.model_files, checkpoint)
+            with replaced_folder(folder) as unfinished:
+                shutil.copytree(run.model_files, unfinished, dirs_exist_ok=True)
+                write_weights(unfinished, weights)
+                provenance_of(content.get("provenance"), f"{checkpoint}: provenance").write(unfinished)
+        if optimizer_state and not (folder / FILE).is_file():
+            # beside weights that stay as they are: the model is the same with it and without
+            with new_file(folder / FILE) as temporary:
+                write_optimizer_state(_state_by_name(content, checkpoint), temporary)
     return folder
 
 
-def _read(checkpoint: Path) -> dict[str, Any]:
-    """A verified checkpoint without the optimizer's tensors, which are mapped and not read, or left on the disk."""
+def _state_by_name(content: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
+    """The optimizer's state of a checkpoint by the names of the parameters, which torch counts."""
+    (saved,) = content["optimizer_states"]
+    if not all("param_names" in group for group in saved["param_groups"]):
+        raise ValueError(f"{checkpoint}: its optimizer knows no names of parameters; expected one of parameter_groups")
+    named = {
+        i: name
+        for group in saved["param_groups"]
+        for i, name in zip(group["params"], group["param_names"], strict=True)
+    }
+    groups = [{**group, "params": group["param_names"]} for group in saved["param_groups"]]
+    state = {named[i]: entry for i, entry in saved["state"].items()}
+    return {"optimizer": content["optimizer"], "state": state, "param_groups": groups}
+
+
+def _read(checkpoint: Path, model_only: bool) -> dict[str, Any]:
+    """A verified checkpoint, its tensors mapped and not yet read; of a folder of shards the model's alone if so."""
     try:
         if checkpoint.is_dir():
-            return read_folder(checkpoint, model_only=True)
+            return read_folder(checkpoint, model_only)
         return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise ValueError(

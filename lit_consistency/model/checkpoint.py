@@ -10,6 +10,7 @@ from __future__ import annotations
 import pickle
 import shutil
 import zipfile
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,7 @@ def save_model(
     provenance: Provenance,
     prompt_style: str | PromptStyle | None = None,
     overwrite: bool = False,
+    also: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a model that ``litgpt generate`` and the next run can load.
 
@@ -73,6 +75,7 @@ def save_model(
         provenance: where the model comes from.
         prompt_style: LitGPT's prompt style or its name; None takes over the one in ``tokenizer_dir``, if any.
         overwrite: replace a model that stands at ``out_dir``.
+        also: writes more files into the folder, before it stands at ``out_dir``.
 
     Raises:
         ValueError: ``out_dir`` may not be replaced.
@@ -82,6 +85,8 @@ def save_model(
         write_weights(folder, state_dict)
         write_model_files(folder, config, tokenizer_dir, prompt_style)
         provenance.write(folder)
+        if also is not None:
+            also(folder)
 
 
 def write_model_files(

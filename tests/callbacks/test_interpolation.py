@@ -1,4 +1,4 @@
-"""Models between start and end, measured in the run: those that ``export --interpolate`` writes; they leave no trace."""
+"""Models between start and end, measured in the run: those that ``export --interpolate`` writes, without a trace."""
 
 from __future__ import annotations
 
