@@ -138,7 +138,8 @@ class ProgressReport:
         others = [f"{counts[state]} {state}" for state in _SHOWN if counts[state]]
         line = f"finished {counts[State.FINISHED]} of {len(jobs)}" + (f" ({', '.join(others)})" if others else "")
         if self.throughput.finished:
-            line += f", {self.throughput.per_hour():.3g} per hour"
+            rate = self.throughput.per_hour()
+            line += f", {rate:.{1 if rate < 10 else 0}f} per hour"
         waiting = [job.stage for name, job in jobs.items() if states[name] in (State.MISSING, State.INTERRUPTED)]
         left = {
             name: max(self.throughput.mean(jobs[name].stage) - running.get(name, 0.0), 0.0)

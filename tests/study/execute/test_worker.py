@@ -118,7 +118,7 @@ def test_no_more_run_at_a_time_than_there_are_workers(tmp_path: Path) -> None:
     jobs = [tiny_job(tmp_path, str(n), steps=10) for n in range(6)]
     run(jobs, workers=2)
     spans = [(a.started, a.ended) for job in jobs for a in read_attempts(job.folder)]
-    side_by_side = [sum(start <= other < end for other, _ in spans) for start, end in spans if end]
+    side_by_side = [sum(start <= now < end for start, end in spans if end) for now, _ in spans]
     assert max(side_by_side) == 2
 
 
