@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from jsonargparse import ActionConfigFile, Namespace
 
 from lit_consistency.cli.parser import ShortErrors, command_parser
-from lit_consistency.study.execute.options import ExecutionOptions
+from lit_consistency.study.execute.options import ExecutionOptions, RayOptions, SlurmOptions
 from lit_consistency.study.options import Claim, Pick, Reading, Replicates, Stage, StudyOptions
 
 DESCRIPTION = """\
@@ -95,7 +95,8 @@ def _stop(error: Exception, status: int) -> NoReturn:
 def options_of(arguments: Namespace) -> tuple[StudyOptions, ExecutionOptions]:
     """The dataclasses."""
     given = _plain(arguments)
-    execution = ExecutionOptions(**given["execution"])
+    engines = {"slurm": SlurmOptions(**given["execution"]["slurm"]), "ray": RayOptions(**given["execution"]["ray"])}
+    execution = ExecutionOptions(**{**given["execution"], **engines})
     stages = {name: Stage(**{**stage, "pick": Pick(**stage["pick"])}) for name, stage in given["stages"].items()}
     study = StudyOptions(
         title=given["title"],

@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from lit_consistency.study.execute.options import check_jobs
 from lit_consistency.study.execute.progress import ProgressReport
 from lit_consistency.study.execute.retries import Retries
 from lit_consistency.study.execute.state import (
@@ -52,12 +51,13 @@ class Follower:
         self._interruptions: dict[str, int] = defaultdict(int)
         self._looked_at = time.monotonic()
         self._list_again = False
+        self._told: dict[str, int] = defaultdict(int)
         self._signals = 0
         self._list_jobs()
 
     def _checked(self, jobs: Sequence[Job]) -> dict[str, Job]:
         """The jobs by name, all of which can be run where they are to run."""
-        return check_jobs(jobs)
+        raise NotImplementedError
 
     def _here(self) -> set[str]:
         """Names of the jobs whose state this process knows better than their folders."""
@@ -78,18 +78,17 @@ class Follower:
         """Read the state of all jobs that others may have worked on."""
         here = self._here()
         for job in self.jobs.values():
-            if job.name not in here and self.states[job.name] is not State.FINISHED:
-                before = self.states[job.name]
-                self._read(job)
-                if self.states[job.name] is State.FINISHED:
-                    self.progress.throughput.add(job.stage, seconds_of(job.folder))
-                    self._list_again = True
-                elif before is State.RUNNING and self.states[job.name] is not State.RUNNING:
-                    self._ended_elsewhere(job)
+            if job.name not in here:
+                self._look_at(job)
         self._looked_at = time.monotonic()
 
-    def _ended_elsewhere(self, job: Job) -> None:
-        """Another worker has left a job unfinished, and has said why."""
+    def _look_at(self, job: Job) -> None:
+        if self.states[job.name] is State.FINISHED:
+            return
+        self._read(job)
+        if self.states[job.name] is State.FINISHED:
+            self.progress.throughput.add(job.stage, seconds_of(job.folder))
+            self._list_again = True
 
     def _read(self, job: Job) -> None:
         self._note(job, state_of(job.folder))
@@ -165,15 +164,16 @@ class Follower:
 class Driver(Follower):
     """Follows jobs that run elsewhere; says in one line each what became of those that did not finish."""
 
-    def _ended_elsewhere(self, job: Job) -> None:
-        attempts = read_attempts(job.folder)
-        if not attempts:
+    def _note(self, job: Job, state: State) -> None:
+        is_new = job.name not in self.states
+        super()._note(job, state)
+        if state in (State.MISSING, State.FINISHED):
             return
-        attempt = attempts[-1]
-        if attempt.ended is None:  # nobody was left to write it
-            self.progress.say(f"{job.name}: interrupted; its worker is gone ({job.folder / LOG})")
-        else:
-            self.progress.say(self._sentence(job, attempt))
-
-    def _is_running_anywhere(self) -> bool:
-        return any(self.states[name] is State.RUNNING for name in self.jobs)
+        attempts = read_attempts(job.folder)
+        if is_new:
+            self._told[job.name] = len(attempts) - (state is State.RUNNING)
+        elif state is not State.RUNNING and len(attempts) > self._told[job.name]:
+            self._told[job.name] = len(attempts)
+            gone = attempts[-1].ended is None  # nobody was left to write it
+            why = f"{job.name}: interrupted, its worker is gone ({job.folder / LOG})"
+            self.progress.say(why if gone else self._sentence(job, attempts[-1]))

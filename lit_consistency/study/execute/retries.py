@@ -17,8 +17,8 @@ INTERRUPTIONS = 10
 class Retries:
     """The rule.
 
-    - missing, interrupted: run, but at most ``INTERRUPTIONS`` times a call, of which those do not count at which whoever
-      runs the job had asked it to save: an allocation may end before a long job does, again and again.
+    - missing, interrupted: run, but after ``INTERRUPTIONS`` kills in a call no more. To have been asked to save does
+      not count where the worker was asked too: an allocation may end before a long job does, again and again.
     - out of memory: once more, alone on the host if others ran beside it.
     - failed: ``retries`` times more.
     - diverged: never; the same command diverges again.
