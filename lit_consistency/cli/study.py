@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from jsonargparse import ActionConfigFile, Namespace
 
 from lit_consistency.cli.parser import ShortErrors, command_parser
+from lit_consistency.study.execute.local import ProcessFailed
 from lit_consistency.study.execute.options import ExecutionOptions, RayOptions, SlurmOptions
 from lit_consistency.study.options import Claim, Pick, Reading, Replicates, Stage, StudyOptions
 
@@ -26,12 +27,19 @@ Many runs: plan them, run what is missing, and report fronts, effects and verdic
 
 What is finished is not run again, in this study or in another that has the same cell; what was interrupted is continued
 by the same command. Several of these commands may work on one study at a time.
+
+  study --config ... --execution.workers 4
+  study --config ... --execution.engine slurm --execution.slurm.nodes 8 --execution.slurm.gpus 1
+  study --config ... --execution.engine ray --execution.ray.address auto
 """
 FLAGS = (
     ("dry_run", "print the plan: cells, states, hours as measured so far; nothing is run"),
     ("report", "write tables and report from what is there; nothing is run"),
     ("remove_weights", "remove the models of cells on which no cell depends that is still to be run"),
-    ("worker", "run cells until none is left, without a report: what the engines start on other machines"),
+    (
+        "worker",
+        "help another call on this machine, whatever its engine: run cells until none is left, without a report",
+    ),
 )
 
 
@@ -62,6 +70,8 @@ def main(argv: list[str] | None = None) -> None:
 
         run = StudyRun(study, execution, parse, command=given)
         status = _act(run, arguments)
+    except ProcessFailed as error:
+        _stop(error, 1)
     except (ValueError, OSError) as error:
         _stop(error, 2)
     sys.exit(status)

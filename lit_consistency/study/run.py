@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lit_consistency.records.atomic import publish, write_text
@@ -26,6 +27,8 @@ from lit_consistency.study.summary import study_file, summarize
 from lit_consistency.study.values import Parse
 
 MARK = "study.yaml"
+WORKERS = "workers"
+"""Folder of the lists and logs of workers on other machines."""
 
 
 class StudyRun:
@@ -132,7 +135,9 @@ class StudyRun:
             total_hours, unknown = total_hours + hours, unknown + missing
         for line in self.plan.waiting:
             print(f"later: {line}")
-        workers = self.execution.workers or 1
+        workers = (self.execution.workers or 1) * (
+            self.execution.slurm.nodes if self.execution.engine == "slurm" else 1
+        )
         note = f", and {unknown} cells of a kind that has not run yet" if unknown else ""
         print(f"\nleft: {total_hours:.1f} hours of one worker{note}; {total_hours / workers:.1f} with {workers}")
 
@@ -159,7 +164,13 @@ class StudyRun:
     # -------------------- running
 
     def execute(self, only: str | None = None, head: int | None = None, worker: bool = False) -> int:
-        """Run what is missing; 0 if all has ended with numbers or diverged, which is a result too, else 1."""
+        """Run what is missing; 0 if all has ended with numbers or diverged, which is a result too, else 1.
+
+        Args:
+            only: see ``--only``.
+            head: at most so many cells.
+            worker: on this machine, whatever the engine.
+        """
         self._mark()
         pattern = self._pattern(only)
         started: set[str] = set()
@@ -174,7 +185,8 @@ class StudyRun:
                 wanted = [name for name in wanted if name in started]
             return self.plan.jobs(cells, wanted)
 
-        states = execute(jobs, self.execution, entry=self.entry)
+        execution = replace(self.execution, engine="local") if worker else self.execution
+        states = execute(jobs, execution, entry=self.entry, folder=self.study.output / WORKERS)
         return int(any(state not in (State.FINISHED, State.DIVERGED) for state in states.values()))
 
     def _reopen(self, cells: Mapping[str, Sequence[Cell]]) -> None:

@@ -12,6 +12,7 @@ through Ray's client (``ray://``), and waiting for nodes that an autoscaler woul
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -235,6 +236,8 @@ def run_job(job: Job, entry: Entry, retries: Retries, time_limit: float | None, 
         folder: in which relative paths begin.
     """
     os.chdir(folder)
+    # Ray cancels by an interrupt, which a shell's background process, and all that it starts, ignores
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     key = (entry, os.environ.get("CUDA_VISIBLE_DEVICES"))
     processes = _servers.setdefault(key, LocalProcesses(entry))
     capacity = Capacity(ExecutionOptions(workers=1, threads=job.threads), place="the node")
