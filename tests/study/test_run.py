@@ -110,3 +110,11 @@ def test_a_reading_of_what_is_not_there_is_refused(tmp_path: Path, key: str, val
     setattr(study.read, key, value)
     with pytest.raises(ValueError, match=f"read.{key} = nothing: expected one of"):
         a_run(study)
+
+
+def test_a_worker_works_here_whatever_the_engine(tmp_path: Path) -> None:
+    study = crossed_study(tmp_path, seeds=[0], rates=[0.1])
+    run = StudyRun(study, ExecutionOptions("slurm", workers=2), FakeParser(), [], ENTRY)
+    assert run.execute(worker=True, only="stage=pretrain") == 0
+    assert all(run.results.of(cell.name).metrics for cell in run.cells()["pretrain"])
+    assert not (study.output / "workers").exists()

@@ -41,6 +41,8 @@ ASK_EVERY = 60.0
 """Seconds between two submissions: a node on which every worker fails at once would take one after the other."""
 FRUITLESS = 3
 """Submissions in a row of which no worker began a job, after which something is wrong with all of them."""
+IDLE = 120.0
+"""Seconds without a job after which a worker leaves: its place costs others more than the start of a new worker."""
 TO_SAVE = 120
 """Seconds for saving: from SIGTERM to the end of an allocation."""
 OF_AN_ALLOCATION = ("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_", "PMI_", "PMIX_")
@@ -169,10 +171,8 @@ class SlurmDriver(Driver):
 
     def _write_list(self, complete: bool = False) -> None:
         jobs = list(self.jobs.values())
-        worklist = Worklist(
-            jobs, self.entry, self.retries, self.slots, self.threads, self.time_limit, os.getcwd(), complete
-        )
-        worklist.write(self.file)
+        rules = (self.entry, self.retries, self.slots, self.threads, self.time_limit, os.getcwd(), IDLE)
+        Worklist(jobs, *rules, complete).write(self.file)
 
     # -------------------- allocations
 

@@ -24,9 +24,6 @@ from lit_consistency.study.execute.retries import Retries
 from lit_consistency.study.execute.worker import Worker
 from lit_consistency.study.job import Job
 
-IDLE = 120.0
-"""Seconds without a job after which a worker leaves: its place costs others more than the start of a new worker."""
-
 
 @dataclass(frozen=True)
 class Worklist:
@@ -40,6 +37,7 @@ class Worklist:
         threads: of a job.
         time_limit: hours after which a job is stopped; None for none.
         folder: in which relative paths of the jobs begin.
+        idle: seconds without a job after which a worker leaves.
         complete: whether no job will be added.
     """
 
@@ -50,6 +48,7 @@ class Worklist:
     threads: int = 1
     time_limit: float | None = None
     folder: str = ""
+    idle: float = 0.0
     complete: bool = False
 
     def write(self, file: Path) -> None:
@@ -100,9 +99,9 @@ class ListWorker(Worker):
         if self._worklist.complete:
             return False
         idle = time.monotonic() - self._busy_at
-        if idle > IDLE:
+        if idle > self._worklist.idle:
             self.progress.say(f"nothing to do for {idle:.0f} s; the driver asks for another worker when there is")
-        return idle <= IDLE
+        return idle <= self._worklist.idle
 
     def _step(self) -> bool:
         if self._running:

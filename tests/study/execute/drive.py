@@ -47,7 +47,7 @@ def run(jobs: Sequence[Job], said: list[str] | None = None, **options: object) -
 def engine_options(engine: str) -> ExecutionOptions:
     """Options by the word of the command line; slurm is asked as often as a machine of our own stands it."""
     if engine == "slurm":
-        slurm.QUEUE_EVERY, slurm.ASK_EVERY = 1.0, 3.0
+        slurm.QUEUE_EVERY, slurm.ASK_EVERY, slurm.IDLE = 1.0, 3.0, 10.0
         return ExecutionOptions(engine="slurm", slurm=SlurmOptions(nodes=2))
     if engine.startswith("ray="):
         return ExecutionOptions(engine="ray", ray=RayOptions(engine.removeprefix("ray=")))

@@ -64,9 +64,7 @@ def test_worker_allocation_and_driver_are_lost_on_the_way(tmp_path: Path, enviro
     until(lambda: len([n for n in names if state_of(tmp_path / n) is State.FINISHED]) > n_finished)  # by itself
     driver = drive(tmp_path, environment, *jobs)
     assert driver.wait(timeout=240) == 0, log.read_text()
-    text = log.read_text()
-    assert "of an earlier call are still there" in text
-    assert "interrupted" in text
+    assert "of an earlier call are still there" in log.read_text()
     assert [str(state_of(tmp_path / name)) for name in names] == ["finished"] * 10
     assert not [path for name in ("twice", "again") for path in tmp_path.glob(f"*/{name}")]
     assert sum(len(read_attempts(tmp_path / name)) for name in names) >= 12
