@@ -27,7 +27,7 @@ pytestmark = [
 ENVIRONMENT = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[TwoRayNodes]:
     nodes = TwoRayNodes(ENVIRONMENT)
     try:
@@ -43,7 +43,27 @@ def drive(root: Path, cluster: TwoRayNodes, *jobs: str) -> subprocess.Popen[byte
 
 
 @pytest.mark.timeout(600)
+def test_jobs_save_after_a_signal_and_what_fits_nowhere_is_refused(tmp_path: Path, cluster: TwoRayNodes) -> None:
+    driver = drive(tmp_path, cluster, *(f"{n}:finish:3000" for n in range(5)))
+    until(lambda: len(list(tmp_path.glob("*/run.json"))) == 4, 120)
+    driver.terminate()
+    assert driver.wait(timeout=60) == 143, (tmp_path / "driver.log").read_text()
+    states = sorted(str(state_of(tmp_path / str(n))) for n in range(5))
+    assert states == [*["interrupted"] * 4, "missing"]
+    assert len([path for path in tmp_path.glob("*/step") if int(path.read_text()) > 0]) == 4
+    code = (
+        "from tests.study.execute.drive import *\n"
+        f"job = tiny_job(Path({str(tmp_path)!r}), 'wide', threads=3)\n"
+        f"execute(lambda: [job], engine_options('ray={cluster.address}'), print, TINY)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    expected = "expected what a node has: 0 CPUs and 0 GPUs, 2 CPUs and 1 GPUs"
+    assert f"ValueError: job wide: threads = 3, devices = 0: {expected}" in said.stderr
+
+
+@pytest.mark.timeout(600)
 def test_node_and_driver_die_on_the_way(tmp_path: Path, cluster: TwoRayNodes) -> None:
+    # the last of this file: a node is missing afterwards
     names = [*map(str, range(6)), *(f"{n}-gpu" for n in range(4))]
     jobs = [f"{name}:finish:300" for name in names] + ["after:finish:1:0:0-gpu"]
     log = tmp_path / "driver.log"
@@ -69,22 +89,3 @@ def test_node_and_driver_die_on_the_way(tmp_path: Path, cluster: TwoRayNodes) ->
     run([tiny_job(calm, name, do, steps=int(steps), needs=needs) for name, do, steps, *needs in texts])
     for folder in folders:
         assert (folder / "run.json").read_text() == (calm / folder.name / "run.json").read_text()
-
-
-@pytest.mark.timeout(600)
-def test_jobs_save_after_a_signal_and_what_fits_nowhere_is_refused(tmp_path: Path, cluster: TwoRayNodes) -> None:
-    driver = drive(tmp_path, cluster, *(f"{n}:finish:3000" for n in range(5)))
-    until(lambda: len(list(tmp_path.glob("*/run.json"))) == 4, 120)
-    driver.terminate()
-    assert driver.wait(timeout=60) == 143, (tmp_path / "driver.log").read_text()
-    states = sorted(str(state_of(tmp_path / str(n))) for n in range(5))
-    assert states == [*["interrupted"] * 4, "missing"]
-    assert len([path for path in tmp_path.glob("*/step") if int(path.read_text()) > 0]) == 4
-    code = (
-        "from tests.study.execute.drive import *\n"
-        f"job = tiny_job(Path({str(tmp_path)!r}), 'wide', threads=3)\n"
-        f"execute(lambda: [job], engine_options('ray={cluster.address}'), print, TINY)"
-    )
-    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
-    expected = "expected what a node has: 0 CPUs and 0 GPUs, 2 CPUs and 1 GPUs"
-    assert f"ValueError: job wide: threads = 3, devices = 0: {expected}" in said.stderr
