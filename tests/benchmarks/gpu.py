@@ -56,7 +56,7 @@ PARTS: dict[str, Part] = {
     "resume": Part("runs", "resume", 120),
     "fsdp": Part("runs", "fsdp", 100),
     "pretraining": Part("training", "pretraining", 180),
-    "steps": Part("optimizers", "steps", 120),
+    "steps": Part("optimizers", "steps", 140),
     "packing": Part("training", "packing", 70),
     "scoring": Part("inference", "scoring", 60),
     "generation": Part("inference", "generation", 60),
@@ -110,14 +110,20 @@ def finite(value: Any) -> Any:
 class Worker:
     """A process that has imported what parts need, and waits to be told which one it is."""
 
+    command = (sys.executable, "-m", "tests.benchmarks.gpu", "--worker")
+
     def __init__(self, folder: Path, number: int) -> None:
         self.path = folder / f"{number}.jsonl"
         self.path.touch()
         self.read_to = 0
-        command = [sys.executable, "-m", "tests.benchmarks.gpu", "--worker", str(self.path)]
         # a group of its own: what it starts, as the compiler's processes, ends with it
         self.process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.PIPE, text=True, preexec_fn=os.setpgrp, env=worker_environment()
+            [*self.command, str(self.path)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            text=True,
+            preexec_fn=os.setpgrp,
+            env=worker_environment(),
         )
 
     def go(self, name: str, device: str, tiny: bool, seconds: float) -> None:
@@ -152,6 +158,8 @@ class Worker:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
 
 
 def worker_environment() -> dict[str, str]:

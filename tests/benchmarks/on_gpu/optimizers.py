@@ -180,12 +180,16 @@ def steps(place: Place) -> Iterator[Row]:
         yield {"model": size, "optimizer": "AdamW, floor by memory", "ms": 1e3 * 28 * elements / speed}
         times: dict[str, float] = {}
         for name, build in WAYS.items():
+            if size == "1B" and "fused" in name and "Muon" in name:
+                continue  # two more shapes to compile, which GPT-2 small has shown
             labels = {"model": size, "optimizer": name}
             need = 1 if place.tiny else 8
             row = or_skip(place, need, labels, _cost, model, build, place)
             times[name] = row.get("ms", math.nan)
             yield row
         for name, other, limit, at_least in BARS:
+            if name not in times:
+                continue
             ratio = times[other] / times[name] if at_least else times[name] / times[other]
             title = f"{other} / {name}, {size}" if at_least else f"{name} / {other}, {size}"
             yield bar(title, ratio, limit, at_least=at_least)
