@@ -86,14 +86,10 @@ class Plan:
             return [f"{option}={stage.base}"]
         if stage.kind != "fit":
             return []
-        shape: Mapping[str, Any] = {}
-        base: str | None = stage.base
-        while base in self.stages:  # a base of a base has its shape
-            plain = self.stages[base].values.plain
-            keys = ("model.name", "model.overrides", "model.checkpoint_dir")
-            shape = {k: v for k, v in plain.items() if k.startswith(keys) and v not in (None, {})}
-            base = self.stages[base].stage.base
-        return arguments("fit", (), shape)
+        plain = self.stages[stage.base].values.plain  # of a base of a base too, for which a model stood in
+        keys = ("model.name", "model.overrides", "model.checkpoint_dir")
+        shape = {key: value for key, value in plain.items() if key.startswith(keys) and value not in (None, {})}
+        return arguments("fit", (), {"model.checkpoint_dir": None, **shape})
 
     def _series(self, key: str, base: str) -> list[int]:
         from lit_consistency.records.series import series_steps
