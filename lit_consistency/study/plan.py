@@ -15,11 +15,14 @@ from lit_consistency.study.axes import Axis, read_axes
 from lit_consistency.study.cells import Cell, StagePlan, Start, grouped
 from lit_consistency.study.identity import code_version, machine
 from lit_consistency.study.job import Job
-from lit_consistency.study.options import Pick, Stage, StudyOptions, check_names, one_of
+from lit_consistency.study.options import Pick, Stage, StudyOptions, check_names, dotted_options, one_of
 from lit_consistency.study.pick import Outcome, more_is_better, picked
 from lit_consistency.study.search import searched
 from lit_consistency.study.values import Parse, Values, arguments, stage_values
 
+OWNED = ("ckpt_path", "output", "run.final_dir", "run.name", "run.root", "run.save_model")
+BASED = ("base", "model.checkpoint_dir")
+"""What a study sets by itself: always, and where a stage has a base."""
 FIT_DEFAULTS = {"forgetting.time_budget": 1.0}
 """A measurement that is skipped because a machine was busy would make a result depend on it."""
 
@@ -55,6 +58,7 @@ class Plan:
             raise ValueError(f"{key}.axes: more than one of them is searched; expected at most one")
         if dependent := [a.name for a in axes if a.by in [other.name for other in axes if other.search]]:
             raise ValueError(f"{key}.axes.{dependent[0]}.by: expected an axis whose values are given, not searched for")
+        _check_owned(key, stage, axes)
         _check_pick(f"{key}.pick", stage, inherited)
         known = {**inherited, **{axis.name: axis for axis in axes}}
         for pattern in stage.skip:
@@ -209,6 +213,17 @@ class Plan:
 
 def _frozen(pick: Pick) -> tuple[tuple[str, tuple[str, ...]], ...]:
     return tuple((axis, tuple(map(str, names))) for axis, names in pick.where.items())
+
+
+def _check_owned(key: str, stage: Stage, axes: Sequence[Axis]) -> None:
+    """What the study sets by itself: where a cell lies, from what it starts, its seed."""
+    values = [value for axis in axes for branch in axis.values.values() for value in branch]
+    given = [(f"{key}.options", option) for option in dotted_options(stage.options)]
+    given += [(f"{key}.axes: {value.name}", option) for value in values for option in value.options]
+    owned = [*OWNED, *(BASED if stage.base is not None else ())]
+    for here, option in given:
+        if any(option == own or option.startswith(f"{own}.") for own in owned):
+            raise ValueError(f"{here}: {option}: the study sets it; expected options other than {', '.join(owned)}")
 
 
 def _check_pick(key: str, stage: Stage, inherited: Mapping[str, Axis]) -> None:
