@@ -157,9 +157,12 @@ def _tuned(plan: Plan, cells: Mapping[str, Sequence[Cell]], results: Results, me
 def effects(groups: Sequence[Group], reading: Reading, spread: float) -> list[Effect]:
     """Of the crossed table of panels and groups, on every scale, where it is read; all differences within a panel."""
     shown = []
-    rows = ("|".join(reading.panel), list(dict.fromkeys(group.panel for group in groups)))
-    columns = ("|".join(reading.group), list(dict.fromkeys(group.name for group in groups)))
-    named = [Group(g.panel, g.name, {rows[0]: g.panel, columns[0]: g.name}, g.points) for g in groups]
+    # bases and finetuners of one name are matched pairs
+    bases = [", ".join(group.coordinates[axis] for axis in reading.panel) for group in groups]
+    rows, columns = ("base", list(dict.fromkeys(bases))), ("finetuner", list(dict.fromkeys(g.name for g in groups)))
+    named = [
+        Group(g.panel, g.name, {"base": b, "finetuner": g.name}, g.points) for g, b in zip(groups, bases, strict=True)
+    ]
     for at in places(reading):
         for scale in reading.scales:
             where = Where(at, reading.forgetting, scale)
