@@ -16,6 +16,7 @@ commands:
   test       the same, named test/loss
   predict    per row: log-likelihood and the model's first choice, into <run>/predictions.jsonl
   evaluate   tasks, formats, guards, comparisons:       evaluate --model DIR --tasks piqa blimp --output OUT
+  study      many runs, fronts, effects, verdicts:      study --config configs/studies/quickstart.yaml
   sequence   train on one task after the other:         sequence --config configs/sequences/quickstart.yaml
   export     write a model for another library:         export --checkpoint_dir DIR --to hf --out_dir OUT
              or one between it and its base:          export ... --to litgpt --interpolate 0.5 --with BASE
@@ -47,12 +48,16 @@ def main(args: Sequence[str] | None = None) -> None:
         from lit_consistency.cli.sequence import main as sequence
 
         sequence(args[1:])
+    elif command == "study":
+        from lit_consistency.cli.study import main as study
+
+        study(args[1:])
     elif command == "export":
         from lit_consistency.cli.export import main as export
 
         export(args[1:])
     else:
-        allowed = "fit, validate, test, predict, evaluate, sequence, export"
+        allowed = "fit, validate, test, predict, evaluate, sequence, study, export"
         print(f"error: command {command!r}: expected one of {allowed}; see --help", file=sys.stderr)
         sys.exit(2)
 

@@ -21,12 +21,15 @@ from torch.optim.lr_scheduler import LambdaLR
 from lit_consistency.distributed.dtensors import KeptShards
 from lit_consistency.distributed.fsdp import data_mesh, gathered
 from lit_consistency.distributed.gradients import clip_gradients, gradient_norm
+from lit_consistency.distributed.optimizer_state import carry_optimizer_state, check_class
 from lit_consistency.methods import Full, Method
+from lit_consistency.methods.base_folder import base_folder
 from lit_consistency.methods.build import build_model, check_data
 from lit_consistency.metrics import TokenLoss
 from lit_consistency.model import IGNORE, DocumentMask, check_checkpoint_dir, model_config, token_nll
 from lit_consistency.optimizers import Constant, Schedule, dry_build, group_table, parameter_groups
 from lit_consistency.optimizers.core.optimizer import GroupOptimizer
+from lit_consistency.optimizers.schedules import Branched
 
 OptimizerFactory = Callable[[list[dict]], torch.optim.Optimizer]
 
@@ -41,7 +44,8 @@ class LitLanguageModel(LightningModule):
     Args:
         optimizer: class and hyperparameters, e.g. one of configs/optimizers/*.yaml. There is no default, so that no
             run inherits one silently. Any ``torch.optim.Optimizer`` works.
-        checkpoint_dir: LitGPT checkpoint folder to start from (``lit_model.pth`` or ``lit_model.safetensors``).
+        checkpoint_dir: LitGPT checkpoint folder to start from (``lit_model.pth`` or ``lit_model.safetensors``), or a
+            step of a run: ``RUN/series/step-100`` or ``RUN/checkpoints/step-100``, whose adapters are merged.
         name: LitGPT configuration to initialize from scratch, e.g. ``pythia-14m``; ``litgpt download list`` prints the
             names.
         overrides: fields of the LitGPT configuration to change, e.g. ``n_layer``, ``n_head``, ``n_embd``,
@@ -50,6 +54,10 @@ class LitLanguageModel(LightningModule):
         schedule: factor on every group's learning rate; constant when not given.
         qkv: what a fused query-key-value matrix is for the optimizer: three blocks, one for each head, or one.
         roles: regular expression over parameter names -> role, where the table of parameters is to differ.
+        carry_optimizer_state: begin with the state that the optimizer had at the end of the base's training (moments,
+            momentum, and its count of steps, so the bias correction goes on), not with an empty one. The optimizer is
+            of the same class; the base is of a run with ``run.save_optimizer_state``, or one of its checkpoints. Its
+            learning rate and other hyperparameters are those of this run.
     """
 
     gpt: DocumentMask  # built by configure_model
@@ -64,25 +72,32 @@ class LitLanguageModel(LightningModule):
         schedule: Schedule | None = None,
         qkv: Literal["split", "head", "fused"] = "split",
         roles: dict[str, str] | None = None,
+        carry_optimizer_state: bool = False,
     ) -> None:
         super().__init__()
-        dry_build(optimizer)
+        built = dry_build(optimizer)
         self.optimizer = optimizer
-        self.checkpoint_dir = Path(checkpoint_dir) if checkpoint_dir is not None else None
+        self.carry_optimizer_state = carry_optimizer_state
+        self.checkpoint_dir = None
+        if checkpoint_dir is not None:
+            self.checkpoint_dir = base_folder(checkpoint_dir, optimizer_state=carry_optimizer_state)
         self.model_name = name
         self.overrides = overrides or {}
         self.method = method or Full()
-        self.schedule = schedule or Constant()
+        self.schedule: Schedule | Branched = schedule or Constant()
         self.qkv = qkv
         self.roles = roles or {}
         if self.checkpoint_dir is not None:
             check_checkpoint_dir(self.checkpoint_dir)
+        if carry_optimizer_state:
+            self._check_carrying(type(built).__name__)
         # fails here, before any work is done, when the name, the folder or an override is wrong
         self.config = self._config(vocab_size=None)
         self.parameter_table: list[dict[str, Any]] = []
         self.keep_start = False
         self.start = KeptShards({})
         self.evaluated = nn.ModuleDict({stage: TokenLoss() for stage in ("val", "test")})
+        self.step_loss: float | None = None  # of the latest optimizer step, over all ranks
         self._step_loss: Tensor | None = None
         self._grad_norm: Tensor | None = None
         self._used_rates: dict[str, float] = {}
@@ -94,6 +109,16 @@ class LitLanguageModel(LightningModule):
             overrides=self.overrides,
             vocab_size=vocab_size,
         )
+
+    def _check_carrying(self, optimizer: str) -> None:
+        if self.checkpoint_dir is None:
+            raise ValueError("carry_optimizer_state = true: expected checkpoint_dir too, the base that has a state")
+        if not isinstance(self.method, Full):
+            raise ValueError(
+                f"carry_optimizer_state = true with the method {self.method.name}: expected full or a pull; adapters "
+                "were no parameters of the base, and frozen rows of a matrix must have no momentum"
+            )
+        check_class(self.checkpoint_dir, optimizer)
 
     # -------------------- model
 
@@ -154,9 +179,10 @@ class LitLanguageModel(LightningModule):
         loss = self.trainer.strategy.reduce(self._step_loss, reduce_op="sum")
         assert isinstance(loss, Tensor)
         self._step_loss = loss
-        if not (math.isfinite(loss.item()) and (scaled or math.isfinite(self._grad_norm.item()))):
+        self.step_loss = loss.item()
+        if not (math.isfinite(self.step_loss) and (scaled or math.isfinite(self._grad_norm.item()))):
             raise NonFiniteError(
-                f"step {self.trainer.global_step}: loss {loss.item()}, gradient norm {self._grad_norm.item()}: not "
+                f"step {self.trainer.global_step}: loss {self.step_loss}, gradient norm {self._grad_norm.item()}: not "
                 "finite; stopped before the optimizer moved. Lower the learning rate, or look at the rows of this step."
             )
 
@@ -241,6 +267,9 @@ class LitLanguageModel(LightningModule):
         groups = parameter_groups(self.gpt, self.qkv, self.roles)
         self.parameter_table = group_table(groups)
         optimizer = self.optimizer(groups)
+        if self.carry_optimizer_state:
+            assert self.checkpoint_dir is not None
+            carry_optimizer_state(optimizer, self.checkpoint_dir)
         self.method.attach(self.gpt, optimizer)
         total = self.total_steps()
         self.schedule.check(total)

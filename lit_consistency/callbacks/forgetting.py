@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from torch import Tensor
 
 from lit_consistency.callbacks.divergence import Divergence
+from lit_consistency.callbacks.interpolation import check_between
 from lit_consistency.callbacks.summary_table import Measurement, results_table, tasks_table
 from lit_consistency.callbacks.time_budget import TimeBudget
 from lit_consistency.callbacks.weight_change import WeightChange
@@ -56,6 +57,9 @@ class Forgetting(Callback):
             (4 bytes per position and token of the vocabulary, half a GiB for either kind); 0 switches them off.
         time_budget: share of the wall time since the start, in [0, 1], that measurements may take; one that would
             take more is skipped. The first and the last are always made; 1 skips none.
+        interpolate: shares a, in [-2, 2] but not 0 and 1: when training has ended, the models start + a (end - start)
+            are measured as the end is (WiSE-FT, as ``export --interpolate`` writes them), into ``interpolated`` of
+            run.json, and logged as ``interpolated/a/NAME``; 1.5 goes as far again beyond the end.
     """
 
     def __init__(
@@ -66,7 +70,9 @@ class Forgetting(Callback):
         batch_tokens: int = 8192,
         kl_positions: int | None = None,
         time_budget: float = 0.05,
+        interpolate: list[float] | None = None,
     ) -> None:
+        check_between(interpolate or [])
         for key, value, least in (
             ("every_n_steps", every_n_steps, 0),
             ("batch_tokens", batch_tokens, 1),
@@ -90,6 +96,8 @@ class Forgetting(Callback):
         self.latest: dict[str, float] = {}
         self.measured_at = -1
         self.budget = TimeBudget(time_budget)
+        self.interpolate = interpolate or []
+        self.interpolated: dict[str, dict[str, float]] = {}
         self._skipped_at = -1
         self._tasks: dict[str, PreparedTask] = {}
         self._measured: dict[str, Measured] = {}
@@ -144,6 +152,7 @@ class Forgetting(Callback):
             if trainer.global_step == self._skipped_at:
                 self.budget.make_up()
             self._measure(trainer, language_model(pl_module))
+        self._measure_between(trainer, language_model(pl_module))
         if line := self.budget.summary_line():
             rank_zero_info(line)
         rank_zero_only(results_table)(self.measurements(), self.latest)
@@ -158,7 +167,7 @@ class Forgetting(Callback):
         if trainer.state.fn != TrainerFn.VALIDATING or not self._tasks:
             return
         module = language_model(pl_module)
-        numbers = self._ask(trainer, module)
+        numbers, self._measured = self._ask(trainer, module)
         self.base, self.latest = numbers, numbers
         module.log_now(numbers)
         rank_zero_only(tasks_table)(self.measurements())
@@ -195,53 +204,73 @@ class Forgetting(Callback):
             if trainer.global_step == 0:
                 self._divergence.read_base(module)
             else:
-                with weights_of(module.gpt, module.start):
+                with weights_of(module.gpt, module.start.shards):
                     self._divergence.read_base(module)
         self.budget.prepare(time.perf_counter() - began)
 
-    def _ask(self, trainer: Trainer, module: LitLanguageModel) -> dict[str, float]:
+    def _ask(self, trainer: Trainer, module: LitLanguageModel) -> tuple[dict[str, float], dict[str, Measured]]:
         """Every task's numbers with their errors: ``KIND/NAME`` is that by which it is judged, see ``_tags``."""
         numbers: dict[str, float] = {}
+        answers: dict[str, Measured] = {}
         with evaluation_mode(module), trainer.precision_plugin.forward_context():
             for key, task in self._tasks.items():
                 measured = task.measure(module, batch_tokens=self.batch_tokens, device=module.device)
-                self._measured[key] = measured
+                answers[key] = measured
                 self._floors[key] = _floor(task.metric, measured)
                 for metric, estimate in measured.estimates().items():
                     value, error = _tags(key, metric, task.metric)
                     numbers |= {value: estimate.value, error: estimate.stderr}
-        return numbers
+        return numbers, answers
+
+    def _numbers(
+        self, trainer: Trainer, module: LitLanguageModel, change: WeightChange
+    ) -> tuple[dict[str, float], dict[str, Measured]]:
+        """All numbers of the model as it is now, but those that compare it with the base; and its answers."""
+        numbers, answers = self._ask(trainer, module)
+        with evaluation_mode(module), trainer.precision_plugin.forward_context():
+            if self._divergence is not None:
+                numbers |= self._divergence.numbers(module)
+            numbers |= change.measure(module.method.changes(module.gpt, module.start))
+        return numbers, answers
+
+    def _against_base(self, numbers: dict[str, float], answers: Mapping[str, Measured]) -> dict[str, float]:
+        """With how much better or worse every task is than at the base, and the shares that were retained."""
+        for key, task in self._tasks.items():
+            numbers = numbers | self._changes(key, task, answers[key])
+        shares = {m.name: m.share for m in self._compare(numbers) if m.kind == "retain" and m.share is not None}
+        return numbers | {f"retained/{name}": share for name, share in shares.items()}
 
     def _measure(self, trainer: Trainer, module: LitLanguageModel) -> None:
         if module.device.type == "cuda":
             torch.cuda.synchronize(module.device)  # what training has still to do there is not our time
         began = time.perf_counter()
-        numbers = self._ask(trainer, module)
-        with evaluation_mode(module), trainer.precision_plugin.forward_context():
-            if self._divergence is not None:
-                numbers |= self._divergence.numbers(module)
-            numbers |= self._change.measure(module.method.changes(module.gpt, module.start))
+        numbers, self._measured = self._numbers(trainer, module, self._change)
         if not self.base:
             self.base = dict(numbers)
             self._base_items = {key: measured.ratios for key, measured in self._measured.items()}
-        for key, task in self._tasks.items():
-            numbers |= self._changes(key, task)
-        for m in self._compare(numbers):
-            if m.kind == "retain" and m.share is not None:
-                numbers[f"retained/{m.name}"] = m.share
-        self.latest, self.measured_at = numbers, trainer.global_step
-        module.log_now(numbers)
+        self.latest, self.measured_at = self._against_base(numbers, self._measured), trainer.global_step
+        module.log_now(self.latest)
         self.budget.spend(time.perf_counter() - began)
         module.log_now(self.budget.numbers())  # by themselves: no other run, and no other rank, has the same
 
-    def _changes(self, key: str, task: PreparedTask) -> dict[str, float]:
+    def _measure_between(self, trainer: Trainer, module: LitLanguageModel) -> None:
+        """Measure the models between start and end, each with a change of its own; the end is there again after it."""
+        began = time.perf_counter()
+        for share in self.interpolate:
+            with module.method.between(module.gpt, module.start, share):
+                numbers, answers = self._numbers(trainer, module, WeightChange(roles(module.gpt)))
+            name = f"{share:g}"
+            self.interpolated[name] = self._against_base(numbers, answers)
+            module.log_now({f"interpolated/{name}/{key}": value for key, value in self.interpolated[name].items()})
+        self.budget.prepare(time.perf_counter() - began)
+
+    def _changes(self, key: str, task: PreparedTask, measured: Measured) -> dict[str, float]:
         """How much better a task that is learned is than at the base, how much worse one that is retained, with errors.
 
         The same items were asked both times, so the error is that of paired differences.
         """
         kind, name = key.split("/", 1)
         numbers: dict[str, float] = {}
-        measured = self._measured[key]
         for metric, base in self._base_items.get(key, {}).items():
             if metric == "word_perplexity":  # its items are logarithms, whose difference is no difference of it
                 continue
@@ -284,6 +313,14 @@ class Forgetting(Callback):
     def measurements(self) -> list[Measurement]:
         """Base and latest value of every watched task."""
         return self._compare(self.latest)
+
+    def judges(self) -> dict[str, dict[str, Any]]:
+        """``KIND/NAME`` of every measured task -> the metric that judges it, and the number of its items."""
+        return {
+            key: {"metric": task.metric, "items": len(self._measured[key].records)}
+            for key, task in self._tasks.items()
+            if key in self._measured
+        }
 
     def write_items(self, folder: Path) -> None:
         """Write the latest measurement as ``evaluate`` writes its results, for ``evaluate --compare``.

@@ -8,35 +8,40 @@ next run's base.
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import sys
 import time
-from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
-from litgpt.prompts import Default, PromptStyle, prompt_styles
 
 from lit_consistency.callbacks.forgetting import Forgetting
+from lit_consistency.callbacks.run_model import (
+    find_callback,
+    headlines,
+    litgpt_style,
+    losses_now,
+    provenance_now,
+    write_run_model,
+)
 from lit_consistency.callbacks.throughput import Throughput
-from lit_consistency.data import SFTData
+from lit_consistency.distributed.optimizer_state import FILE
 from lit_consistency.loggers.metrics_file import MetricsFile
 from lit_consistency.loggers.tensorboard import TensorBoardRunLogger
-from lit_consistency.model import save_model, weights_hash
+from lit_consistency.methods import Full
+from lit_consistency.model import weights_hash, write_model_files
 from lit_consistency.module import LitLanguageModel, language_model
 from lit_consistency.optimizers import format_table
-from lit_consistency.records.atomic import check_free, remove_leftovers
+from lit_consistency.records.atomic import check_free, remove_leftovers, replaced_folder
 from lit_consistency.records.differences import differences
-from lit_consistency.records.provenance import Provenance, current_versions, family, read_provenance
+from lit_consistency.records.fingerprints import sha256
+from lit_consistency.records.provenance import current_versions, family, read_provenance
 from lit_consistency.records.run_folder import FINISHED, RunFolder
-
-LOSSES = ("train/loss", "val/loss")
 
 
 class RunRecord(Callback):
@@ -48,6 +53,8 @@ class RunRecord(Callback):
         final_dir: where the final model goes; ``<run>/model`` when not given.
         overwrite: replace ``final_dir`` if it exists. The old folder stays until the new one is complete.
         save_model: save the final model at all.
+        save_optimizer_state: write the optimizer's state beside every model that is saved, twice as large as it with
+            AdamW, so that a run with ``model.carry_optimizer_state`` can go on with it.
     """
 
     def __init__(
@@ -57,6 +64,7 @@ class RunRecord(Callback):
         final_dir: Path | None = None,
         overwrite: bool = False,
         save_model: bool = True,
+        save_optimizer_state: bool = False,
     ) -> None:
         if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
             raise ValueError(f"name = {name!r}: expected letters, digits, '.', '_' and '-', at most 100, no path")
@@ -66,11 +74,14 @@ class RunRecord(Callback):
         self.final_dir = Path(final_dir) if final_dir is not None else None
         self.overwrite = overwrite
         self.save_model = save_model
+        self.save_optimizer_state = save_optimizer_state
         self.config_yaml = ""
         self.allow_changes = False
         self.resumed_from: str | None = None
+        self.branched_from: dict[str, Any] | None = None  # of the command line: where this run has left another
         self.record: dict[str, Any] = {}
         self.inputs: dict[str, Any] = {}
+        self.series: list[int] = []  # steps at which the model is written too, which StepCheckpoint sets
         self._resumed_step = -1
 
     @property
@@ -100,6 +111,12 @@ class RunRecord(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Processes that started a second apart agree on the name of rank 0."""
         self.name = trainer.strategy.broadcast(self.name)
+        method = language_model(pl_module).method
+        if stage == "fit" and self.save_optimizer_state and not isinstance(method, Full):
+            raise ValueError(
+                f"run.save_optimizer_state = true with the method {method.name}: expected full or a pull, whose state "
+                "is that of all weights of the model that is saved"
+            )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Everything is set up and nothing has been trained: write what is being run."""
@@ -121,17 +138,30 @@ class RunRecord(Callback):
         """The step is restored by now: drop the numbers of later steps."""
         if self.resumed_from:
             _keep_until(trainer, MetricsFile, trainer.global_step)
-        forgetting = _find(trainer, Forgetting)
+        forgetting = find_callback(trainer, Forgetting)
         if forgetting and trainer.is_global_zero and forgetting.measured_at == trainer.global_step == 0:
             forgetting.write_items(self.folder.first_measured)
         self._log_hyperparameters(trainer, forgetting.latest if forgetting else {})
 
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write the model of a step of the series; that of the last step waits for what is measured at the end."""
+        if (batch_idx + 1) % trainer.accumulate_grad_batches != 0 or trainer.global_step not in self.series:
+            return
+        module = language_model(pl_module)
+        if trainer.global_step < module.total_steps():
+            self._save_series(trainer, module, at_end=False)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the final model, then the final numbers."""
-        interrupted = getattr(trainer, "interrupted_by", None)
+        interrupted, module = getattr(trainer, "interrupted_by", None), language_model(pl_module)
+        if interrupted is None and trainer.global_step in self.series:
+            self._save_series(trainer, module, at_end=True)
         if interrupted is None and self.save_model:
-            self._save_model(trainer, language_model(pl_module))
-        self._finish(trainer, "interrupted" if interrupted else FINISHED, language_model(pl_module))
+            overwrite = self.overwrite or self.final_dir is None
+            self._save_model(trainer, module, self.final_dir or self.folder.model, at_end=True, overwrite=overwrite)
+        self._finish(trainer, "interrupted" if interrupted else FINISHED, module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """The record says how the run ended."""
@@ -140,13 +170,26 @@ class RunRecord(Callback):
             self._finish(trainer, "failed", language_model(pl_module))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint holds the configuration and the inputs that made it, so that a resume can be compared."""
+        """A checkpoint holds the configuration and the inputs that made it: a resume is compared, a base has a past."""
         checkpoint["config"] = self.config_yaml
         checkpoint["inputs"] = self.inputs
+        checkpoint["branch"] = self.branched_from
+        module = language_model(pl_module)
+        at_end = trainer.global_step >= module.total_steps()
+        provenance = provenance_now(trainer, module, self.record, self.config_yaml, at_end)
+        checkpoint["provenance"] = asdict(provenance)
+        if trainer.is_global_zero and not self.folder.model_files.exists():
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            with replaced_folder(self.folder.model_files) as folder:
+                write_model_files(folder, module.config, data.tokenizer_folder, litgpt_style(data))
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse to continue on other data or another base, before anything is written."""
         self._resumed_step = checkpoint["global_step"]
+        if self.branched_from is not None and self.resumed_from is None:
+            # what measuring has taken in the run that is left is no time of this one
+            for state in checkpoint.get("callbacks", {}).values():
+                state.pop("budget", None)
         changed = differences(checkpoint.get("inputs", {}), self._inputs(trainer, language_model(pl_module)))
         if trainer.training and changed and not self.allow_changes:
             lines = "\n".join(f"  {text}" for text in changed.values())
@@ -161,9 +204,10 @@ class RunRecord(Callback):
         if not self.inputs and trainer.is_global_zero:
             base, data = module.checkpoint_dir, trainer.datamodule  # type: ignore[attr-defined]
             # as JSON gives it back: tuples are lists, keys are strings
-            self.inputs = json.loads(
-                json.dumps({"data": data.fingerprint(), "base_hash": weights_hash(base) if base else None}, default=str)
-            )
+            inputs: dict[str, Any] = {"data": data.fingerprint(), "base_hash": weights_hash(base) if base else None}
+            if base and module.carry_optimizer_state:
+                inputs["optimizer_state_hash"] = sha256(base / FILE)
+            self.inputs = json.loads(json.dumps(inputs, default=str))
         self.inputs = trainer.strategy.broadcast(self.inputs)
         return self.inputs
 
@@ -179,10 +223,12 @@ class RunRecord(Callback):
             "started": before.get("started", time.strftime("%Y-%m-%dT%H:%M:%S%z")),
             "command": " ".join(["python -m lit_consistency", *sys.argv[1:]]),
             "resumed_from": [*before.get("resumed_from", []), *([self.resumed_from] if self.resumed_from else [])],
+            "branched_from": self.branched_from,
             "base": str(base) if base is not None else None,
             "base_hash": inputs["base_hash"],
             "pretraining_optimizer": provenance.pretraining_optimizer if provenance else None,
             "optimizer": type(trainer.optimizers[0]).__name__,
+            "carried_optimizer_state": inputs.get("optimizer_state_hash"),
             "optimizer_choices": getattr(trainer.optimizers[0], "record", dict)(),
             "method": module.method.name,
             "stage": type(data).__name__.removesuffix("Data").lower(),
@@ -218,103 +264,59 @@ class RunRecord(Callback):
         self.folder.write_record(self.record)
 
     def _finish(self, trainer: Trainer, status: str, module: LitLanguageModel) -> None:
-        forgetting, throughput = _find(trainer, Forgetting), _find(trainer, Throughput)
+        forgetting, throughput = find_callback(trainer, Forgetting), find_callback(trainer, Throughput)
         self.record |= {
             "status": status,
             "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "steps": trainer.global_step,
             "base_metrics": forgetting.base if forgetting else {},
             "final_metrics": forgetting.latest if forgetting else {},
+            "losses": losses_now(trainer),
+            "judged_by": forgetting.judges() if forgetting else {},
+            "interpolated": forgetting.interpolated if forgetting else {},
             "evaluation": forgetting.budget.record() if forgetting else {},
             "speed": throughput.latest if throughput else {},
         }
-        self._write()
         if status == FINISHED and forgetting:
             if trainer.is_global_zero:
                 forgetting.write_items(self.folder.last_measured)
-            module.log_now({f"final/{name}": value for name, value in _headlines(forgetting.latest).items()})
+            module.log_now({f"final/{name}": value for name, value in headlines(forgetting.latest).items()})
+        self._write()  # last: a record that says finished stands for all the rest
 
     def _log_hyperparameters(self, trainer: Trainer, measured: dict[str, float]) -> None:
         """The HParams page shows only metrics that the first call names, so the final ones are declared now."""
-        names = _headlines(measured)
+        names = headlines(measured)
         chosen = {key: self.record[key] for key in ("model", "method", "optimizer", "pretraining_optimizer", "seed")}
         chosen["lr"] = trainer.optimizers[0].param_groups[0]["initial_lr"]  # not that of the warm-up's first step
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(chosen, {f"final/{name}": float("nan") for name in sorted(names)})
 
-    def _save_model(self, trainer: Trainer, module: LitLanguageModel) -> None:
-        state = module.merged_state()
-        if trainer.is_global_zero:
-            out_dir = self.final_dir or self.folder.model
-            data = trainer.datamodule  # type: ignore[attr-defined]
-            save_model(
-                out_dir,
-                state,
-                module.config,
-                data.tokenizer_folder,
-                self._provenance(trainer, module),
-                prompt_style=_litgpt_style(data),
-                overwrite=self.overwrite or self.final_dir is None,
-            )
-            rank_zero_info(f"final model: {out_dir}")
-        trainer.strategy.barrier("final model")
+    def _save_series(self, trainer: Trainer, module: LitLanguageModel, at_end: bool) -> None:
+        """Write the model of this step into the series, unless an earlier part of this run has."""
+        path = self.folder.series_model(trainer.global_step)
+        if trainer.strategy.broadcast(path.exists()):
+            return
+        if throughput := find_callback(trainer, Throughput):
+            throughput.begin_saving()
+        self._save_model(trainer, module, path, at_end=at_end, overwrite=False)
 
-    def _provenance(self, trainer: Trainer, module: LitLanguageModel) -> Provenance:
-        throughput = _find(trainer, Throughput)
-        stage: dict[str, Any] = {
-            "model": module.config.name,
-            "optimizer": self.record["optimizer"],
-            "method": module.method.name,
-            "stage": self.record["stage"],
-            "base": self.record["base"],
-            "base_hash": self.record["base_hash"],
-            "run": self.name,
-            "tokens": throughput.total_tokens(trainer.world_size) if throughput else 0,
-            "steps": trainer.global_step,
-            "seed": self.record["seed"],
-            "command": self.record["command"],
-            **_configured(self.config_yaml),
-            "final_metrics": self._final_metrics(trainer),
-        }
-        before = read_provenance(module.checkpoint_dir) if module.checkpoint_dir is not None else None
-        return before.next_stage(**stage) if before else Provenance(**stage)
-
-    def _final_metrics(self, trainer: Trainer) -> dict[str, float | None]:
-        """Losses and what judges the run; what is no number is None."""
-        forgetting = _find(trainer, Forgetting)
-        losses = {key: float(value) for key, value in trainer.callback_metrics.items() if key in LOSSES}
-        numbers = {**losses, **_headlines(forgetting.latest if forgetting else {})}
-        return {name: value if math.isfinite(value) else None for name, value in sorted(numbers.items())}
-
-
-def _configured(config_yaml: str) -> dict[str, Any]:
-    """Options of optimizer and schedule, as they stand in the configuration."""
-    model = (yaml.safe_load(config_yaml) or {}).get("model", {})
-    schedule = model.get("schedule")
-    options = (model.get("optimizer") or {}).get("init_args", {})
-    return {"optimizer_options": options, "schedule": schedule if isinstance(schedule, Mapping) else None}
+    def _save_model(
+        self, trainer: Trainer, module: LitLanguageModel, out_dir: Path, *, at_end: bool, overwrite: bool
+    ) -> None:
+        write_run_model(
+            trainer,
+            module,
+            out_dir,
+            self.record,
+            self.config_yaml,
+            at_end=at_end,
+            overwrite=overwrite,
+            optimizer_state=self.save_optimizer_state,
+        )
 
 
 def _keep_until(trainer: Trainer, kind: type[MetricsFile] | type[TensorBoardRunLogger], step: int) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, kind):
             logger.keep_until(step)
-
-
-def _headlines(measured: dict[str, float]) -> dict[str, float]:
-    """What judges a run: the metric of every set, what was forgotten, the distance of the whole model."""
-    sets = ("learn/", "retain/", "forget/", "retained/")
-    judged = (*sets, "kl_to_base", "reverse_kl_to_base", "distance/all", "relative_distance/all", "moved/all")
-    return {name: value for name, value in measured.items() if name.startswith(judged) and "." not in name}
-
-
-def _litgpt_style(data: Any) -> PromptStyle | None:
-    """What ``litgpt generate`` is to prompt with; None keeps the base's, as for a tokenizer's own chat template."""
-    if not isinstance(data, SFTData) or data.prompt_style == "chat_template":
-        return None
-    return prompt_styles.get(data.prompt_style, Default)()
-
-
-def _find(trainer: Trainer, kind: type) -> Any:
-    return next((c for c in trainer.callbacks if isinstance(c, kind)), None)  # type: ignore[attr-defined]

@@ -108,7 +108,11 @@ class Throughput(Callback):
         self._lap(trainer, "evaluation")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint is about to be written; the time until the next mark counts as saving."""
+        """A checkpoint is about to be written."""
+        self.begin_saving()
+
+    def begin_saving(self) -> None:
+        """Something is about to be written; the time until the next mark counts as saving."""
         self._saved = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -85,6 +85,14 @@ def step_of(path: Path) -> int:
     return int(path.stem.removeprefix("step-"))
 
 
+def named_checkpoint(path: Path) -> Path:
+    """The checkpoint that a path names: itself, or that of the step where it ends in ``checkpoints/step-100``."""
+    step = path.name.removeprefix("step-")
+    if path.exists() or path.name == step or not step.isdigit():
+        return path
+    return path.with_name(f"step-{int(step):08d}.ckpt")
+
+
 def config_of(path: Path) -> str:
     """The configuration that made a checkpoint, as YAML."""
     if path.is_dir():

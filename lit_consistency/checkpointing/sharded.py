@@ -85,10 +85,16 @@ def fill(tensors: dict[str, Tensor], path: Path) -> None:
             raise CheckpointError(f"{path}: cannot be read: {_last_line(error)}") from error
 
 
-def read_folder(path: Path) -> dict[str, Any]:
-    """A checkpoint folder as one process would have written it into a file: whole tensors on the CPU."""
+def read_folder(path: Path, model_only: bool = False) -> dict[str, Any]:
+    """A checkpoint folder as one process would have written it into a file: whole tensors on the CPU.
+
+    Args:
+        path: the folder.
+        model_only: leave the tensors of the optimizer's state where they are, twice as many as the model's.
+    """
     checkpoint = read_meta(path)
-    tensors = {name: torch.empty(size, dtype=dtype) for name, (size, dtype) in stored_tensors(path).items()}
+    stored = {name: entry for name, entry in stored_tensors(path).items() if _is_model(name) or not model_only}
+    tensors = {name: torch.empty(size, dtype=dtype) for name, (size, dtype) in stored.items()}
     fill(tensors, path)
     checkpoint["state_dict"] = {name.removeprefix("model/"): t for name, t in tensors.items() if _is_model(name)}
     for i, state in enumerate(checkpoint["optimizer_states"]):

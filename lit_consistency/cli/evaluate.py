@@ -22,7 +22,7 @@ Measure a model on tasks: log-likelihood, multiple choice, minimal pairs, genera
   evaluate --compare results/base results/finetuned
 """
 OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
-    ("model", Path, None, "model folder in LitGPT's format"),
+    ("model", Path, None, "model folder in LitGPT's format, or a step of a run, as RUN/checkpoints/step-100"),
     ("tasks", list[str], [], "task files, or names of files in configs/evaluation"),
     (
         "format",

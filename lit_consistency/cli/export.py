@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from lit_consistency.cli.parser import ShortErrors, command_parser
+from lit_consistency.methods.base_folder import base_folder
 from lit_consistency.model.export import export_hf
 from lit_consistency.model.interpolation import export_interpolated
 
@@ -19,12 +20,19 @@ def main(argv: list[str]) -> None:
     checkpoint_dir, out_dir, overwrite = arguments.checkpoint_dir, arguments.out_dir, arguments.overwrite
     base_dir, shares = arguments["with"], arguments.interpolate
     try:
+        checkpoint_dir = base_folder(checkpoint_dir)
         if (base_dir is None) != (shares is None):
             given, other = ("--with", "--interpolate") if shares is None else ("--interpolate", "--with")
             raise ValueError(f"{given}: expected {other} too; see --help")
         if shares is not None:
             folders = export_interpolated(
-                base_dir, checkpoint_dir, shares, out_dir, arguments.to, overwrite, command=" ".join([COMMAND, *argv])
+                base_folder(base_dir, "with"),
+                checkpoint_dir,
+                shares,
+                out_dir,
+                arguments.to,
+                overwrite,
+                command=" ".join([COMMAND, *argv]),
             )
         elif arguments.to == "litgpt":
             raise ValueError("to = litgpt: expected --interpolate and --with too; checkpoint_dir is in that format")
@@ -42,7 +50,10 @@ def _parser() -> ShortErrors:
         "export", "Write a model in the format of another library, or one between a base and a finetuned model."
     )
     parser.add_argument(
-        "--checkpoint_dir", type=Path, required=True, help="Model folder in LitGPT's format; the finetuned one."
+        "--checkpoint_dir",
+        type=Path,
+        required=True,
+        help="Model folder in LitGPT's format, the finetuned one; or a step of a run, as RUN/checkpoints/step-100.",
     )
     parser.add_argument(
         "--to", choices=("hf", "litgpt"), default="hf", help="hf: a folder that transformers loads. litgpt: LitGPT's."

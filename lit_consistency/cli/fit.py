@@ -32,6 +32,7 @@ from lit_consistency.callbacks import (
     Throughput,
 )
 from lit_consistency.checkpointing.io import AtomicCheckpointIO
+from lit_consistency.cli.branch import begin_branch, saved_branch
 from lit_consistency.cli.fit_parser import Parser
 from lit_consistency.cli.resume import check_changes, find_checkpoint, has_finished
 from lit_consistency.cli.trainer_options import check_trainer, sharded_options
@@ -40,6 +41,7 @@ from lit_consistency.data.worlds import World
 from lit_consistency.loggers.metrics_file import MetricsFile
 from lit_consistency.loggers.tensorboard import TensorBoardRunLogger
 from lit_consistency.module import LitLanguageModel
+from lit_consistency.optimizers.schedules import Branched
 
 TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # the order of samples is ours
@@ -53,6 +55,8 @@ class ConsistencyCLI(LightningCLI):
     """LightningCLI whose runs have a folder, watch forgetting, and resume exactly."""
 
     asked_for: str | None = None  # the ckpt_path of the call; `auto` may have found none
+    branch: dict[str, Any] | None = None  # where this run has branched off another, see begin_branch
+    begins_branch = False
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Callbacks of every run, each with its own key."""
@@ -74,17 +78,32 @@ class ConsistencyCLI(LightningCLI):
             default=False,
             help="Resume although the configuration differs from that of the checkpoint; the keys are listed.",
         )
+        parser.add_argument(
+            "--branch_from",
+            type=str | None,
+            default=None,
+            help="Step checkpoint of another run, as RUN/checkpoints/step-1000, from which this one goes on in a "
+            "folder of its own, with its optimizer's state, its place in the data and its count of steps. "
+            "--model.schedule and --trainer.max_steps may differ: a new schedule runs over the steps of the branch "
+            "alone, times the factor at the branch point, so Linear falls from there to 0. "
+            "With --ckpt_path auto a branch is resumed.",
+        )
 
     def _parse_ckpt_path(self) -> None:
         """Refuse a difference; Lightning would let the checkpoint win over the command line."""
-        section = self.config[self.config.subcommand]
-        if not section.get("ckpt_path"):
-            return
-        self.asked_for = section["ckpt_path"]
-        path = find_checkpoint(section)
-        section["ckpt_path"] = str(path) if path else None
-        if path is not None and self.config.subcommand == "fit":
-            check_changes(path, self.dump(), allow=section["allow_changes"])
+        section, is_fit = self.config[self.config.subcommand], self.config.subcommand == "fit"
+        if section.get("branch_from") and not is_fit:
+            raise ValueError(f"branch_from = {section['branch_from']}: expected it with fit only")
+        if section.get("ckpt_path"):
+            self.asked_for = section["ckpt_path"]
+            path = find_checkpoint(section)
+            section["ckpt_path"] = str(path) if path else None
+            if path is not None and is_fit:
+                check_changes(path, self.dump(), allow=section["allow_changes"])
+                self.branch = saved_branch(path)
+        if section.get("branch_from") and not section.get("ckpt_path"):
+            self.branch, self.begins_branch = begin_branch(section, self.dump()), True
+            section["ckpt_path"] = self.branch["checkpoint"]
 
     def dump(self) -> str:
         """The complete configuration as YAML."""
@@ -96,7 +115,8 @@ class ConsistencyCLI(LightningCLI):
         record = self._get(self.config_init, "run")
         section = self.config[str(self.subcommand)]
         record.config_yaml = self.dump()
-        record.resumed_from = section.get("ckpt_path")
+        record.resumed_from = None if self.begins_branch else section.get("ckpt_path")
+        record.branched_from = self.branch
         record.allow_changes = section["allow_changes"]
         trainer = dict(self._get(self.config_init, "trainer"))
         if self.subcommand == "fit":
@@ -108,7 +128,7 @@ class ConsistencyCLI(LightningCLI):
         kwargs["plugins"] = [*_as_list(trainer.get("plugins")), *sharded.get("plugins", []), AtomicCheckpointIO()]
         kwargs["callbacks"] = [
             *_as_list(trainer.get("callbacks")),
-            ExactResume(section["allow_changes"]),
+            ExactResume(section["allow_changes"] or (self.begins_branch and bool((self.branch or {})["anew"]))),
             Preemption(),
             PredictionWriter(record),
         ]
@@ -116,6 +136,12 @@ class ConsistencyCLI(LightningCLI):
             given = any(isinstance(callback, ProgressBar) for callback in kwargs["callbacks"])
             kwargs["callbacks"] += [] if given else [RunProgress()]
         return super().instantiate_trainer(**kwargs)
+
+    def instantiate_classes(self) -> None:
+        """The schedule of a branch begins where the branch does."""
+        super().instantiate_classes()
+        if self.branch is not None and self.branch["schedule"] is not None:
+            self.model.schedule = Branched(self.model.schedule, **self.branch["schedule"])
 
     def _run_subcommand(self, subcommand: str) -> None:
         """LightningCLI calls this in its constructor; running waits for ``execute``, so that errors are told apart."""

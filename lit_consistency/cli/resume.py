@@ -13,9 +13,9 @@ from typing import Any
 import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from lit_consistency.checkpointing.io import checkpoints, config_of, newest_valid, step_of
+from lit_consistency.checkpointing.io import checkpoints, config_of, named_checkpoint, newest_valid, step_of
 from lit_consistency.checkpointing.manifest import verify
-from lit_consistency.records.differences import differences
+from lit_consistency.records.differences import differences, flatten
 from lit_consistency.records.run_folder import RunFolder
 
 # what may differ without changing what is computed: where the run is written, shown and executed
@@ -30,6 +30,7 @@ FREE = (
     "forgetting.batch_tokens",
     "forgetting.kl_positions",
     "forgetting.time_budget",
+    "forgetting.interpolate",
     "throughput",
     "trainer.logger",
     "trainer.callbacks",
@@ -50,6 +51,9 @@ FREE = (
     "data.init_args.cache_dir",
 )
 
+# options that came later, with the value under which a run computes what it did before there were any
+ADDED = {"model.carry_optimizer_state": False, "branch_from": None}
+
 
 def find_checkpoint(section: Mapping[str, Any]) -> Path | None:
     """The verified checkpoint that ``ckpt_path`` names; with ``auto`` the newest valid one of the run, or None.
@@ -64,7 +68,7 @@ def find_checkpoint(section: Mapping[str, Any]) -> Path | None:
         if not run["name"]:
             raise ValueError("ckpt_path = 'auto': expected run.name too, the run to continue")
         return _newest(RunFolder(Path(run["root"]) / run["name"]), section["trainer"])
-    path = Path(section["ckpt_path"])
+    path = named_checkpoint(Path(section["ckpt_path"]))
     verify(path)
     if not run["name"] and (folder := RunFolder.of_checkpoint(path)) is not None:
         run["name"], run["root"] = folder.path.name, str(folder.path.parent)
@@ -93,11 +97,18 @@ def _newest(folder: RunFolder, trainer: Mapping[str, Any]) -> Path | None:
     return path
 
 
-def check_changes(path: Path, config: str, allow: bool) -> None:
-    """ValueError with the differing keys when the checkpoint was made by another configuration."""
-    before = yaml.safe_load(config_of(path))
-    changed = differences(before, yaml.safe_load(config))
-    differing = [f"  {text}" for key, text in changed.items() if not _is_free(key)]
+def check_changes(path: Path, config: str, allow: bool, free: tuple[str, ...] = ()) -> None:
+    """ValueError with the differing keys when the checkpoint was made by another configuration.
+
+    Args:
+        path: the checkpoint.
+        config: the complete configuration now, as YAML.
+        allow: warn only.
+        free: keys that may differ beside ``FREE``.
+    """
+    before, now = flatten(yaml.safe_load(config_of(path))), flatten(yaml.safe_load(config))
+    changed = differences({**ADDED, **before}, {**ADDED, **now})
+    differing = [f"  {text}" for key, text in changed.items() if not _is_free(key, (*FREE, *free))]
     if not differing:
         return
     message = f"{path} was made with another configuration:\n" + "\n".join(differing)
@@ -106,5 +117,5 @@ def check_changes(path: Path, config: str, allow: bool) -> None:
     rank_zero_warn(f"{message}\ncontinuing with what is configured now (--allow_changes)")
 
 
-def _is_free(key: str) -> bool:
-    return any(key == free or key.startswith(free + ".") for free in FREE)
+def _is_free(key: str, free: tuple[str, ...]) -> bool:
+    return any(key == one or key.startswith(one + ".") for one in free)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Shard, zeros
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
@@ -41,6 +41,13 @@ def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
     device, layout = _layout(like)
     # copied: a view would keep all of the tensor alive
     return DTensor.from_local(shard.to(device, copy=True), run_check=False, **layout)
+
+
+def zeros_sharded_as(parameter: Tensor, size: torch.Size, dtype: torch.dtype) -> Tensor:
+    """Zeros of one state of a parameter, sharded as it is if they have its rows (NorMuon's have one number a row)."""
+    if not isinstance(parameter, DTensor) or len(size) != parameter.ndim or size[0] != parameter.shape[0]:
+        return torch.zeros(size, dtype=dtype)
+    return zeros(size, dtype=dtype, device_mesh=parameter.device_mesh, placements=parameter.placements)
 
 
 class KeptShards:

@@ -9,7 +9,7 @@ Source: Zhao et al. 2023, PyTorch FSDP, arXiv 2304.11277; torch.distributed.fsdp
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -70,19 +70,19 @@ def reshard(model: nn.Module) -> None:
 
 
 @contextmanager
-def weights_of(model: nn.Module, kept: KeptShards) -> Iterator[None]:
+def weights_of(model: nn.Module, shards: Mapping[str, Tensor]) -> Iterator[None]:
     """Within the context the model has other weights; after it, its own, bit for bit. A sharded model stays sharded.
 
     Args:
         model: whose parameters are changed in place.
-        kept: name of a parameter -> its other value.
+        shards: name of a parameter -> its other value, as much of it as lies on this rank.
     """
     reshard(model)
-    parameters = {name: p for name, p in model.named_parameters() if name in kept.shards}
+    parameters = {name: p for name, p in model.named_parameters() if name in shards}
     own = KeptShards(parameters)
     try:
         for name, parameter in parameters.items():
-            local_shard(parameter).copy_(kept.shards[name])
+            local_shard(parameter).copy_(shards[name])
         yield
     finally:
         reshard(model)

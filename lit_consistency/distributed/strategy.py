@@ -18,7 +18,6 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, zeros
 
 from lit_consistency.checkpointing.manifest import verify
 from lit_consistency.checkpointing.sharded import (
@@ -29,7 +28,7 @@ from lit_consistency.checkpointing.sharded import (
     save_folder,
     stored_tensors,
 )
-from lit_consistency.distributed.dtensors import shard_like
+from lit_consistency.distributed.dtensors import shard_like, zeros_sharded_as
 from lit_consistency.distributed.fsdp import REPLICATE, SHARD, gathered
 
 FOLDER = "checkpoint_folder"  # key of a loaded checkpoint: the folder in which its tensors still lie
@@ -202,7 +201,7 @@ def _from_folder(optimizer: torch.optim.Optimizer, saved: dict[str, Any], i: int
     for flat, (size, dtype) in stored_tensors(path).items():
         prefix, name, *_ = flat.split("/")
         if prefix == f"optimizer{i}":
-            tensors[flat] = _zeros_of_state(parameters[name], size, dtype)
+            tensors[flat] = zeros_sharded_as(parameters[name], size, dtype)
     fill(tensors, path)
     state: dict[str, dict[str, Any]] = {name: dict(entry) for name, entry in saved["state"].items()}
     for flat, tensor in tensors.items():
@@ -219,16 +218,9 @@ def _from_file(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[
     for number, entry in saved["state"].items():
         like = parameters[number]
         state[number] = {
-            key: shard_like(value, _zeros_of_state(like, value.shape, value.dtype))
+            key: shard_like(value, zeros_sharded_as(like, value.shape, value.dtype))
             if isinstance(value, Tensor)
             else value
             for key, value in entry.items()
         }
     return {"state": state, "param_groups": saved["param_groups"]}
-
-
-def _zeros_of_state(parameter: Tensor, size: torch.Size, dtype: torch.dtype) -> Tensor:
-    """Zeros of one state of a parameter, sharded as it is if they have its rows (NorMuon's have one number a row)."""
-    if not isinstance(parameter, DTensor) or len(size) != parameter.ndim or size[0] != parameter.shape[0]:
-        return torch.zeros(size, dtype=dtype)
-    return zeros(size, dtype=dtype, device_mesh=parameter.device_mesh, placements=parameter.placements)

@@ -23,6 +23,7 @@ from lit_consistency.evaluation.plan import Ask, Cell, plan_cells
 from lit_consistency.evaluation.tables import print_comparison, print_results, sensitivity_to_format, write_scalars
 from lit_consistency.inference.evaluation_mode import evaluation_mode
 from lit_consistency.inference.load import PRECISIONS, Loaded, find_device, load_model
+from lit_consistency.methods.base_folder import base_folder
 from lit_consistency.model import check_checkpoint_dir, model_config, weights_hash
 from lit_consistency.records.atomic import write_json
 from lit_consistency.records.extras import require
@@ -106,6 +107,7 @@ def evaluate(options: Options) -> list[Result]:
         FileNotFoundError: a model, task or data file is missing.
         ValueError: something does not fit; names key or file and row. A ``GuardError`` under ``strict``.
     """
+    options = replace(options, model=base_folder(options.model, "model"))
     check_checkpoint_dir(options.model)
     find_device(options.device)
     if options.item_format == "parquet":
@@ -135,6 +137,7 @@ def export(options: Options) -> None:
     Raises:
         ValueError: as ``evaluate``, or lm-eval has no way to ask the same.
     """
+    options = replace(options, model=base_folder(options.model, "model"))
     assert options.export_harness is not None
     check_checkpoint_dir(options.model)
     tasks = _tasks(options)

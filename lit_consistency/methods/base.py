@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from litgpt.config import Config
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lit_consistency.distributed.dtensors import KeptShards, full_tensor
+from lit_consistency.distributed.dtensors import KeptShards, full_tensor, local_shard
+from lit_consistency.distributed.fsdp import weights_of
 from lit_consistency.model import GPT, DocumentMask
+from lit_consistency.model.interpolation import interpolate
 
 
 class Method(ABC):
@@ -97,6 +100,24 @@ class Method(ABC):
             parameter = parameters[name]
             before = start.full_tensor(name).to(parameter.device)
             yield name, full_tensor(parameter.detach()) - before, before
+
+    @contextmanager
+    def between(self, model: nn.Module, start: KeptShards, share: float) -> Iterator[None]:
+        """Within the context the model is start + share * (end - start); after it, the end, bit for bit.
+
+        Args:
+            model: a trained model that ``build`` made.
+            start: as for ``changes``.
+            share: 0 is the start and 1 the end; beyond them works too.
+        """
+        end = {name: parameter for name, parameter in model.named_parameters() if name in start.shards}
+        # entry by entry, so that each rank needs its own shards only, as ``export --interpolate`` computes it
+        shards = {
+            name: interpolate(start.shards[name], local_shard(parameter).cpu(), share)
+            for name, parameter in end.items()
+        }
+        with weights_of(model, shards):
+            yield
 
 
 def load_checked(model: nn.Module, weights: dict[str, Tensor], may_miss: str | None = None) -> None:

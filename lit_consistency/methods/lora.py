@@ -11,6 +11,7 @@ litgpt/lora.py.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
@@ -114,6 +115,19 @@ class LoRA(Method):
             if isinstance(module, LoRALinear) and hasattr(module, "lora_A"):
                 update = lora_update(module, full_tensor(module.lora_A), full_tensor(module.lora_B))
                 yield f"{name}.weight", update, full_tensor(module.linear.weight)
+
+    @contextmanager
+    def between(self, model: nn.Module, start: KeptShards, share: float) -> Iterator[None]:
+        """The adapters' update scaled by ``share``; their factors themselves do not lie on the way. See ``Method``."""
+        adapted = (m for m in model.modules() if isinstance(m, LoRALinear) and hasattr(m, "lora_A"))
+        layers: list[tuple[LoRALinear, float]] = [(module, module.scaling) for module in adapted]
+        try:
+            for module, scaling in layers:
+                module.scaling = scaling * share
+            yield
+        finally:
+            for module, scaling in layers:
+                module.scaling = scaling
 
 
 def lora_update(module: LoRALinear, lora_A: Tensor, lora_B: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The LitGPT model: configuration, masks of documents, loss, initial weights, folders, export, interpolation."""
 
-from lit_consistency.model.checkpoint import load_weights, save_model
+from lit_consistency.model.checkpoint import load_weights, save_model, write_model_files, write_weights
 from lit_consistency.model.configuration import model_config, padding_multiple
 from lit_consistency.model.export import export_hf
 from lit_consistency.model.gpt import GPT, DocumentMask, check_documents, document_mask
@@ -27,4 +27,6 @@ __all__ = [
     "save_model",
     "token_nll",
     "weights_hash",
+    "write_model_files",
+    "write_weights",
 ]

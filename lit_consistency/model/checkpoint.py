@@ -10,6 +10,7 @@ from __future__ import annotations
 import pickle
 import shutil
 import zipfile
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from lit_consistency.model.tokenizer_files import copy_tokenizer
 from lit_consistency.records.atomic import new_folder
-from lit_consistency.records.model_folder import weights_path
+from lit_consistency.records.model_folder import WEIGHTS, weights_path
 from lit_consistency.records.provenance import Provenance
 
 
@@ -62,6 +63,7 @@ def save_model(
     provenance: Provenance,
     prompt_style: str | PromptStyle | None = None,
     overwrite: bool = False,
+    also: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a model that ``litgpt generate`` and the next run can load.
 
@@ -73,21 +75,36 @@ def save_model(
         provenance: where the model comes from.
         prompt_style: LitGPT's prompt style or its name; None takes over the one in ``tokenizer_dir``, if any.
         overwrite: replace a model that stands at ``out_dir``.
+        also: writes more files into the folder, before it stands at ``out_dir``.
 
     Raises:
         ValueError: ``out_dir`` may not be replaced.
         FileNotFoundError: ``tokenizer_dir`` holds no tokenizer.
     """
     with new_folder(out_dir, overwrite) as folder:
-        torch.save({name: _compact(tensor) for name, tensor in state_dict.items()}, folder / "lit_model.pth")
-        save_config(_base_config(config), folder)
-        if tokenizer_dir is not None:
-            copy_tokenizer(tokenizer_dir, folder)
-            if prompt_style is None and (Path(tokenizer_dir) / "prompt_style.yaml").is_file():
-                shutil.copyfile(Path(tokenizer_dir) / "prompt_style.yaml", folder / "prompt_style.yaml")
-        if prompt_style is not None:
-            save_prompt_style(prompt_style, folder)
+        write_weights(folder, state_dict)
+        write_model_files(folder, config, tokenizer_dir, prompt_style)
         provenance.write(folder)
+        if also is not None:
+            also(folder)
+
+
+def write_model_files(
+    folder: Path, config: Config, tokenizer_dir: Path | None, prompt_style: str | PromptStyle | None = None
+) -> None:
+    """Write what a model folder holds beside its weights and its provenance; see ``save_model`` for the arguments."""
+    save_config(_base_config(config), folder)
+    if tokenizer_dir is not None:
+        copy_tokenizer(tokenizer_dir, folder)
+        if prompt_style is None and (Path(tokenizer_dir) / "prompt_style.yaml").is_file():
+            shutil.copyfile(Path(tokenizer_dir) / "prompt_style.yaml", folder / "prompt_style.yaml")
+    if prompt_style is not None:
+        save_prompt_style(prompt_style, folder)
+
+
+def write_weights(folder: Path, state_dict: dict[str, Tensor]) -> None:
+    """Write ``lit_model.pth``: the same tensors give the same bytes."""
+    torch.save({name: _compact(tensor) for name, tensor in state_dict.items()}, folder / WEIGHTS[0])
 
 
 def _load_pickled(path: Path) -> Any:

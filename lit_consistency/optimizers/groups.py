@@ -176,8 +176,8 @@ def table_of(groups: Sequence[Mapping[str, Any]]) -> str:
     return format_table(group_table(groups))
 
 
-def dry_build(factory: Callable[[list[dict[str, Any]]], Any]) -> None:
-    """Build the optimizer once on a few numbers, so that a wrong hyperparameter is refused before any work.
+def dry_build(factory: Callable[[list[dict[str, Any]]], Any]) -> Any:
+    """The optimizer, built once on a few numbers, so that a wrong hyperparameter is refused before any work.
 
     There is a parameter of every role: what the model lacks is found out when there is one.
     """
@@ -187,7 +187,7 @@ def dry_build(factory: Callable[[list[dict[str, Any]]], Any]) -> None:
         shape = (2,) if role in ("norm", "bias") else (2, 2)
         named = [(f"{role}.{name}", nn.Parameter(torch.zeros(shape))) for name in names]
         groups.append({"params": named, "role": role, "split": None})
-    factory(groups)
+    return factory(groups)
 
 
 def _named_parameters(model: nn.Module) -> Iterator[_NamedParameter]:

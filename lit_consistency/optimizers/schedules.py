@@ -143,6 +143,31 @@ class WarmupStableDecay(Schedule):
             )
 
 
+class Branched:
+    """The schedule of a branch: it runs over the steps of the branch alone, from the factor at the branch point.
+
+    No ``Schedule``, so that no configuration names it.
+
+    Args:
+        schedule: of the branch.
+        begin: step at which it begins, of the whole run.
+        factor: on its factors, that of the learning rate at the branch point.
+    """
+
+    def __init__(self, schedule: Schedule, begin: int, factor: float) -> None:
+        self.schedule = schedule
+        self.begin = begin
+        self.scale = factor
+
+    def factor(self, step: int, total_steps: int) -> float:
+        """As of a schedule; a step before the branch has the factor of its first."""
+        return self.scale * self.schedule.factor(max(0, step - self.begin), total_steps - self.begin)
+
+    def check(self, total_steps: int) -> None:
+        """See that the schedule fits into the branch."""
+        self.schedule.check(total_steps - self.begin)
+
+
 def _steps(length: int | float, total_steps: int) -> int:
     """Length in steps; a share is rounded to the nearest."""
     return length if isinstance(length, int) else round(length * total_steps)

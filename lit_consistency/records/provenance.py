@@ -63,6 +63,12 @@ class Provenance:
         final_metrics: name -> value at the end of this stage, as ``val/loss`` or ``forget/books``; None: no number.
         interpolation: of a model between two others, the share of the way from ``base`` to ``finetuned``, and the
             folders and hashes of both; None for a model that was trained.
+        branched_from: of a stage that has left another run at one of its steps, ``checkpoint``, ``run`` and ``step`` of
+            the branch point, and where its schedule began; ``steps`` and ``tokens`` count from the start of that run.
+        carried_optimizer_state: sha256 of the state of the base's optimizer with which this stage began; None: it began
+            with an empty one.
+        planned_steps: of a model taken before its run ended, the steps that the run was to have: its learning rate has
+            not come down yet. None for a model of the end.
     """
 
     model: str
@@ -82,6 +88,9 @@ class Provenance:
     schedule: dict[str, Any] | None = None
     final_metrics: dict[str, float | None] = field(default_factory=dict)
     interpolation: dict[str, Any] | None = None
+    branched_from: dict[str, Any] | None = None
+    carried_optimizer_state: str | None = None
+    planned_steps: int | None = None
 
     @property
     def stages(self) -> list[dict[str, Any]]:
@@ -119,10 +128,19 @@ def read_provenance(folder: Path) -> Provenance | None:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: expected YAML, got: {error}") from error
+    return provenance_of(content, str(path))
+
+
+def provenance_of(content: Any, source: str) -> Provenance:
+    """The provenance of a mapping, which stands in ``source``.
+
+    Raises:
+        ValueError: it is no mapping, or misses a key without default.
+    """
     missing = [key for key in ("model", "optimizer", "method", "stage") if key not in (content or {})]
     if not isinstance(content, dict) or missing:
         raise ValueError(
-            f"{path}: expected a mapping with the keys model, optimizer, method, stage; missing: {missing}"
+            f"{source}: expected a mapping with the keys model, optimizer, method, stage; missing: {missing}"
         )
     known = {entry.name for entry in fields(Provenance)}
     return Provenance(**{key: value for key, value in content.items() if key in known})

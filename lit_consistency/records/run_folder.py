@@ -2,8 +2,9 @@
 
 ``config.yaml`` holds the complete configuration, ``run.json`` what was run, on what, and what came out,
 ``metrics.jsonl`` a line of numbers for every logged step, ``checkpoints/`` the step checkpoints, ``model/`` the final
-model, ``measured/first`` and ``measured/last`` the items of the watched tasks, in the format of records/results.py.
-Loggers add files of their own.
+model, ``series/step-XXXXXXXX/`` models of earlier steps, ``model_files/`` what makes a model of the weights in a step
+checkpoint (configuration, tokenizer), ``measured/first`` and ``measured/last`` the items of the watched tasks, in the
+format of records/results.py. Loggers add files of their own.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class RunFolder:
         self.metrics_file = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
+        self.series = self.path / "series"
+        self.model_files = self.path / "model_files"
         self.first_measured = self.path / "measured" / "first"
         self.last_measured = self.path / "measured" / "last"
 
@@ -42,6 +45,15 @@ class RunFolder:
     def of_checkpoint(cls, checkpoint: Path) -> RunFolder | None:
         """The run to which a step checkpoint belongs; None where it lies in no folder of a run."""
         return cls(checkpoint.parent.parent) if checkpoint.parent.name == "checkpoints" else None
+
+    def series_model(self, step: int) -> Path:
+        """Where the model of a step stands, in LitGPT's format."""
+        return self.series / f"step-{step:08d}"
+
+    def series_models(self) -> dict[int, Path]:
+        """Step -> model of the series, ascending; what stands there was written whole."""
+        folders = (path for path in self.series.glob("step-*") if path.name.removeprefix("step-").isdigit())
+        return dict(sorted((int(path.name.removeprefix("step-")), path) for path in folders))
 
     @property
     def is_empty(self) -> bool:

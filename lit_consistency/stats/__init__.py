@@ -1,1 +1,4 @@
-"""Intervals, seeds, transfer between tasks: statistics of numbers that stand on disk. Imports no torch."""
+"""How sure numbers are that stand on disk: intervals, fronts, readings at matched learning, effects, verdicts, rates.
+
+Imports no torch.
+"""

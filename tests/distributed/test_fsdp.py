@@ -12,10 +12,9 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from lit_consistency.distributed.dtensors import KeptShards, full_tensor, local_shard, shard_like
+from lit_consistency.distributed.dtensors import KeptShards, full_tensor, local_shard, shard_like, zeros_sharded_as
 from lit_consistency.distributed.fsdp import data_mesh, gathered, mixed_precision, reshard, shard, weights_of
 from lit_consistency.distributed.gradients import clip_gradients, gradient_norm
-from lit_consistency.distributed.strategy import _zeros_of_state
 from lit_consistency.methods import Full, LoRA
 from lit_consistency.methods.build import build_model
 from lit_consistency.model import GPT
@@ -100,7 +99,7 @@ def test_other_weights_for_a_while_leave_no_trace(in_shards: bool, mesh: DeviceM
         for parameter in tested.parameters():
             local_shard(parameter).mul_(1.5)
         changed = tested(TOKENS)
-        with weights_of(tested, start):
+        with weights_of(tested, start.shards):
             assert torch.equal(tested(TOKENS), model(TOKENS))
         assert torch.equal(tested(TOKENS), changed)
         reshard(tested)
@@ -227,11 +226,11 @@ def test_state_with_a_number_for_each_row_is_sharded_as_its_parameter() -> None:
     mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("shard",))
     parameter = distribute_tensor(torch.zeros(5, 3), mesh, [Shard(0)], src_data_rank=None)
     for shape, rows in (((5, 3), 2), ((5, 1), 2), ((), None), ((16,), None)):
-        result = _zeros_of_state(parameter, torch.Size(shape), torch.float32)
+        result = zeros_sharded_as(parameter, torch.Size(shape), torch.float32)
         assert result.shape == shape
         assert isinstance(result, DTensor) == (rows is not None)
         assert rows is None or len(local_shard(result)) == rows
-    assert not isinstance(_zeros_of_state(torch.zeros(5, 3), torch.Size((5, 1)), torch.float32), DTensor)
+    assert not isinstance(zeros_sharded_as(torch.zeros(5, 3), torch.Size((5, 1)), torch.float32), DTensor)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

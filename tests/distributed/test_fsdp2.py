@@ -17,6 +17,7 @@ HELD_OUT = [
 ]
 # clipped, watched and accumulated, so that all of these are the same in shards
 OPTIONS = [*HELD_OUT, "--trainer.precision=64-true", "--forgetting.every_n_steps=2", "--trainer.gradient_clip_val=0.5"]
+OPTIONS.append("--forgetting.interpolate=[0.5, -1]")
 FSDP2, HSDP = "fsdp2", "lit_consistency.distributed.FSDP2Strategy"
 LORA = ["--model.method=lit_consistency.methods.LoRA"]
 # OPTIMIZERS whose step works on shards; add a name here when another does

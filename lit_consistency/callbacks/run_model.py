@@ -1,0 +1,135 @@
+"""A run's model as a folder in LitGPT's format, with where it comes from: the final one, and those of its series."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from litgpt.prompts import Default, PromptStyle, prompt_styles
+
+from lit_consistency.callbacks.forgetting import Forgetting
+from lit_consistency.callbacks.throughput import Throughput
+from lit_consistency.data import SFTData
+from lit_consistency.distributed.optimizer_state import FILE, gathered_optimizer_state, write_optimizer_state
+from lit_consistency.model import save_model
+from lit_consistency.module import LitLanguageModel
+from lit_consistency.records.provenance import Provenance, read_provenance
+
+LOSSES = ("train/loss", "val/loss")
+
+
+def write_run_model(
+    trainer: Trainer,
+    module: LitLanguageModel,
+    out_dir: Path,
+    record: Mapping[str, Any],
+    config_yaml: str,
+    *,
+    at_end: bool,
+    overwrite: bool,
+    optimizer_state: bool,
+) -> None:
+    """Write the model as it is now; a collective call.
+
+    Args:
+        trainer: of the run.
+        module: whose merged weights are written.
+        out_dir: the new folder.
+        record: of run.json: base, optimizer, stage, seed, command.
+        config_yaml: the run's complete configuration.
+        at_end: whether training has ended.
+        overwrite: replace a model that stands there.
+        optimizer_state: write the optimizer's state beside it.
+    """
+    state = module.merged_state()
+    provenance = provenance_now(trainer, module, record, config_yaml, at_end)
+    moments = gathered_optimizer_state(trainer.optimizers[0], trainer.is_global_zero) if optimizer_state else None
+    if trainer.is_global_zero:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        save_model(
+            out_dir,
+            state,
+            module.config,
+            data.tokenizer_folder,
+            provenance,
+            prompt_style=litgpt_style(data),
+            overwrite=overwrite,
+            also=(lambda folder: write_optimizer_state(moments, folder / FILE)) if moments else None,
+        )
+        rank_zero_info(f"model of step {trainer.global_step}: {out_dir}")
+    trainer.strategy.barrier("model")
+
+
+def provenance_now(
+    trainer: Trainer, module: LitLanguageModel, record: Mapping[str, Any], config_yaml: str, at_end: bool
+) -> Provenance:
+    """Where the model as it is now comes from; a collective call, since it counts the tokens of all ranks."""
+    throughput = find_callback(trainer, Throughput)
+    stage: dict[str, Any] = {
+        "model": module.config.name,
+        "optimizer": record["optimizer"],
+        "method": module.method.name,
+        "stage": record["stage"],
+        "base": record["base"],
+        "base_hash": record["base_hash"],
+        "run": record["name"],
+        "tokens": int(throughput.state_dict()["total"][0]) if throughput else 0,
+        "steps": trainer.global_step,
+        "seed": record["seed"],
+        "command": record["command"],
+        **_configured(config_yaml),
+        "final_metrics": _metrics_now(trainer, module, at_end),
+        "branched_from": record["branched_from"],
+        "carried_optimizer_state": record["carried_optimizer_state"],
+        "planned_steps": None if at_end else module.total_steps(),
+    }
+    before = read_provenance(module.checkpoint_dir) if module.checkpoint_dir is not None else None
+    return before.next_stage(**stage) if before else Provenance(**stage)
+
+
+def headlines(measured: Mapping[str, float]) -> dict[str, float]:
+    """What judges a run: the metric of every set, what was forgotten, the distance of the whole model."""
+    sets = ("learn/", "retain/", "forget/", "retained/")
+    judged = (*sets, "kl_to_base", "reverse_kl_to_base", "distance/all", "relative_distance/all", "moved/all")
+    return {name: value for name, value in measured.items() if name.startswith(judged) and "." not in name}
+
+
+def losses_now(trainer: Trainer) -> dict[str, float]:
+    """The last loss of training and of validation."""
+    return {key: float(value) for key, value in trainer.callback_metrics.items() if key in LOSSES}
+
+
+def litgpt_style(data: Any) -> PromptStyle | None:
+    """What ``litgpt generate`` is to prompt with; None keeps the base's, as for a tokenizer's own chat template."""
+    if not isinstance(data, SFTData) or data.prompt_style == "chat_template":
+        return None
+    return prompt_styles.get(data.prompt_style, Default)()
+
+
+def find_callback(trainer: Trainer, kind: type[Callback]) -> Any:
+    """The trainer's callback of a class; None where it has none."""
+    return next((c for c in trainer.callbacks if isinstance(c, kind)), None)  # type: ignore[attr-defined]
+
+
+def _configured(config_yaml: str) -> dict[str, Any]:
+    """Options of optimizer and schedule, as they stand in the configuration."""
+    model = (yaml.safe_load(config_yaml) or {}).get("model", {})
+    schedule = model.get("schedule")
+    options = (model.get("optimizer") or {}).get("init_args", {})
+    return {"optimizer_options": options, "schedule": schedule if isinstance(schedule, Mapping) else None}
+
+
+def _metrics_now(trainer: Trainer, module: LitLanguageModel, at_end: bool) -> dict[str, float | None]:
+    """Losses and what judges the run, as far as they are of this very step; what is no number is None."""
+    forgetting = find_callback(trainer, Forgetting)
+    measured = forgetting.latest if forgetting and forgetting.measured_at == trainer.global_step else {}
+    # before the end, what was logged last, and the validation loss, are those of an earlier step
+    of_this_step = {"train/loss": module.step_loss} if module.step_loss is not None else {}
+    losses = losses_now(trainer) if at_end else of_this_step
+    numbers = {**losses, **headlines(measured)}
+    return {name: value if math.isfinite(value) else None for name, value in sorted(numbers.items())}

@@ -1,0 +1,172 @@
+"""How a study is executed: the options of the command line, checked when they are made."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from lit_consistency.study.job import Job
+
+SMALLEST_SHARE = 1e-6
+"""Of a GPU; what is left below it is the rounding of sums of shares."""
+
+
+@dataclass
+class ExecutionOptions:
+    """Where and how the jobs of a study run. No number in a table depends on any of it but on ``threads``.
+
+    Args:
+        engine: ``local`` runs on this machine.
+        workers: jobs at a time on a machine; by default as many as its cores have room for.
+        threads: processor threads of a job.
+        devices: GPUs to use, by number or identifier; by default those of CUDA_VISIBLE_DEVICES, or else all.
+        retries: how often a job that failed by its own fault is run again.
+        retry_failed: run again what failed or ran out of memory before this call; what diverged would diverge again.
+        time_limit: hours after which a job is stopped and has failed; by default none.
+    """
+
+    engine: Literal["local"] = "local"
+    workers: int | None = None
+    threads: int = 1
+    devices: list[int | str] | None = None
+    retries: int = 0
+    retry_failed: bool = False
+    time_limit: float | None = None
+
+    def __post_init__(self) -> None:
+        least = [("workers", self.workers, 1), ("threads", self.threads, 1), ("retries", self.retries, 0)]
+        for key, value, lowest in least:
+            if value is not None and value < lowest:
+                raise ValueError(f"{key} = {value}: expected at least {lowest}")
+        if self.time_limit is not None and not self.time_limit > 0:
+            raise ValueError(f"time_limit = {self.time_limit}: expected hours above 0")
+        names = self.device_names or []
+        if twice := sorted({device for device in names if names.count(device) > 1}):
+            raise ValueError(f"devices = {names}: {twice[0]} is there twice; expected every GPU once")
+
+    @property
+    def device_names(self) -> list[str] | None:
+        """The GPUs as CUDA_VISIBLE_DEVICES names them."""
+        return None if self.devices is None else [str(device) for device in self.devices]
+
+
+def check_jobs(jobs: Sequence[Job], capacity: Capacity | None = None) -> dict[str, Job]:
+    """The jobs by name.
+
+    Raises:
+        ValueError: a name or a folder is there twice, a need is no job or needs the job itself, a number of threads or
+            GPUs is impossible.
+    """
+    by_name: dict[str, Job] = {}
+    folders: dict[str, str] = {}
+    for job in jobs:
+        if job.name in by_name:
+            raise ValueError(f"job {job.name}: is there twice; expected every name once")
+        folder = os.path.abspath(job.folder)
+        if folder in folders:
+            raise ValueError(f"job {job.name}: {job.folder} is the folder of {folders[folder]} too; expected its own")
+        if not job.argv:
+            raise ValueError(f"job {job.name}: argv = (): expected a command")
+        if job.threads < 1:
+            raise ValueError(f"job {job.name}: threads = {job.threads}: expected at least 1")
+        if job.devices < 0 or (job.devices > 1 and job.devices != int(job.devices)):
+            raise ValueError(f"job {job.name}: devices = {job.devices}: expected a share of one, or a whole number")
+        if capacity is not None and job.devices > len(capacity.free_devices):
+            n = len(capacity.free_devices)
+            raise ValueError(f"job {job.name}: devices = {job.devices}: expected at most the {n} GPUs of this machine")
+        by_name[job.name], folders[folder] = job, job.name
+    _check_needs(by_name)
+    return by_name
+
+
+def _check_needs(jobs: dict[str, Job]) -> None:
+    for job in jobs.values():
+        if unknown := [need for need in job.needs if need not in jobs]:
+            raise ValueError(f"job {job.name}: needs {unknown[0]!r}: expected the name of a job")
+    waiting = {name: {*job.needs} for name, job in jobs.items()}
+    dependents: dict[str, list[str]] = {name: [] for name in jobs}
+    for name, needs in waiting.items():
+        for need in needs:
+            dependents[need].append(name)
+    ready = [name for name, needs in waiting.items() if not needs]
+    while ready:
+        done = ready.pop()
+        del waiting[done]
+        for name in dependents[done]:
+            waiting[name].discard(done)
+            if not waiting[name]:
+                ready.append(name)
+    if waiting:
+        raise ValueError(f"jobs {', '.join(sorted(waiting))}: need each other; expected an order in which they can run")
+
+
+class Capacity:
+    """What a machine has for jobs: cores, and shares of GPUs.
+
+    Args:
+        options: of the execution.
+        cores: of the machine; by default those that this process may use.
+    """
+
+    def __init__(self, options: ExecutionOptions, cores: int | None = None) -> None:
+        cores = available_cores() if cores is None else cores
+        self.slots = options.workers or max(1, cores // options.threads)
+        self.free_threads = self.slots * options.threads
+        names = visible_devices() if options.device_names is None else options.device_names
+        self.free_devices = dict.fromkeys(names, 1.0)
+        self._taken: dict[str, tuple[int, dict[str, float]]] = {}
+
+    def take(self, job: Job) -> list[str] | None:
+        """Take what a job needs; the GPUs that it gets, or None when there is no room for it now."""
+        # a job of more threads than there are runs alone
+        if len(self._taken) >= self.slots or (job.threads > self.free_threads and self._taken):
+            return None
+        shares = self._shares(job.devices)
+        if shares is None:
+            return None
+        self.free_threads -= job.threads
+        for device, share in shares.items():
+            self.free_devices[device] -= share
+        self._taken[job.name] = (job.threads, shares)
+        return list(shares)
+
+    def give_back(self, job: Job) -> None:
+        """The job has ended."""
+        threads, shares = self._taken.pop(job.name)
+        self.free_threads += threads
+        for device, share in shares.items():
+            self.free_devices[device] += share
+
+    def _shares(self, devices: float) -> dict[str, float] | None:
+        """GPU -> share; a part goes where the least is left, so that whole ones stay free."""
+        if not devices:
+            return {}
+        if devices > 1:
+            whole = [device for device, free in self.free_devices.items() if free > 1 - SMALLEST_SHARE]
+            n = int(devices)
+            return dict.fromkeys(whole[:n], 1.0) if len(whole) >= n else None
+        fitting = {device: free for device, free in self.free_devices.items() if free > devices - SMALLEST_SHARE}
+        return {min(fitting, key=fitting.__getitem__): devices} if fitting else None
+
+
+def available_cores() -> int:
+    """Cores that this process may use: those of its SLURM task or its affinity, not all of the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def visible_devices() -> list[str]:
+    """GPUs of NVIDIA that this process may use, without torch: its environment's, or all that the driver lists."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [device.strip() for device in visible.split(",") if device.strip()]
+    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return listed.stdout.split()

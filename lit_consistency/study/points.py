@@ -1,0 +1,179 @@
+"""Points of learning and forgetting: of every finished cell its end, its steps, and what lies between start and end.
+
+Learning is such that more is better and forgetting such that less is: of a loss that is learned the negative is taken,
+and of what is retained the change from the base, towards worse. On a scale other than points the change is one of
+log-odds (shares) or of logarithms (losses, KL), so that near a ceiling a lost point is not counted like one in the
+middle.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lit_consistency.stats.matched import Scale, to_scale
+from lit_consistency.study.cells import Cell
+from lit_consistency.study.options import ORDER, SEED, Reading
+from lit_consistency.study.pick import by_number
+from lit_consistency.study.results import CellResult, Results
+
+END = "end"
+
+
+@dataclass(frozen=True)
+class Point:
+    """What one model learned and forgot.
+
+    Args:
+        cell: from which it is.
+        kind: ``end``, ``step`` or ``interpolation``.
+        at: the step, or the share of the way from start to end.
+        metrics: its numbers.
+        result: of its cell, for base, directions and items.
+    """
+
+    cell: Cell
+    kind: str
+    at: float
+    metrics: Mapping[str, float]
+    result: CellResult
+
+    @property
+    def seed(self) -> str:
+        """Of the base."""
+        return self.cell.coordinates[SEED]
+
+    def number(self, metric: str) -> float:
+        """As recorded."""
+        return self.metrics.get(metric, math.nan)
+
+    def learning(self, metric: str) -> float:
+        """More is better."""
+        value = self.number(metric)
+        return value if self.result.more_is_better(metric) else -value
+
+    def forgetting(self, metric: str, scale: Scale = "points") -> float:
+        """Less is better: the change from the base for ``retain/NAME``, else the number itself.
+
+        Raises:
+            ValueError: a scale that the metric does not have.
+        """
+        if not metric.startswith(("retain/", "learn/", "val/")):
+            if scale != "points":
+                raise ValueError(f"scale {scale} of {metric}: expected points, or retain/NAME in the place of a change")
+            value = self.number(metric)
+            return -value if self.result.more_is_better(metric) else value
+        base, now = (self._on(metric, numbers, scale) for numbers in (self.result.base, self.metrics))
+        return base - now if self.result.more_is_better(metric) else now - base
+
+    def error(self, metric: str) -> float:
+        """Standard error over items of a change in points; NaN where it was not recorded."""
+        return self.number(f"{metric.replace('retain/', 'forget/', 1)}.stderr")
+
+    def _on(self, metric: str, numbers: Mapping[str, float], scale: Scale) -> float:
+        value = numbers.get(metric, math.nan)
+        items = self.result.items.get(metric.partition(".")[0])
+        share = self.result.more_is_better(metric)
+        if share != (scale == "log-odds") and scale != "points":
+            raise ValueError(f"scale {scale} of {metric}: expected {'log-odds' if share else 'log'} or points")
+        try:
+            return float(to_scale(value, scale, items if scale == "log-odds" else None))
+        except ValueError:  # a loss of nothing has no logarithm
+            return math.nan
+
+    @property
+    def label(self) -> str:
+        """In words."""
+        axes = ", ".join(
+            f"{axis} {value}" for axis, value in self.cell.coordinates.items() if axis not in (SEED, ORDER)
+        )
+        where = {"step": f", step {self.at:g}", "interpolation": f", {self.at:g} of the way"}.get(self.kind, "")
+        return axes + where
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cells that are read as one: those of a base and a finetuner, say, at all rates and seeds.
+
+    Args:
+        panel: name of the picture.
+        name: within the panel.
+        coordinates: that all of them have.
+        points: of all of them.
+    """
+
+    panel: str
+    name: str
+    coordinates: Mapping[str, str]
+    points: Sequence[Point]
+
+    def ends(self, seed: str | None = None, order: str = "0") -> list[Point]:
+        """Final models, of one seed or all, of one order of the data."""
+        return [
+            point
+            for point in self.points
+            if point.kind == END
+            and (seed is None or point.seed == seed)
+            and point.cell.coordinates.get(ORDER, "0") == order
+        ]
+
+    @property
+    def seeds(self) -> list[str]:
+        """Of its points."""
+        return sorted({point.seed for point in self.points}, key=int)
+
+
+def points_of(cell: Cell, results: Results) -> list[Point]:
+    """All points of a finished cell; none of another."""
+    result = results.of(cell.name)
+    if not result.metrics:
+        return []
+    points = [Point(cell, END, 1.0, result.metrics, result)]
+    points += [
+        Point(cell, "interpolation", float(share), numbers, result) for share, numbers in result.interpolated.items()
+    ]
+    curve = results.curve(cell.name)
+    last = max((row["step"] for row in curve), default=0.0)
+    points += [Point(cell, "step", row["step"], row, result) for row in curve if 0 < row["step"] < last]
+    return points
+
+
+def groups_of(cells: Sequence[Cell], reading: Reading, results: Results) -> list[Group]:
+    """The groups of a reading in the order of the study's file, those without a finished cell too."""
+    members: dict[tuple[tuple[str, str], ...], list[Cell]] = {}
+    for cell in cells:
+        key = tuple((axis, cell.coordinates.get(axis, "")) for axis in (*reading.panel, *reading.group))
+        members.setdefault(key, []).append(cell)
+    n_panel = len(reading.panel)
+    return [
+        Group(
+            _name(key[:n_panel]) or "all",
+            _name(key[n_panel:]) or "all",
+            dict(key),
+            [point for cell in of_group for point in points_of(cell, results)],
+        )
+        for key, of_group in members.items()
+    ]
+
+
+def _name(coordinates: Sequence[tuple[str, str]]) -> str:
+    return ", ".join(value for _, value in coordinates)
+
+
+def rate_of(point: Point, axis: str) -> float:
+    """Its value on the swept axis; NaN where that is no number."""
+    kind, value, _ = by_number(point.cell.coordinates.get(axis, ""))
+    return value if kind == 0 else math.nan
+
+
+def level_on(point: Point, metric: str, level: float) -> float:
+    """A level of learning with the sign of ``Point.learning``."""
+    return level if point.result.more_is_better(metric) else -level
+
+
+def tables_by_seed(groups: Sequence[Group], value: Any) -> dict[str, list[float]]:
+    """Seed -> one number of every group, NaN where a group has none for it."""
+    seeds = sorted({seed for group in groups for seed in group.seeds}, key=int)
+    return {seed: [value(group, seed) for group in groups] for seed in seeds}

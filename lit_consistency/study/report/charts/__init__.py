@@ -1,0 +1,1 @@
+"""One file a kind of picture: each turns plain data into marks."""

@@ -1,0 +1,1 @@
+"""Pictures as lists of marks, without a plotting library: laid out once, written as SVG or PNG."""

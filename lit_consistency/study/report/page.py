@@ -1,0 +1,153 @@
+"""The report as one HTML file that needs no network: what people send to one another.
+
+Claims come first, each with what it rests on; then effects, fronts, curves and tables, and every single cell. Styles,
+script, pictures and data are in the file. It is read without the script too, but for the table of cells.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from lit_consistency.records.atomic import write_text
+from lit_consistency.study.report.charts.forest import draw_strip
+from lit_consistency.study.report.content import ClaimResult, Content, ReadingRow
+from lit_consistency.study.report.drawing.canvas import svg
+from lit_consistency.study.report.drawing.palette import css_variables
+from lit_consistency.study.report.drawing.scales import short_number
+from lit_consistency.study.report.embedded import cells_json, cells_packed
+from lit_consistency.study.report.figures import WIDTH, Figure, figures
+from lit_consistency.study.report.words import (
+    STATES,
+    VERDICTS,
+    claim_numbers,
+    count,
+    duration,
+    probability,
+    seeds_needed,
+    state_counts,
+    verdict_counts,
+    with_interval,
+)
+
+SECTIONS = (
+    ("effects", "Effects", "What changes the number, and by how much."),
+    ("fronts", "Learning against forgetting", "Down and to the right is better."),
+    ("rates", "Rates", "A best rate at the edge of what was tried, or a level that was not reached, gives no verdict."),
+    ("steps", "Over the steps", "Learning and forgetting as the runs went."),
+    ("heat_maps", "Tables in colour", ""),
+    ("variances", "Where the spread comes from", "What the seeds must cover for an interval to be honest."),
+)
+"""Kind of picture, its heading, and the sentence below."""
+READING_COLUMNS = ("Cells", "Seed", "Place", "Worse by", "Between", "Interpolation", "Remark")
+
+
+def write_page(content: Content, folder: Path, drawn: Sequence[Figure] | None = None) -> Path:
+    """Write ``folder/index.html``.
+
+    Args:
+        content: of the report.
+        folder: of the report; made if need be.
+        drawn: its pictures, if they are drawn already.
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        ValueError: two cells have one name.
+    """
+    # links from points to cells go by name
+    names = Counter(cell.name for cell in content.cells)
+    if twice := [name for name, n in names.items() if n > 1]:
+        raise ValueError(f"cells: {len(twice)} names stand twice, such as {twice[0]!r}; expected every name once")
+    html = _template().render(**_context(content, figures(content) if drawn is None else drawn))
+    path = folder / "index.html"
+    # a lone surrogate, as an undecodable byte of a log leaves it, cannot be written
+    write_text(path, html.encode("utf-8", "replace").decode("utf-8"))
+    return path
+
+
+def _template() -> Any:
+    loader = PackageLoader("lit_consistency.study.report")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    # an undefined name in the template is an error, not an empty place
+    environment.filters |= {"short": short_number, "duration": duration, "probability": probability}
+    environment.globals |= {"count": count, "signs": STATES, "verdicts": VERDICTS, "source": _source(environment)}
+    return environment.get_template("page.html")
+
+
+def _source(environment: Environment) -> Any:
+    """A function that gives a file of the templates as it is."""
+    assert environment.loader is not None
+    loader = environment.loader
+    return lambda name: Markup(loader.get_source(environment, name)[0])
+
+
+def _context(content: Content, drawn: Sequence[Figure]) -> dict[str, Any]:
+    """Everything the template shows, in its words."""
+    sections = [
+        {"key": key, "title": title, "lead": lead, "figures": [_figure(f) for f in drawn if f.section == key]}
+        for key, title, lead in SECTIONS
+        if any(figure.section == key for figure in drawn)
+    ]
+    states = state_counts(content)
+    # of a cell that never ran no time is known
+    seconds = [cell.seconds for cell in content.cells if math.isfinite(cell.seconds)]
+    return {
+        "content": content,
+        "light": Markup(css_variables()),
+        "dark": Markup(css_variables(dark=True)),
+        "verdict_counts": verdict_counts(content.claims),
+        "claims": [_claim(claim) for claim in content.claims],
+        "sections": sections,
+        "states": states,
+        "unfinished": {state: n for state, n in states.items() if state != "finished"},
+        "computed": duration(sum(seconds)) if seconds else "",
+        "paragraphs": [p.strip() for p in content.description.split("\n\n") if p.strip()],
+        "reading_columns": READING_COLUMNS,
+        "readings": [_reading(row) for row in content.readings],
+        "cells_json": Markup(cells_json(content)),
+        "cells_packed": cells_packed(content),
+    }
+
+
+def _reading(row: ReadingRow) -> tuple[str, ...]:
+    numbers = [short_number(value) if math.isfinite(value) else "" for value in (row.value, row.interpolation_error)]
+    return f"{row.panel}, {row.group}", row.seed, row.place, numbers[0], row.neighbours, numbers[1], row.mark
+
+
+def _claim(claim: ClaimResult) -> dict[str, Any]:
+    # a claim without an effect keeps its place, and says why in its note
+    strip = draw_strip(claim, 300)
+    value, interval = with_interval(claim.value, claim.low, claim.high)
+    return {
+        "claim": claim,
+        "sign": VERDICTS.get(claim.verdict, ("", ""))[0],
+        "value": value if math.isfinite(claim.value) else "",
+        "interval": interval,
+        "needed": seeds_needed(claim),
+        "strip": Markup(svg(strip, f"{claim.name}: {claim_numbers(claim)}")) if strip else "",
+    }
+
+
+def _figure(figure: Figure) -> dict[str, Any]:
+    return {
+        "name": figure.name,
+        "title": figure.title,
+        "caption": figure.caption,
+        "picture": Markup(svg(figure.canvas, figure.title, figure.caption)),
+        "phone": Markup(svg(figure.phone, figure.title, figure.caption)) if figure.phone else "",
+        "width": round(figure.canvas.width),
+        # a picture wider than its neighbours keeps its size and is scrolled: scaled down it could not be read
+        "wide": figure.canvas.width > 1.1 * WIDTH or figure.phone is not None,
+        "columns": figure.columns,
+        "rows": figure.rows,
+    }

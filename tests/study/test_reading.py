@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+
+from lit_consistency.study.claims import check_claims, claim_results
+from lit_consistency.study.options import Claim, Replicates, StudyOptions
+from lit_consistency.study.plan import Plan
+from lit_consistency.study.points import Group, groups_of
+from lit_consistency.study.reading import (
+    Where,
+    components,
+    crossed_effects,
+    fronts,
+    order_spread,
+    rate_curves,
+    read_group,
+)
+from lit_consistency.study.results import Results
+from tests.study.fakes import FakeParser, crossed_reading, crossed_study, write_run
+
+RATES = (0.1, 0.2, 0.4)
+LEARNED = {0.1: 0.3, 0.2: 0.5, 0.4: 0.8}  # AdamW's rates; Muon's are twice as large
+BASES = ("adamw", "muon")
+SEEDS = range(6)
+
+
+@pytest.fixture(autouse=True)
+def _code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lit_consistency.study.plan.code_version", lambda cache: "0123456789ab")
+
+
+def kept(base: str, finetuner: str, seed: int, order: int = 0) -> float:
+    """What is kept of old facts at the level: matched pairs keep .1 more, AdamW's bases .05, Muon .02; seeds differ."""
+    noise = [0.01, -0.01, 0.02, -0.02, 0.015, -0.015][seed] * (1 if base == finetuner else -1)
+    return (
+        0.6 + 0.1 * (base == finetuner) + 0.05 * (base == "adamw") + 0.02 * (finetuner == "muon") + noise + 0.03 * order
+    )
+
+
+def run_all(study: StudyOptions, **changes: object) -> tuple[list[Group], StudyOptions]:
+    plan, results = Plan(study, FakeParser()), Results(study.cells)
+    cells = plan.cells(lambda cell: None)["finetune"]
+    for cell in cells:
+        c = cell.coordinates
+        rate = round(float(c["lr"]) / (2 if c["finetuner"] == "muon" else 1), 6)
+        value = kept(c["optimizer"], c["finetuner"], int(c["seed"]), int(c.get("order", "0")))
+        # at other rates than that of the level forgetting is another
+        numbers = {"learn/new": LEARNED[rate], "retain/old": value - (rate - 0.2), "forget/old.stderr": 0.01}
+        write_run(study.cells, cell, numbers, {"learn/new": 0.0, "retain/old": 0.95}, **changes)
+    assert study.read
+    return groups_of(cells, study.read, results), study
+
+
+def test_forgetting_is_read_at_the_level_by_seed(tmp_path: Path) -> None:
+    groups, study = run_all(crossed_study(tmp_path, SEEDS, RATES))
+    assert [(g.panel, g.name) for g in groups] == [(b, f) for b in BASES for f in BASES]
+    for group in groups:
+        for seed in SEEDS:
+            got = read_group(group, str(seed), Where("learning", "retain/old"), study.read)
+            assert got.value == pytest.approx(0.95 - kept(group.panel, group.name, seed))
+            odds = read_group(group, str(seed), Where("learning", "retain/old", "log-odds"), study.read)
+            share = (kept(group.panel, group.name, seed) * 100 + 0.5) / 101
+            base = (95 + 0.5) / 101
+            assert odds.value == pytest.approx(math.log(base / (1 - base)) - math.log(share / (1 - share)))
+    outside = crossed_reading(level=0.9)
+    assert "not bracketed" in read_group(groups[0], "0", Where("learning", "retain/old"), outside).mark
+
+
+def test_a_loss_is_learned_where_it_falls(tmp_path: Path) -> None:
+    study = crossed_study(tmp_path, [0], RATES)
+    plan, results = Plan(study, FakeParser()), Results(study.cells)
+    cells = plan.cells(lambda cell: None)["finetune"]
+    judged = {"learn/new": {"metric": "kl", "items": 9}, "retain/old": {"metric": "kl", "items": 9}}
+    for cell in cells:
+        kl = {0.1: 1.0, 0.2: 0.1, 0.4: 0.01, 0.8: 0.001}[float(cell.coordinates["lr"])]
+        write_run(study.cells, cell, {"learn/new": kl, "retain/old": 2 * kl}, {"retain/old": 0.05}, judged_by=judged)
+    group = groups_of(cells, study.read, results)[0]
+    # halfway between .1 and .01 on the logarithm; what is forgotten rises from .05 to twice the KL
+    reading = crossed_reading(level=math.sqrt(0.1 * 0.01))
+    got = read_group(group, "0", Where("learning", "retain/old"), reading)
+    assert got.value == pytest.approx(((0.2 - 0.05) + (0.02 - 0.05)) / 2)
+    assert [p.learning("learn/new") for p in group.ends()] == [-1.0, -0.1, -0.01]
+    log = read_group(group, "0", Where("learning", "retain/old", "log"), reading)
+    assert log.value == pytest.approx((math.log(0.2 / 0.05) + math.log(0.02 / 0.05)) / 2)
+    with pytest.raises(ValueError, match="scale log-odds of retain/old: expected log or points"):
+        read_group(group, "0", Where("end", "retain/old", "log-odds"), reading)
+
+
+def test_effects_are_differences_within_seeds(tmp_path: Path) -> None:
+    groups, study = run_all(crossed_study(tmp_path, SEEDS, RATES))
+    where = Where("learning", "retain/old")
+    effects = crossed_effects(groups, ("optimizer", BASES), ("finetuner", BASES), where, study.read)
+    by_seed = [
+        sum((-1 if b == f else 1) * kept(b, f, seed) for b in BASES for f in BASES) for seed in SEEDS
+    ]  # forgetting is .95 less what is kept
+    test = scipy_stats.ttest_1samp(by_seed, 0)
+    kind, interaction = effects["interaction: matched less mismatched"]
+    assert kind == "interaction"
+    assert interaction.value == pytest.approx(np.mean(by_seed)) == pytest.approx(-0.2)
+    assert (interaction.low, interaction.high) == pytest.approx(tuple(test.confidence_interval()))
+    assert interaction.p == pytest.approx(test.pvalue)
+    assert effects["base muon - adamw"][1].value == pytest.approx(0.05)
+
+
+def test_verdicts_follow_the_bounds_and_holm(tmp_path: Path) -> None:
+    crossed = {"rows": {"optimizer": list(BASES)}, "columns": {"finetuner": list(BASES)}}
+    claims = {
+        "consistency": Claim("matched pairs forget less", "interaction", **crossed, smallest_effect=0.05),
+        "opposite": Claim("they forget more", "interaction", **crossed, smallest_effect=0.05, expect="above"),
+        "muon": Claim(
+            "Muon forgets less", of={"finetuner": "muon"}, against={"finetuner": "adamw"}, smallest_effect=0.04
+        ),
+        "huge": Claim("by half", "interaction", **crossed, smallest_effect=0.22),
+        "nowhere": Claim("at no level", "interaction", **crossed, at="divergence"),
+    }
+    study = crossed_study(tmp_path, SEEDS, RATES, claims=claims)
+    study.read.divergence, study.read.divergence_level = "kl_to_base", 1.0
+    groups, _ = run_all(study)
+    results = {result.name: result for result in claim_results(study, groups, "study")}
+    assert {name: result.verdict for name, result in results.items()} == {
+        "consistency": "supported",
+        "opposite": "contradicted",
+        "muon": "equivalent",
+        "huge": "undecided",
+        "nowhere": "no verdict",
+    }
+    assert results["huge"].seeds_needed > len(SEEDS)
+    assert "0 seeds" in results["nowhere"].note
+    # Holm: the interval of a claim among several is wider than one by itself
+    alone = claim_results(
+        crossed_study(tmp_path, SEEDS, RATES, claims={"consistency": claims["consistency"]}), groups, "study"
+    )[0]
+    assert results["consistency"].high - results["consistency"].low > alone.high - alone.low
+    assert results["consistency"].p > alone.p
+
+
+def test_failed_cells_are_no_points_and_too_many_lost_seeds_no_verdict(tmp_path: Path) -> None:
+    claims = {"c": Claim("x", "interaction", {"optimizer": list(BASES)}, {"finetuner": list(BASES)})}
+    groups, study = run_all(crossed_study(tmp_path, SEEDS, RATES, claims=claims))
+    lost = [p.cell.name for g in groups[:1] for p in g.points if p.seed in ("0", "1")]
+    for name in lost:
+        file = study.cells / name / "run.json"
+        file.write_text(file.read_text().replace('"finished"', '"failed"'))
+    plan = Plan(study, FakeParser())
+    groups = groups_of(plan.cells(lambda cell: None)["finetune"], study.read, Results(study.cells))
+    assert {p.seed for p in groups[0].points} == {"2", "3", "4", "5"}
+    result = claim_results(study, groups, "study")[0]
+    assert result.verdict == "no verdict"
+    assert "2 of 6 seeds lack a number" in result.note
+
+
+def test_fronts_join_ends_steps_and_interpolations(tmp_path: Path) -> None:
+    study = crossed_study(tmp_path, [0, 1], RATES)
+    groups, _ = run_all(study, interpolated={"0.5": {"learn/new": 0.6, "retain/old": 0.94}})
+    shown = fronts(groups, study.read)
+    assert [(front.panel, front.group) for front in shown] == [(b, f) for b in BASES for f in BASES]
+    first = shown[0]
+    assert {point.kind for point in first.points} == {"end", "interpolation"}
+    on = sorted({(round(p.learning, 6), round(p.forgetting, 6)) for p in first.points if p.on_front and p.seed == "0"})
+    # halfway it has learned .6 and lost .01, which leaves of the ends only what learned more
+    assert on == [(0.6, 0.01), (0.8, pytest.approx(0.95 - kept("adamw", "adamw", 0) + 0.2))]
+    assert set(first.surfaces) == {"1/2", "2/2", "median"}
+    curves = rate_curves(groups, study.read)
+    assert [curve.metric for curve in curves[:2]] == ["learn/new", "change of retain/old"]
+    assert curves[0].points[1][:2] == (0.2, 0.5)
+
+
+def test_spread_is_parted_into_bases_and_orders(tmp_path: Path) -> None:
+    groups, study = run_all(
+        crossed_study(tmp_path, [0, 1, 2], RATES, replicates=Replicates([0, 1, 2], orders=3, orders_seeds=3))
+    )
+    parts = components(groups[:1], Where("learning", "retain/old"), study.read)
+    orders = [[0.95 - kept("adamw", "adamw", seed, k) for k in range(3)] for seed in range(3)]
+    within = np.mean([np.var(row, ddof=1) for row in orders])
+    assert parts[0].components["order"] == pytest.approx(math.sqrt(within - 0.01**2))
+    assert order_spread(parts) == parts[0].components["order"]
+
+
+@pytest.mark.parametrize(
+    ("claim", "message"),
+    [
+        (Claim("x", "interaction", {"optimizer": ["adamw"]}, {"finetuner": ["adamw", "muon"]}), "claims.c.rows"),
+        (
+            Claim("x", "interaction", {"optimizer": ["adamw", "sgd"]}, {"finetuner": ["adamw", "muon"]}),
+            "rows.optimizer = sgd: expected one of adamw, muon",
+        ),
+        (
+            Claim("x", of={"nothing": "a"}, against={"finetuner": "muon"}),
+            "claims.c.of = nothing: expected one of optimizer, finetuner",
+        ),
+        (Claim("x", of={"finetuner": "muon"}, against={"finetuner": "muon"}), "two different sets"),
+        (
+            Claim("x", of={"finetuner": "muon"}, against={"finetuner": "adamw"}, smallest_effect=-1),
+            "claims.c.smallest_effect = -1",
+        ),
+        (
+            Claim("x", of={"finetuner": "muon"}, against={"finetuner": "adamw"}, at="divergence"),
+            "at = divergence: expected read.divergence",
+        ),
+    ],
+)
+def test_a_claim_on_what_is_not_there_is_refused(tmp_path: Path, claim: Claim, message: str) -> None:
+    study = crossed_study(tmp_path, claims={"c": claim})
+    with pytest.raises(ValueError, match=message):
+        check_claims(study, Plan(study, FakeParser()).axes_of("finetune"))
