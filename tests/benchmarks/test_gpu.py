@@ -89,8 +89,13 @@ def test_what_does_not_fit_is_skipped_by_name(monkeypatch: pytest.MonkeyPatch, t
 
 def test_a_signal_keeps_what_there_is_and_ends_the_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     workers: list[gpu.Worker] = []
-    go = gpu.Worker.go
-    monkeypatch.setattr(gpu.Worker, "go", lambda self, *args: (workers.append(self), go(self, *args)))
+    begin = gpu.Worker.go
+
+    def go(self: gpu.Worker, *job: Any) -> None:
+        workers.append(self)
+        begin(self, *job)
+
+    monkeypatch.setattr(gpu.Worker, "go", go)
     timer = threading.Timer(1.2, os.kill, (os.getpid(), signal.SIGTERM))
     timer.start()
     parts = run(monkeypatch, tmp_path / "gpu.json", "hangs", "a")

@@ -7,6 +7,7 @@ part of the work. Scores are compared in float32, in which neither side may roun
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 import tempfile
@@ -65,7 +66,7 @@ def _exported(model: GPT, place: Place) -> Row:
         provenance = Provenance(model=model.config.name, optimizer="none", method="full", stage="pretrain")
         save_model(lit, {name: t.cpu() for name, t in model.state_dict().items()}, model.config, TOKENIZER, provenance)
         export_hf(lit, hf)
-        other = transformers.AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32)
+        other: Any = transformers.AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32)
     return {"model": other.to(place.device).eval().requires_grad_(False)}
 
 
@@ -105,7 +106,8 @@ def scoring(place: Place) -> Iterator[Row]:
     rates: dict[str, dict[str, float]] = {name: {} for name in tasks}
     for name, asked in tasks.items():
         release(place.device)
-        took, _ = timed(place, lambda a=asked: score_sequences(model, a, batch_tokens=BATCH_TOKENS, device=device))
+        score = functools.partial(score_sequences, model, asked, batch_tokens=BATCH_TOKENS, device=device)
+        took, _ = timed(place, score)
         rates[name]["ours"] = len(asked) / 2 / took
         yield {"task": name, "path": "ours", "items/s": rates[name]["ours"], "peak GiB": peak_gib(place.device)}
     if "model" not in other:

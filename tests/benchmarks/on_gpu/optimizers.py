@@ -117,7 +117,7 @@ def after_steps(
     Before the last step the state goes through a dict and back, as through a checkpoint.
     """
     model = small_model(dtype, tiny).to(device)
-    optimizer = kind(parameter_groups(model), lr=0.01, **options)
+    optimizer = kind(parameter_groups(model), **{"lr": 0.01, **options})
     for step in range(3):
         generator = torch.Generator().manual_seed(step)
         for parameter in model.parameters():

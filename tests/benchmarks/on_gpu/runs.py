@@ -54,7 +54,7 @@ def fit(root: Path, options: Sequence[str], place: Place, callback: Callback | N
             ]
         )
         if callback is not None:
-            cli.trainer.callbacks.insert(0, callback)
+            cli.trainer.callbacks.insert(0, callback)  # type: ignore[attr-defined]
         cli.execute()
         return cli
     finally:
