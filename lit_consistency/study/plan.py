@@ -15,7 +15,7 @@ from lit_consistency.study.axes import Axis, read_axes
 from lit_consistency.study.cells import Cell, StagePlan, Start, grouped
 from lit_consistency.study.identity import code_version, machine
 from lit_consistency.study.job import Job
-from lit_consistency.study.options import Pick, Stage, StudyOptions, check_names, dotted_options, one_of
+from lit_consistency.study.options import SEED, Pick, Stage, StudyOptions, check_names, dotted_options, one_of
 from lit_consistency.study.pick import Outcome, more_is_better, picked
 from lit_consistency.study.search import searched
 from lit_consistency.study.values import Parse, Values, arguments, stage_values
@@ -182,6 +182,9 @@ class Plan:
                 chosen.add(cell.base.name)
                 pending.append(cell.base)
         root = self.study.cells
+        # seed by seed, so that what is there early is a whole replicate
+        seeds = {str(seed): i for i, seed in enumerate(self.study.replicates.seeds)}
+        ordered = sorted(every.values(), key=lambda cell: seeds.get(cell.coordinates[SEED], 0))
         return [
             Job(
                 name=cell.name,
@@ -192,7 +195,7 @@ class Plan:
                 devices=cell.devices,
                 stage=cell.stage,
             )
-            for cell in every.values()
+            for cell in ordered
             if cell.name in chosen
         ]
 

@@ -25,6 +25,8 @@ def test_cells_are_the_product_and_say_what_they_are(tmp_path: Path) -> None:
     assert len(cells["pretrain"]) == 2 * 3
     assert len(cells["finetune"]) == 2 * 3 * 2 * 2
     assert len({cell.name for of_stage in cells.values() for cell in of_stage}) == 6 + 24
+    order = [(job.name in {c.name for c in cells["finetune"]}) for job in plan.jobs(cells)]
+    assert order == 3 * [*2 * [False], *8 * [True]]  # replicate by replicate, bases first
     cell = cells["finetune"][-1]
     assert cell.coordinates == {"optimizer": "muon", "finetuner": "muon", "lr": "0.4", "seed": "2"}
     # composed, not parsed: equal to what the parser makes of the whole command
