@@ -62,7 +62,7 @@ class Stage:
         devices: GPUs of a cell, or a share of one.
     """
 
-    kind: Literal["fit", "evaluate", "sequence", "analyze"] = "fit"
+    kind: Literal["fit", "evaluate", "sequence"] = "fit"
     config: list[str] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
     axes: dict[str, Any] = field(default_factory=dict)
@@ -138,7 +138,8 @@ class Claim:
         of: axis -> value.
         against: axis -> value.
         metric: the number; the reading's forgetting when not given.
-        at: where it is read: ``learning`` (at the reading's level), ``divergence``, ``end``, or ``best`` (best rate).
+        at: where it is read: ``learning`` (at the reading's level, along the rates), ``front`` (at that level, along
+            the front over rates, steps and interpolation), ``divergence``, ``end``, or ``best`` (at the best rate).
         scale: ``points``, ``log-odds`` or ``log``.
         expect: whether the claim says that the contrast is ``below`` or ``above`` zero.
         smallest_effect: that counts, on the scale of the claim.
@@ -151,7 +152,7 @@ class Claim:
     of: dict[str, str] = field(default_factory=dict)
     against: dict[str, str] = field(default_factory=dict)
     metric: str | None = None
-    at: Literal["learning", "divergence", "end", "best"] = "learning"
+    at: Literal["learning", "front", "divergence", "end", "best"] = "learning"
     scale: Scale = "points"
     expect: Literal["below", "above"] = "below"
     smallest_effect: float = 0.0

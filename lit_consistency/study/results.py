@@ -11,7 +11,7 @@ from typing import Any
 
 from lit_consistency.records.results import higher_is_better, read_results
 from lit_consistency.records.run_folder import RunFolder
-from lit_consistency.study.execute.state import State, state_of
+from lit_consistency.study.execute.state import State, read_attempts, seconds_of, state_of
 
 ENDED = (State.FINISHED, State.FAILED, State.DIVERGED, State.OUT_OF_MEMORY)
 """States after which a cell's numbers, or that it has none, are known."""
@@ -122,8 +122,8 @@ def _read(folder: Path, state: State) -> CellResult:
         interpolated={share: _numbers(numbers) for share, numbers in record.get("interpolated", {}).items()}
         if finished
         else {},
-        seconds=_seconds(record),
-        error=str(record.get("error", "")),
+        seconds=seconds_of(folder) or _seconds(record),
+        error=_error(folder, record),
     )
 
 
@@ -140,7 +140,14 @@ def _of_evaluation(folder: Path, state: State) -> CellResult:
         for metric, numbers in result.metrics.items():
             name = task if metric == result.metric else f"{task}.{metric}"
             metrics |= {name: numbers["value"], f"{name}.stderr": numbers.get("stderr", math.nan)}
-    return CellResult(state, metrics if state == State.FINISHED else {}, {}, judged_by, items)
+    metrics = metrics if state == State.FINISHED else {}
+    return CellResult(state, metrics, {}, judged_by, items, seconds=seconds_of(folder), error=_error(folder, {}))
+
+
+def _error(folder: Path, record: Mapping[str, Any]) -> str:
+    """Of the last attempt, or of a run by hand; empty where it came to its end."""
+    attempts = read_attempts(folder)
+    return attempts[-1].error if attempts else str(record.get("error", ""))
 
 
 def _seconds(record: Mapping[str, Any]) -> float:

@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from lit_consistency.study.execute.lease import start_of
 from lit_consistency.study.execute.state import State, read_attempts, state_of
 from tests.runs import ROOT
 from tests.study.execute.clusters import absent_of_slurm, ask, two_slurm_nodes
@@ -39,8 +41,16 @@ def drive(root: Path, environment: dict[str, str], *jobs: str) -> subprocess.Pop
 
 
 def running(root: Path) -> list[int]:
-    """Workers that hold a lease now."""
-    return [json.loads(file.read_text())["processes"][0][0] for file in root.glob("*/lease.json")]
+    """Workers with a job that has begun and goes on."""
+    folders = [file.parent for file in root.glob("*/lease.json") if state_of(file.parent) is State.RUNNING]
+    begun = [folder for folder in folders if (attempts := read_attempts(folder)) and attempts[-1].ended is None]
+    workers = []
+    for folder in begun:
+        with suppress(FileNotFoundError):  # it has just ended
+            pid = json.loads((folder / "lease.json").read_text())["processes"][0][0]
+            if start_of(pid):  # else only its server is left, and lets the job save
+                workers.append(pid)
+    return workers
 
 
 def queue(environment: dict[str, str]) -> list[str]:
