@@ -13,10 +13,11 @@ from lit_consistency.records.model_folder import model_fingerprint
 from lit_consistency.study.axes import Axis, AxisValue
 from lit_consistency.study.identity import contents, identity
 from lit_consistency.study.options import ORDER, SEED, Replicates, Stage, dotted_options
-from lit_consistency.study.values import StageValues, arguments
+from lit_consistency.study.values import CARRY, StageValues, arguments
 
 ORDERS_APART = 100_000
 """Between the seeds of two orders of one cell; replicates have seeds below it."""
+OPTIMIZER = "model.optimizer.class_path"
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,7 @@ class StagePlan:
         coordinates = {**start.axes(), **{axis.name: value.name for axis, _, value in chosen}, SEED: str(start.seed)}
         if self.replicates.orders > 1 and start.base is not None and self.stage.kind == "fit":
             coordinates[ORDER] = str(start.order)
+        self._check_carrying(start, options, coordinates)
         base = start.identity()
         if base is None and (folder := options.get("model.checkpoint_dir")):  # an axis may name it
             base = model_fingerprint(Path(folder))
@@ -169,6 +171,18 @@ class StagePlan:
             self.stage.threads,
             self.stage.devices,
         )
+
+    def _check_carrying(self, start: Start, options: Mapping[str, Any], coordinates: Mapping[str, str]) -> None:
+        """ValueError where the state of another optimizer would be carried over."""
+        if not options.get(CARRY) or not isinstance(start.base, Cell):
+            return
+        of_base, own = (given.get(OPTIMIZER) for given in (start.base.options, options))
+        if of_base != own:
+            where = ", ".join(f"{axis} {value}" for axis, value in coordinates.items() if axis != SEED)
+            raise ValueError(
+                f"stages.{self.name}: {CARRY} = true with {own} on a base of {of_base} ({where}): expected one class, "
+                "or skip for this combination"
+            )
 
     def _name(self, options: Mapping[str, Any], base: str | None) -> str:
         """By what the numbers depend on; where other code is accepted and has run the cell, by that code."""
@@ -194,6 +208,8 @@ class StagePlan:
                 )
         elif self.stage.kind == "evaluate" and "world" in vary:
             changed["world"] = {**(options.get("world") or {}), "seed": start.seed}
+        elif self.stage.kind == "sequence" and "order" in vary:
+            changed["seeds"] = [start.seed]  # one sequence a cell
         return changed
 
 

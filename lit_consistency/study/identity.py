@@ -118,7 +118,7 @@ def contents(
             continue
         for text in _texts(value):
             task = tasks / f"{text.partition('/')[0].partition(':')[0]}.yaml"
-            watched = key.startswith("forgetting.") and task.is_file()
+            watched = (key == "tasks" or key.startswith("forgetting.")) and task.is_file()
             for path in _named_files(task if watched else Path(text)):
                 _add(found, path, data)
     return dict(sorted(found.items()))

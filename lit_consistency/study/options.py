@@ -135,10 +135,12 @@ class Claim:
             both main effects; ``difference``: of the cells ``of`` minus the cells ``against``, by seed.
         rows: one axis -> two of its values; the first belongs to the first of ``columns``.
         columns: one axis -> two of its values.
-        of: axis -> value.
+        of: axis -> value; with ``at: end`` the reading's rate may be one of the axes.
         against: axis -> value.
         metric: the number; the reading's forgetting when not given.
         at: where it is read: ``learning`` (at the reading's level), ``divergence``, ``end``, or ``best`` (best rate).
+        itself: read the number itself, not its change from the base; of what is better higher its negative, so that
+            less is better as with a change.
         scale: ``points``, ``log-odds`` or ``log``.
         expect: whether the claim says that the contrast is ``below`` or ``above`` zero.
         smallest_effect: that counts, on the scale of the claim.
@@ -152,6 +154,7 @@ class Claim:
     against: dict[str, str] = field(default_factory=dict)
     metric: str | None = None
     at: Literal["learning", "divergence", "end", "best"] = "learning"
+    itself: bool = False
     scale: Scale = "points"
     expect: Literal["below", "above"] = "below"
     smallest_effect: float = 0.0

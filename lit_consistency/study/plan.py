@@ -18,7 +18,7 @@ from lit_consistency.study.job import Job
 from lit_consistency.study.options import Pick, Stage, StudyOptions, check_names, one_of
 from lit_consistency.study.pick import Outcome, more_is_better, picked
 from lit_consistency.study.search import searched
-from lit_consistency.study.values import Parse, Values, arguments, stage_values
+from lit_consistency.study.values import CARRY, Parse, Values, arguments, stage_values
 
 FIT_DEFAULTS = {"forgetting.time_budget": 1.0}
 """A measurement that is skipped because a machine was busy would make a result depend on it."""
@@ -61,11 +61,22 @@ class Plan:
             for axis, _ in pattern.items():
                 one_of(f"{key}.skip", axis, [*known, "checkpoint"])
         parsed = stage_values(key, stage, axes, self._standing_in(stage), values)
+        self._check_carrying(key, stage, [parsed.plain, *(change.keys for change in parsed.changes.values())])
         if stage.checkpoints == "all":
             stage = replace(stage, checkpoints=self._series(key, str(stage.base)))
         codes = dict.fromkeys([self.code, *self.study.accept_code])
         machines = [machine(code, stage.threads, stage.devices) for code in codes]
         return StagePlan(name, stage, axes, parsed, self.study.replicates, machines, self._is_finished)
+
+    def _check_carrying(self, key: str, stage: Stage, options: Sequence[Mapping[str, Any]]) -> None:
+        """See that a state which is carried over is kept; whether it is of the same optimizer, see ``StagePlan``."""
+        base = self.stages.get(str(stage.base))
+        if base is None or not any(keys.get(CARRY) is True for keys in options):
+            return
+        if not base.values.plain.get("run.save_optimizer_state"):
+            raise ValueError(
+                f"{key}: {CARRY} = true: expected run.save_optimizer_state = true in the options of stages.{stage.base}"
+            )
 
     def _is_finished(self, cell: str) -> bool:
         return RunFolder(self.study.cells / cell).is_finished
@@ -83,7 +94,9 @@ class Plan:
             return []
         if stage.base not in self.stages:
             option = {"fit": "--model.checkpoint_dir", "sequence": "--base"}.get(stage.kind, "--model")
-            return [f"{option}={stage.base}"]
+            return [f"{option}={stage.base}", *(["--output=output"] if stage.kind == "sequence" else [])]
+        if stage.kind == "sequence":
+            return ["--base=base", "--output=output"]  # neither has a default
         if stage.kind != "fit":
             return []
         shape: Mapping[str, Any] = {}

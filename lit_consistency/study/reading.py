@@ -45,11 +45,13 @@ class Where:
         at: ``learning`` or ``divergence`` at a level, ``end`` as a mean over all rates, ``best`` at the best rate.
         metric: that is read.
         scale: on which its change is taken.
+        itself: not its change from the base, but the number itself.
     """
 
     at: str
     metric: str
     scale: Scale = "points"
+    itself: bool = False
 
 
 def read_group(group: Group, seed: str, where: Where, reading: Reading, order: str = "0") -> AtLevel:
@@ -65,7 +67,7 @@ def read_group(group: Group, seed: str, where: Where, reading: Reading, order: s
     ends = group.ends(seed, order)
     if not ends:
         return AtLevel(math.nan, "no finished cell")
-    forgotten = [point.forgetting(where.metric, where.scale) for point in ends]
+    forgotten = [point.forgetting(where.metric, where.scale, where.itself) for point in ends]
     if where.at == "end":
         return AtLevel(float(np.mean(forgotten)), "" if len(ends) == 1 else f"mean over {len(ends)} cells")
     if where.at == "best":

@@ -11,11 +11,13 @@ from typing import Any
 
 from lit_consistency.records.results import higher_is_better, read_results
 from lit_consistency.records.run_folder import RunFolder
-from lit_consistency.study.execute.state import State, state_of
+from lit_consistency.study.execute.state import State, seconds_of, state_of
+from lit_consistency.study.sequence.matrix import FILE, read_matrices, transfer
 
 ENDED = (State.FINISHED, State.FAILED, State.DIVERGED, State.OUT_OF_MEMORY)
 """States after which a cell's numbers, or that it has none, are known."""
-CHANGES = ("learned/", "retained/")
+GAINS = ("overall_performance", "backward_transfer")
+CHANGES = ("learned/", "retained/", *GAINS)
 WORSE = ("forget/", "kl_to_base", "reverse_kl_to_base", "distance", "val/", "train/", "test/")
 
 
@@ -108,6 +110,8 @@ class Results:
 
 
 def _read(folder: Path, state: State) -> CellResult:
+    if (folder / FILE).is_file():
+        return _of_sequence(folder, state)
     if (folder / "results").is_dir():
         return _of_evaluation(folder, state)
     record = RunFolder(folder).read_record()
@@ -140,7 +144,24 @@ def _of_evaluation(folder: Path, state: State) -> CellResult:
         for metric, numbers in result.metrics.items():
             name = task if metric == result.metric else f"{task}.{metric}"
             metrics |= {name: numbers["value"], f"{name}.stderr": numbers.get("stderr", math.nan)}
-    return CellResult(state, metrics if state == State.FINISHED else {}, {}, judged_by, items)
+    numbers = metrics if state == State.FINISHED else {}
+    return CellResult(state, numbers, {}, judged_by, items, seconds=seconds_of(folder))
+
+
+def _of_sequence(folder: Path, state: State) -> CellResult:
+    """Of ``sequence``: what ``transfer`` reads; with several formats or numbers of examples each has its own."""
+    metrics: dict[str, float] = {}
+    matrices = read_matrices(folder)
+    for name, matrix in matrices.items():
+        (rows,) = matrix.scores.values()
+        beside = f"/{name}" if len(matrices) > 1 else ""
+        numbers = transfer(rows)
+        metrics |= {f"{key}{beside}": float(numbers[key]) for key in GAINS}
+        for key, task_key in (("forgetting", "forget"), ("retained_share", "retained")):
+            metrics |= {
+                f"{task_key}/{task}{beside}": value for task, value in zip(matrix.tasks, numbers[key], strict=True)
+            }
+    return CellResult(state, metrics if state == State.FINISHED else {}, seconds=seconds_of(folder))
 
 
 def _seconds(record: Mapping[str, Any]) -> float:
