@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import sys
 import warnings
 from collections.abc import Sequence
@@ -144,9 +145,14 @@ def _parse_fit(arguments: Sequence[str]) -> dict[str, Any]:
 
     from lit_consistency.cli.fit import build
 
-    with warnings.catch_warnings():  # that arguments are given beside those of this command, and what a run would say
-        warnings.simplefilter("ignore")
-        cli = build(["fit", *arguments])
+    shown = logging.root.manager.disable
+    logging.disable(logging.INFO)  # what a run would say of its seed and devices, once a value
+    try:
+        with warnings.catch_warnings():  # that arguments are given beside those of this command
+            warnings.simplefilter("ignore")
+            cli = build(["fit", *arguments])
+    finally:
+        logging.disable(shown)
     return yaml.safe_load(cli.dump())
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from lit_consistency.records.model_folder import model_fingerprint
-from lit_consistency.study.axes import Axis, AxisValue
+from lit_consistency.study.axes import Axis, AxisValue, number_name
 from lit_consistency.study.identity import contents, identity
-from lit_consistency.study.options import ORDER, SEED, Replicates, Stage, dotted_options
+from lit_consistency.study.options import CHECKPOINT, ORDER, SEED, Replicates, Stage, dotted_options
 from lit_consistency.study.values import CARRY, StageValues, arguments
 
 ORDERS_APART = 100_000
@@ -65,7 +65,8 @@ class Cell:
         model = self.model_in(cells)
         folder = cells / self.name
         if self.kind == "fit":
-            base = [f"--model.checkpoint_dir={model}"] if model else []
+            # files of a pretraining, which goes on from the base, name the shape of a new model
+            base = [f"--model.checkpoint_dir={model}", "--model.name=null"] if model else []
             run = [f"--run.root={cells}", f"--run.name={self.name}", f"--run.save_model={str(save_model).lower()}"]
             return ("fit", *self.given, *base, *run, "--trainer.enable_progress_bar=false", "--ckpt_path=auto")
         option = {"evaluate": "--model", "analyze": "--model", "sequence": "--base"}[self.kind]
@@ -234,7 +235,7 @@ class Start:
     def axes(self) -> dict[str, str]:
         """Coordinates other than the seed, the step among them."""
         inherited = {axis: value for axis, value in self.coordinates.items() if axis not in (SEED, ORDER)}
-        return inherited if self.step is None else {**inherited, "checkpoint": str(self.step)}
+        return inherited if self.step is None else {**inherited, CHECKPOINT: str(self.step)}
 
     def identity(self) -> str | None:
         """What of the base the numbers depend on."""
@@ -277,7 +278,7 @@ def _files_of(named: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
 
 def _matches(coordinates: Mapping[str, str], pattern: Mapping[str, Any]) -> bool:
     return all(
-        coordinates.get(axis) in [str(entry) for entry in (value if isinstance(value, list) else [value])]
+        coordinates.get(axis) in [number_name(entry) for entry in (value if isinstance(value, list) else [value])]
         for axis, value in pattern.items()
     )
 

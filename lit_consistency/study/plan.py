@@ -11,11 +11,11 @@ from dataclasses import replace
 from typing import Any
 
 from lit_consistency.records.run_folder import RunFolder
-from lit_consistency.study.axes import Axis, read_axes
+from lit_consistency.study.axes import Axis, AxisValue, number_name, read_axes
 from lit_consistency.study.cells import Cell, StagePlan, Start, grouped
 from lit_consistency.study.identity import code_version, machine
 from lit_consistency.study.job import Job
-from lit_consistency.study.options import Pick, Stage, StudyOptions, check_names, one_of
+from lit_consistency.study.options import CHECKPOINT, Pick, Stage, StudyOptions, check_names, one_of
 from lit_consistency.study.pick import Outcome, more_is_better, picked
 from lit_consistency.study.search import searched
 from lit_consistency.study.values import CARRY, Parse, Values, arguments, stage_values
@@ -50,16 +50,14 @@ class Plan:
         if stage.kind == "fit":
             stage = replace(stage, options={**FIT_DEFAULTS, **stage.options})
         inherited = self.axes_of(stage.base)
-        axes = read_axes(key, stage.axes, [*inherited, *(["checkpoint"] if stage.checkpoints else [])])
+        axes = read_axes(key, stage.axes, [*inherited, *([CHECKPOINT] if stage.checkpoints else [])])
         if len([axis for axis in axes if axis.search]) > 1:
             raise ValueError(f"{key}.axes: more than one of them is searched; expected at most one")
         if dependent := [a.name for a in axes if a.by in [other.name for other in axes if other.search]]:
             raise ValueError(f"{key}.axes.{dependent[0]}.by: expected an axis whose values are given, not searched for")
         _check_pick(f"{key}.pick", stage, inherited)
         known = {**inherited, **{axis.name: axis for axis in axes}}
-        for pattern in stage.skip:
-            for axis, _ in pattern.items():
-                one_of(f"{key}.skip", axis, [*known, "checkpoint"])
+        _check_skip(f"{key}.skip", stage, known)
         parsed = stage_values(key, stage, axes, self._standing_in(stage), values)
         self._check_carrying(key, stage, [parsed.plain, *(change.keys for change in parsed.changes.values())])
         if stage.checkpoints == "all":
@@ -82,11 +80,14 @@ class Plan:
         return RunFolder(self.study.cells / cell).is_finished
 
     def axes_of(self, stage: str | None) -> dict[str, Axis]:
-        """The axes of a stage's cells by name, those of its bases first."""
+        """The axes of a stage's cells by name, those of its bases first; ``checkpoint`` where it takes many steps."""
         if stage not in self.stages:
             return {}
         plan = self.stages[stage]
-        return {**self.axes_of(plan.stage.base), **{axis.name: axis for axis in plan.axes}}
+        steps = plan.stage.checkpoints or []
+        series = Axis(CHECKPOINT, {"": tuple(AxisValue(str(step)) for step in steps)})
+        own = [*([series] if steps else []), *plan.axes]
+        return {**self.axes_of(plan.stage.base), **{axis.name: axis for axis in own}}
 
     def _standing_in(self, stage: Stage) -> list[str]:
         """In the place of a base that is not there yet: a model of its shape, which passes the parser's checks."""
@@ -106,7 +107,7 @@ class Plan:
             keys = ("model.name", "model.overrides", "model.checkpoint_dir")
             shape = {k: v for k, v in plain.items() if k.startswith(keys) and v not in (None, {})}
             base = self.stages[base].stage.base
-        return arguments("fit", (), shape)
+        return arguments("fit", (), {"model.checkpoint_dir": None, **shape})  # the stage's files may name a model
 
     def _series(self, key: str, base: str) -> list[int]:
         from lit_consistency.records.series import series_steps
@@ -226,6 +227,17 @@ class Plan:
 
 def _frozen(pick: Pick) -> tuple[tuple[str, tuple[str, ...]], ...]:
     return tuple((axis, tuple(map(str, names))) for axis, names in pick.where.items())
+
+
+def _check_skip(key: str, stage: Stage, known: Mapping[str, Axis]) -> None:
+    """See that what is skipped is there: a pattern that matches nothing would leave all of it in."""
+    for axis, values in (entry for pattern in stage.skip for entry in pattern.items()):
+        one_of(key, axis, [*known, CHECKPOINT])
+        if axis not in known or known[axis].search is not None:
+            continue
+        names = [value.name for branch in known[axis].values.values() for value in branch]
+        for value in values if isinstance(values, list) else [values]:
+            one_of(f"{key}.{axis}", number_name(value), names)
 
 
 def _check_pick(key: str, stage: Stage, inherited: Mapping[str, Axis]) -> None:
