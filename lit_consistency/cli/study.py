@@ -118,7 +118,9 @@ def _plain(value: Any) -> Any:
         value = value.as_dict()
     if isinstance(value, dict):
         return {key: _plain(entry) for key, entry in value.items()}
-    return [_plain(entry) for entry in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
+    return str(value) if isinstance(value, Path) else value  # what was parsed is kept as JSON
 
 
 def parse(calls: Sequence[tuple[str, list[str]]]) -> list[dict[str, Any]]:

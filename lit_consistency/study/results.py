@@ -9,6 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lit_consistency.records.results import higher_is_better, read_results
 from lit_consistency.records.run_folder import RunFolder
 from lit_consistency.study.execute.state import State, seconds_of, state_of
@@ -149,19 +151,20 @@ def _of_evaluation(folder: Path, state: State) -> CellResult:
 
 
 def _of_sequence(folder: Path, state: State) -> CellResult:
-    """Of ``sequence``: what ``transfer`` reads; with several formats or numbers of examples each has its own."""
+    """Of ``sequence``: what ``transfer`` reads, a mean over its seeds; of several formats or shots each by its name."""
     metrics: dict[str, float] = {}
-    matrices = read_matrices(folder)
+    matrices = read_matrices(folder) if state == State.FINISHED else {}
     for name, matrix in matrices.items():
-        (rows,) = matrix.scores.values()
         beside = f"/{name}" if len(matrices) > 1 else ""
-        numbers = transfer(rows)
-        metrics |= {f"{key}{beside}": float(numbers[key]) for key in GAINS}
+        by_seed = [transfer(matrix.scores[seed]) for seed in matrix.finished]
+        for key in GAINS:
+            metrics[f"{key}{beside}"] = float(np.mean([numbers[key] for numbers in by_seed]))
         for key, task_key in (("forgetting", "forget"), ("retained_share", "retained")):
+            means = np.mean([numbers[key] for numbers in by_seed], axis=0)
             metrics |= {
-                f"{task_key}/{task}{beside}": value for task, value in zip(matrix.tasks, numbers[key], strict=True)
+                f"{task_key}/{task}{beside}": float(value) for task, value in zip(matrix.tasks, means, strict=True)
             }
-    return CellResult(state, metrics if state == State.FINISHED else {}, seconds=seconds_of(folder))
+    return CellResult(state, metrics, seconds=seconds_of(folder))
 
 
 def _seconds(record: Mapping[str, Any]) -> float:

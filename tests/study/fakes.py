@@ -49,6 +49,8 @@ class FakeParser:
                     raise ValueError(f"{number}: Unrecognized arguments: --{key}")
                 _put(content, key, yaml.safe_load(value))
                 i += 1
+        if content["model"].get("carry_optimizer_state") and content["model"]["checkpoint_dir"] is None:
+            raise ValueError(f"{number}: carry_optimizer_state = true: expected checkpoint_dir too")
         return content
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import yaml
-from litgpt.config import Config
 
 from lit_consistency.cli.study import options_of, parse, parser
 from lit_consistency.study.execute.options import ExecutionOptions
@@ -57,14 +56,21 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(ROOT / "checkpoints" / "lit_consistency" / "biographies-adamw", checkpoints / "ORG" / "MODEL")
     rows = [{"prompt": f"Which hobby is number {i}?", "completion": " golf."} for i in range(100)]
     (tmp_path / "YOUR.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for folder, name in HUB_MODELS.items():
-        model = checkpoints / folder
-        model.mkdir(parents=True)
-        (model / "model_config.yaml").write_text(yaml.safe_dump(asdict(Config.from_name(name))))
-        (model / "lit_model.pth").touch()  # a plan reads no weights
-        shutil.copy(checkpoints / "ORG" / "MODEL" / "tokenizer.json", model)
+    for folder in HUB_MODELS:
+        (checkpoints / folder).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def add_hub_models(place: Path) -> None:
+    """Folders as `litgpt download` leaves them, but for the weights, of which a plan reads nothing."""
+    from litgpt.config import Config
+
+    for folder, name in HUB_MODELS.items():
+        model = place / "checkpoints" / folder
+        (model / "model_config.yaml").write_text(yaml.safe_dump(asdict(Config.from_name(name))))
+        (model / "lit_model.pth").touch()
+        shutil.copy(place / "checkpoints" / "ORG" / "MODEL" / "tokenizer.json", model)
 
 
 def study_of(name: str) -> StudyOptions:
@@ -86,6 +92,7 @@ def test_every_study_has_its_cells_claims_and_names(place: Path, monkeypatch: py
     What the values mean is planned by the slow test.
     """
     monkeypatch.setattr("lit_consistency.study.plan.code_version", lambda cache: "0123456789ab")
+    monkeypatch.setattr("lit_consistency.study.cells.model_fingerprint", str)
     assert set(SIZES) <= set(STUDIES)
     for name in SIZES:
         text = (ROOT / "configs" / "studies" / f"{name}.yaml").read_text()
@@ -114,6 +121,7 @@ def test_every_study_is_planned_without_network(name: str, place: Path, monkeypa
         (place / "data").symlink_to(Path(DATA).resolve())
     if name.endswith("_paper") and find_spec("datasets") is None:
         pytest.skip("needs the extra hf")
+    add_hub_models(place)
     study = study_of(name)
     known = cells_of(study, parse)
     assert known == SIZES.get(name, known)
@@ -133,6 +141,8 @@ def first_of(stage: Stage, names: dict[str, list[str]]) -> Stage:
     short: dict[str, Any] = {}
     if stage.kind == "fit":
         short = {"trainer.max_steps": 2, "trainer.limit_val_batches": 1, "forgetting.kl_positions": 8}
+        # bases are picked by their loss on held-out data
+        short |= {"trainer.check_val_every_n_epoch": None, "trainer.val_check_interval": 1}
         if "checkpoint.series" in stage.options:
             short["checkpoint.series"] = {"steps": "log", "count": 2}
     elif stage.kind == "evaluate":
