@@ -162,4 +162,5 @@ def _parse_other(kind: str, arguments: Sequence[str]) -> dict[str, Any]:
     from importlib import import_module
 
     command = import_module(f"lit_consistency.cli.{kind}").parser()
-    return _plain(command.parse_args(list(arguments)))
+    parsed = _plain(command.parse_args(list(arguments)))
+    return {key: value for key, value in parsed.items() if key != "config"}  # the files are in the options
