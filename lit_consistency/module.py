@@ -131,8 +131,10 @@ class LitLanguageModel(LightningModule):
         self.config = self._config(tokenizer.vocab_size if tokenizer and self.checkpoint_dir is None else None)
         check_data(data, self.config)
         mesh, precision = data_mesh(self.device_mesh), str(self.trainer.precision)
-        self.gpt = build_model(self.method, self.config, self.checkpoint_dir, mesh, precision)
-        self.method.begin(self.gpt)
+        # Lightning makes the run's device the default one here, on which a GPU would draw other weights than a CPU
+        with torch.device("cpu"):
+            self.gpt = build_model(self.method, self.config, self.checkpoint_dir, mesh, precision)
+            self.method.begin(self.gpt)
         if self.keep_start:
             self.start = KeptShards({name: p for name, p in self.gpt.named_parameters() if p.requires_grad})
 

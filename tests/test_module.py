@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -28,6 +29,15 @@ def test_any_split_of_the_batch_gives_the_same_run(data: str, tmp_path: Path) ->
     for size in (4, 1):
         for name, weight in found[8].items():
             assert (found[size][name] - weight).abs().max() < 1e-12, (size, name)
+
+
+def test_weights_are_drawn_on_the_cpu_whatever_the_default_device(tmp_path: Path) -> None:
+    """Around ``configure_model`` Lightning makes the run's GPU the default device; here it is one without numbers."""
+    build(arguments(tmp_path / "plain", *SCRATCH, LORA)).execute()
+    cli = build(arguments(tmp_path / "meta", *SCRATCH, LORA))
+    with mock.patch.object(cli.trainer.strategy, "tensor_init_context", return_value=torch.device("meta")):
+        cli.execute()
+    assert equal(weights(tmp_path / "plain" / "run" / "model"), weights(tmp_path / "meta" / "run" / "model"))
 
 
 def test_packed_and_unpacked_rows_give_the_same_step(tmp_path: Path) -> None:

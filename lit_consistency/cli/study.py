@@ -56,9 +56,9 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command; a user's error exits with 2, a study with cells that failed with 1, a signal as 128 and it."""
     command = parser()
     arguments = command.parse_args(argv)
-    study, execution = options_of(arguments)
     given = list(sys.argv[2:] if argv is None else argv)
     try:
+        study, execution = options_of(arguments)
         from lit_consistency.study.run import StudyRun
 
         run = StudyRun(study, execution, parse, command=given)

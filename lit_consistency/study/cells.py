@@ -69,7 +69,7 @@ class Cell:
             base = [f"--model.checkpoint_dir={model}", "--model.name=null"] if model else []
             run = [f"--run.root={cells}", f"--run.name={self.name}", f"--run.save_model={str(save_model).lower()}"]
             return ("fit", *self.given, *base, *run, "--trainer.enable_progress_bar=false", "--ckpt_path=auto")
-        option = {"evaluate": "--model", "analyze": "--model", "sequence": "--base"}[self.kind]
+        option = {"evaluate": "--model", "sequence": "--base"}[self.kind]
         return (self.kind, *self.given, f"{option}={model}", f"--output={folder}")
 
     def command(self, cells: Path, save_model: bool = True) -> str:

@@ -79,6 +79,7 @@ def _check_place(key: str, claim: Claim, reading: Reading) -> None:
     needs: dict[str, dict[str, Any]] = {
         "learning": {"read.level": reading.level, "read.rate": reading.rate},
         "divergence": {**at_divergence, "read.rate": reading.rate},
+        "front": {"read.level": reading.level},
         "best": {"read.rate": reading.rate},
     }
     if missing := [option for option, value in needs.get(claim.at, {}).items() if value is None]:

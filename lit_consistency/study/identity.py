@@ -12,7 +12,7 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ LARGE = 1 << 28
 PACKAGE = Path(__file__).resolve().parent.parent
 
 
+@cache  # the keys of thousands of cells are the same few hundred
 def is_free(key: str) -> bool:
     """Whether a dotted key of ``fit`` says nothing about the numbers."""
     return any(key == free or key.startswith(f"{free}.") for free in FREE)

@@ -63,7 +63,7 @@ class Stage:
         devices: GPUs of a cell, or a share of one.
     """
 
-    kind: Literal["fit", "evaluate", "sequence", "analyze"] = "fit"
+    kind: Literal["fit", "evaluate", "sequence"] = "fit"
     config: list[str] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
     axes: dict[str, Any] = field(default_factory=dict)
@@ -139,7 +139,8 @@ class Claim:
         of: axis -> value; with ``at: end`` the reading's rate may be one of the axes.
         against: axis -> value.
         metric: the number; the reading's forgetting when not given.
-        at: where it is read: ``learning`` (at the reading's level), ``divergence``, ``end``, or ``best`` (best rate).
+        at: where it is read: ``learning`` (at the reading's level, along the rates), ``front`` (at that level, along
+            the front over rates, steps and interpolation), ``divergence``, ``end``, or ``best`` (at the best rate).
         itself: read the number itself, not its change from the base; of what is better higher its negative, so that
             less is better as with a change.
         scale: ``points``, ``log-odds`` or ``log``.
@@ -154,7 +155,7 @@ class Claim:
     of: dict[str, str] = field(default_factory=dict)
     against: dict[str, str] = field(default_factory=dict)
     metric: str | None = None
-    at: Literal["learning", "divergence", "end", "best"] = "learning"
+    at: Literal["learning", "front", "divergence", "end", "best"] = "learning"
     itself: bool = False
     scale: Scale = "points"
     expect: Literal["below", "above"] = "below"

@@ -15,11 +15,23 @@ from lit_consistency.study.axes import Axis, AxisValue, number_name, read_axes
 from lit_consistency.study.cells import Cell, StagePlan, Start, grouped
 from lit_consistency.study.identity import code_version, machine
 from lit_consistency.study.job import Job
-from lit_consistency.study.options import CHECKPOINT, Pick, Stage, StudyOptions, check_names, one_of
+from lit_consistency.study.options import (
+    CHECKPOINT,
+    SEED,
+    Pick,
+    Stage,
+    StudyOptions,
+    check_names,
+    dotted_options,
+    one_of,
+)
 from lit_consistency.study.pick import Outcome, more_is_better, picked
 from lit_consistency.study.search import searched
 from lit_consistency.study.values import CARRY, Parse, Values, arguments, stage_values
 
+OWNED = ("ckpt_path", "output", "run.final_dir", "run.name", "run.root", "run.save_model")
+BASED = ("base", "model.checkpoint_dir")
+"""What a study sets by itself: always, and where a stage has a base."""
 FIT_DEFAULTS = {"forgetting.time_budget": 1.0}
 """A measurement that is skipped because a machine was busy would make a result depend on it."""
 
@@ -55,6 +67,7 @@ class Plan:
             raise ValueError(f"{key}.axes: more than one of them is searched; expected at most one")
         if dependent := [a.name for a in axes if a.by in [other.name for other in axes if other.search]]:
             raise ValueError(f"{key}.axes.{dependent[0]}.by: expected an axis whose values are given, not searched for")
+        _check_owned(key, stage, axes)
         _check_pick(f"{key}.pick", stage, inherited)
         known = {**inherited, **{axis.name: axis for axis in axes}}
         _check_skip(f"{key}.skip", stage, known)
@@ -100,14 +113,10 @@ class Plan:
             return ["--base=base", "--output=output"]  # neither has a default
         if stage.kind != "fit":
             return []
-        shape: Mapping[str, Any] = {}
-        base: str | None = stage.base
-        while base in self.stages:  # a base of a base has its shape
-            plain = self.stages[base].values.plain
-            keys = ("model.name", "model.overrides", "model.checkpoint_dir")
-            shape = {k: v for k, v in plain.items() if k.startswith(keys) and v not in (None, {})}
-            base = self.stages[base].stage.base
-        return arguments("fit", (), {"model.checkpoint_dir": None, **shape})  # the stage's files may name a model
+        plain = self.stages[stage.base].values.plain  # of a base of a base too, for which a model stood in
+        keys = ("model.name", "model.overrides", "model.checkpoint_dir")
+        shape = {key: value for key, value in plain.items() if key.startswith(keys) and value not in (None, {})}
+        return arguments("fit", (), {"model.checkpoint_dir": None, **shape})
 
     def _series(self, key: str, base: str) -> list[int]:
         from lit_consistency.records.series import series_steps
@@ -196,6 +205,9 @@ class Plan:
                 chosen.add(cell.base.name)
                 pending.append(cell.base)
         root = self.study.cells
+        # seed by seed, so that what is there early is a whole replicate
+        seeds = {str(seed): i for i, seed in enumerate(self.study.replicates.seeds)}
+        ordered = sorted(every.values(), key=lambda cell: seeds.get(cell.coordinates[SEED], 0))
         return [
             Job(
                 name=cell.name,
@@ -206,7 +218,7 @@ class Plan:
                 devices=cell.devices,
                 stage=cell.stage,
             )
-            for cell in every.values()
+            for cell in ordered
             if cell.name in chosen
         ]
 
@@ -238,6 +250,17 @@ def _check_skip(key: str, stage: Stage, known: Mapping[str, Axis]) -> None:
         names = [value.name for branch in known[axis].values.values() for value in branch]
         for value in values if isinstance(values, list) else [values]:
             one_of(f"{key}.{axis}", number_name(value), names)
+
+
+def _check_owned(key: str, stage: Stage, axes: Sequence[Axis]) -> None:
+    """What the study sets by itself: where a cell lies, from what it starts, its seed."""
+    values = [value for axis in axes for branch in axis.values.values() for value in branch]
+    given = [(f"{key}.options", option) for option in dotted_options(stage.options)]
+    given += [(f"{key}.axes: {value.name}", option) for value in values for option in value.options]
+    owned = [*OWNED, *(BASED if stage.base is not None else ())]
+    for here, option in given:
+        if any(option == own or option.startswith(f"{own}.") for own in owned):
+            raise ValueError(f"{here}: {option}: the study sets it; expected options other than {', '.join(owned)}")
 
 
 def _check_pick(key: str, stage: Stage, inherited: Mapping[str, Axis]) -> None:

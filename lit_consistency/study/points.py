@@ -106,9 +106,9 @@ class Group:
     """Cells that are read as one: those of a base and a finetuner, say, at all rates and seeds.
 
     Args:
-        panel: name of the picture.
-        name: within the panel.
-        coordinates: that all of them have.
+        panel: name of the picture, as ``optimizer adamw``.
+        name: within the panel, as ``muon``.
+        coordinates: axis -> value, that all of them have.
         points: of all of them.
         planned: seeds that the group is to have, also where no cell has finished.
     """
@@ -168,18 +168,14 @@ def groups_of(cells: Sequence[Cell], reading: Reading, results: Results) -> list
     n_panel = len(reading.panel)
     return [
         Group(
-            _name(key[:n_panel]) or "all",
-            _name(key[n_panel:]) or "all",
+            ", ".join(f"{axis} {value}" for axis, value in key[:n_panel]) or "all",
+            ", ".join(value for _, value in key[n_panel:]) or "all",
             dict(key),
             [point for cell in of_group for point in points_of(cell, results)],
             list(dict.fromkeys(cell.coordinates[SEED] for cell in of_group)),
         )
         for key, of_group in members.items()
     ]
-
-
-def _name(coordinates: Sequence[tuple[str, str]]) -> str:
-    return ", ".join(value for _, value in coordinates)
 
 
 def rate_of(point: Point, axis: str) -> float:

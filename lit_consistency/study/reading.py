@@ -14,7 +14,8 @@ import numpy as np
 
 from lit_consistency.stats.effects import Contrast, crossed, variance_components
 from lit_consistency.stats.fronts import attainment, common_reference, front, hypervolume_interval
-from lit_consistency.stats.matched import NOT_BRACKETED, Scale, read_at
+from lit_consistency.stats.matched import NOT_BRACKETED, CurvePoint, Scale, read_at, read_on_front
+from lit_consistency.stats.matched import Reading as MatchedReading
 from lit_consistency.stats.rates import best_rate
 from lit_consistency.stats.seeds import mean_interval
 from lit_consistency.stats.verdicts import detectable_effect
@@ -30,11 +31,13 @@ class AtLevel(NamedTuple):
         value: NaN where it cannot be read.
         mark: empty, or why it cannot be relied on.
         interpolation_error: of the reading.
+        between: the two points between which it was read.
     """
 
     value: float
     mark: str
     interpolation_error: float = math.nan
+    between: tuple[CurvePoint, CurvePoint] | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ class Where:
     """Where a number is read.
 
     Args:
-        at: ``learning`` or ``divergence`` at a level, ``end`` as a mean over all rates, ``best`` at the best rate.
+        at: ``learning`` or ``divergence`` at a level along the rates, ``front`` at the level of learning along the
+            front of all points, ``end`` as a mean over all rates, ``best`` at the best rate.
         metric: that is read.
         scale: on which its change is taken.
         itself: not its change from the base, but the number itself.
@@ -78,6 +82,8 @@ def read_group(group: Group, seed: str, where: Where, reading: Reading, order: s
             if rate_of(point, str(reading.rate)) == best.rate
         ]
         return AtLevel(chosen[0] if chosen else math.nan, best.mark)
+    if where.at == "front":
+        return _on_front(group, seed, where, reading)
     metric, level = (
         (reading.learning, reading.level) if where.at == "learning" else (reading.divergence, reading.divergence_level)
     )
@@ -91,7 +97,20 @@ def read_group(group: Group, seed: str, where: Where, reading: Reading, order: s
         got = read_at(level, rates, matched, forgotten, "log-odds", items or 1000)
     else:
         got = read_at(level, rates, [-value for value in matched], forgotten, "log" if min(matched) < 0 else "points")
-    return AtLevel(got.value, got.mark, got.interpolation_error)
+    return _as_read(got)
+
+
+def _on_front(group: Group, seed: str, where: Where, reading: Reading) -> AtLevel:
+    """Along the front of a seed's points of all rates, steps and shares of the way."""
+    points = [p for p in group.points if p.seed == seed and p.cell.coordinates.get(ORDER, "0") == "0"]
+    pairs = [(p.learning(reading.learning), p.forgetting(where.metric, where.scale)) for p in points]
+    if reading.level is None or not points:
+        return AtLevel(math.nan, "no level is given")
+    return _as_read(read_on_front(level_on(points[0], reading.learning, reading.level), pairs))
+
+
+def _as_read(got: MatchedReading) -> AtLevel:
+    return AtLevel(got.value, got.mark, got.interpolation_error, (got.lower, got.upper) if got.bracketed else None)
 
 
 class Best(NamedTuple):

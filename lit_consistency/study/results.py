@@ -13,7 +13,7 @@ import numpy as np
 
 from lit_consistency.records.results import higher_is_better, read_results
 from lit_consistency.records.run_folder import RunFolder
-from lit_consistency.study.execute.state import State, seconds_of, state_of
+from lit_consistency.study.execute.state import State, read_attempts, seconds_of, state_of
 from lit_consistency.study.sequence.matrix import FILE, read_matrices, transfer
 
 ENDED = (State.FINISHED, State.FAILED, State.DIVERGED, State.OUT_OF_MEMORY)
@@ -128,8 +128,8 @@ def _read(folder: Path, state: State) -> CellResult:
         interpolated={share: _numbers(numbers) for share, numbers in record.get("interpolated", {}).items()}
         if finished
         else {},
-        seconds=_seconds(record),
-        error=str(record.get("error", "")),
+        seconds=seconds_of(folder) or _seconds(record),
+        error=_error(folder, record),
     )
 
 
@@ -146,8 +146,8 @@ def _of_evaluation(folder: Path, state: State) -> CellResult:
         for metric, numbers in result.metrics.items():
             name = task if metric == result.metric else f"{task}.{metric}"
             metrics |= {name: numbers["value"], f"{name}.stderr": numbers.get("stderr", math.nan)}
-    numbers = metrics if state == State.FINISHED else {}
-    return CellResult(state, numbers, {}, judged_by, items, seconds=seconds_of(folder))
+    metrics = metrics if state == State.FINISHED else {}
+    return CellResult(state, metrics, {}, judged_by, items, seconds=seconds_of(folder), error=_error(folder, {}))
 
 
 def _of_sequence(folder: Path, state: State) -> CellResult:
@@ -164,7 +164,13 @@ def _of_sequence(folder: Path, state: State) -> CellResult:
             metrics |= {
                 f"{task_key}/{task}{beside}": float(value) for task, value in zip(matrix.tasks, means, strict=True)
             }
-    return CellResult(state, metrics, seconds=seconds_of(folder))
+    return CellResult(state, metrics, seconds=seconds_of(folder), error=_error(folder, {}))
+
+
+def _error(folder: Path, record: Mapping[str, Any]) -> str:
+    """Of the last attempt, or of a run by hand; empty where it came to its end."""
+    attempts = read_attempts(folder)
+    return attempts[-1].error if attempts else str(record.get("error", ""))
 
 
 def _seconds(record: Mapping[str, Any]) -> float:

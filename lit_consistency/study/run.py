@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from lit_consistency.study.cells import Cell
 from lit_consistency.study.claims import check_claims
 from lit_consistency.study.execute.engine import execute
 from lit_consistency.study.execute.local import Entry
-from lit_consistency.study.execute.options import ExecutionOptions
+from lit_consistency.study.execute.options import ExecutionOptions, available_cores
 from lit_consistency.study.execute.state import State
 from lit_consistency.study.job import Job
 from lit_consistency.study.options import ORDER, SEED, StudyOptions, one_of
@@ -26,6 +28,8 @@ from lit_consistency.study.summary import study_file, summarize
 from lit_consistency.study.values import Parse
 
 MARK = "study.yaml"
+SHOWN = 12
+"""Values of an axis in the plan."""
 
 
 class StudyRun:
@@ -105,42 +109,25 @@ class StudyRun:
         """Cells, states, hours as measured so far."""
         cells = self.cells()
         print(f"{self.study.title}\noutput {self.study.output}, cells {self.study.cells}, code {self.plan.code}\n")
-        total_hours, unknown = 0.0, 0
+        hours, unknown = 0.0, 0
         for name, of_stage in cells.items():
-            states: dict[str, int] = {}
+            results = [self.results.of(cell.name) for cell in of_stage]
+            states = Counter(result.state.value for result in results)
+            print(f"{name}: {len(of_stage)} cells: {', '.join(f'{n} {state}' for state, n in states.items())}")
+            axes: dict[str, dict[str, None]] = {}
             for cell in of_stage:
-                state = self.results.of(cell.name).state
-                states[state.value] = states.get(state.value, 0) + 1
-            axes = (
-                {
-                    axis: {cell.coordinates[axis] for cell in of_stage if axis in cell.coordinates}
-                    for axis in of_stage[0].coordinates
-                }
-                if of_stage
-                else {}
-            )
-            shown = " x ".join(f"{axis} ({', '.join(sorted(values, key=by_number))})" for axis, values in axes.items())
-            print(
-                f"{name}: {len(of_stage)} cells: {', '.join(f'{n} {state}' for state, n in states.items())}\n  {shown}"
-            )
-            left = [
-                cell
-                for cell in of_stage
-                if self.results.of(cell.name).state not in (State.FINISHED, State.DIVERGED, State.FAILED)
-            ]
-            hours, missing = self._hours(left, of_stage)
-            total_hours, unknown = total_hours + hours, unknown + missing
+                for axis, value in cell.coordinates.items():
+                    axes.setdefault(axis, {})[value] = None
+            print("".join(f"  {axis}: {_values(list(values))}\n" for axis, values in axes.items()), end="")
+            left = [result for result in results if not result.has_ended]
+            known = [result.seconds for result in results if result.metrics and math.isfinite(result.seconds)]
+            hours += sum(known) / len(known) * len(left) / 3600 if known else 0
+            unknown += 0 if known else len(left)
         for line in self.plan.waiting:
             print(f"later: {line}")
-        workers = self.execution.workers or 1
-        note = f", and {unknown} cells of a kind that has not run yet" if unknown else ""
-        print(f"\nleft: {total_hours:.1f} hours of one worker{note}; {total_hours / workers:.1f} with {workers}")
-
-    def _hours(self, left: Sequence[Cell], of_stage: Sequence[Cell]) -> tuple[float, int]:
-        """Hours of what is left, by the mean of finished cells of the stage; and how many cells nothing is known of."""
-        seconds = [self.results.of(cell.name).seconds for cell in of_stage if self.results.of(cell.name).metrics]
-        known = [value for value in seconds if value == value]
-        return (sum(known) / len(known) * len(left) / 3600, 0) if known else (0.0, len(left))
+        workers = self.execution.workers or available_cores()
+        note = f", and {unknown} cells of stages of which none has run" if unknown else ""
+        print(f"\nleft: {hours:.1f} hours of one worker, {hours / workers:.1f} of {workers}{note}")
 
     def command_of(self, name: str) -> str:
         """The command of a cell by hand.
@@ -251,3 +238,11 @@ class StudyRun:
     def _command(self) -> str:
         kept = [part for part in self.command if part not in ("--report", "--dry_run", "--worker")]
         return shlex.join(["python", "-m", "lit_consistency", "study", *kept])
+
+
+def _values(names: list[str]) -> str:
+    """The names of an axis's values, the first and last of many."""
+    names = sorted(names, key=by_number) if all(by_number(name)[0] == 0 for name in names) else names
+    if len(names) <= SHOWN:
+        return ", ".join(names)
+    return f"{', '.join(names[: SHOWN - 1])}, ... {names[-1]} ({len(names)} values)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 import yaml
 
 from lit_consistency.records.run_folder import RunFolder
+from lit_consistency.stats.matched import CurvePoint
 from lit_consistency.stats.seeds import mean_interval
 from lit_consistency.study.cells import Cell
 from lit_consistency.study.claims import claim_results
@@ -30,7 +32,7 @@ from lit_consistency.study.reading import (
     read_group,
     tuned_curves,
 )
-from lit_consistency.study.report.content import CellRow, Content, Effect, HeatMap
+from lit_consistency.study.report.content import CellRow, Content, Effect, HeatMap, ReadingRow
 from lit_consistency.study.results import Results
 
 LOG_LINES = 12
@@ -71,6 +73,7 @@ def summarize(plan: Plan, cells: Mapping[str, Sequence[Cell]], results: Results,
         rates=rates,
         heat_maps=heat_maps(groups, reading) if reading else [],
         variances=variances,
+        readings=readings(groups, reading) if reading else [],
         environment=_environment(plan, cells, results),
         not_run=_not_run(plan, cells, results),
         made=time.strftime("%Y-%m-%d %H:%M"),
@@ -154,9 +157,12 @@ def _tuned(plan: Plan, cells: Mapping[str, Sequence[Cell]], results: Results, me
 def effects(groups: Sequence[Group], reading: Reading, spread: float) -> list[Effect]:
     """Of the crossed table of panels and groups, on every scale, where it is read; all differences within a panel."""
     shown = []
-    rows = ("|".join(reading.panel), list(dict.fromkeys(group.panel for group in groups)))
-    columns = ("|".join(reading.group), list(dict.fromkeys(group.name for group in groups)))
-    named = [Group(g.panel, g.name, {rows[0]: g.panel, columns[0]: g.name}, g.points) for g in groups]
+    # bases and finetuners of one name are matched pairs
+    bases = [", ".join(group.coordinates[axis] for axis in reading.panel) for group in groups]
+    rows, columns = ("base", list(dict.fromkeys(bases))), ("finetuner", list(dict.fromkeys(g.name for g in groups)))
+    named = [
+        Group(g.panel, g.name, {"base": b, "finetuner": g.name}, g.points) for g, b in zip(groups, bases, strict=True)
+    ]
     for at in places(reading):
         for scale in reading.scales:
             where = Where(at, reading.forgetting, scale)
@@ -173,8 +179,9 @@ def effects(groups: Sequence[Group], reading: Reading, spread: float) -> list[Ef
 
 
 def places(reading: Reading) -> list[str]:
-    """Where forgetting is read: at equal learning, at equal divergence, or at the end where no level is given."""
+    """Where forgetting is read: at equal learning along rates and fronts, at equal divergence; else at the end."""
     matched = ["learning"] if reading.level is not None and reading.rate else []
+    matched += ["front"] if reading.level is not None else []
     matched += ["divergence"] if reading.divergence_level is not None and reading.rate else []
     return matched or ["end"]
 
@@ -182,8 +189,39 @@ def places(reading: Reading) -> list[str]:
 def _place(at: str, reading: Reading) -> str:
     return {
         "learning": f"at {reading.learning} = {reading.level}",
+        "front": f"on the front at {reading.learning} = {reading.level}",
         "divergence": f"at {reading.divergence} = {reading.divergence_level}",
     }.get(at, "at the end")
+
+
+def readings(groups: Sequence[Group], reading: Reading) -> list[ReadingRow]:
+    """Every single reading in points."""
+    rows = []
+    for at in places(reading):
+        where = Where(at, reading.forgetting)
+        for group in groups:
+            for seed in group.seeds:
+                got = read_group(group, seed, where, reading)
+                between = " and ".join(_point(point, reading.rate) for point in dict.fromkeys(got.between or ()))
+                rows.append(
+                    ReadingRow(
+                        _place(at, reading),
+                        group.panel,
+                        group.name,
+                        seed,
+                        got.value,
+                        between,
+                        got.interpolation_error,
+                        got.mark,
+                    )
+                )
+    return rows
+
+
+def _point(point: CurvePoint, rate: str | None) -> str:
+    """A neighbour in words: rate, learning, forgetting."""
+    at = "" if math.isnan(point.rate) else f"{rate} {point.rate:g}: "
+    return f"{at}{point.learning:.4g}, {point.forgetting:.4g}"
 
 
 def heat_maps(groups: Sequence[Group], reading: Reading) -> list[HeatMap]:

@@ -25,6 +25,8 @@ def test_cells_are_the_product_and_say_what_they_are(tmp_path: Path) -> None:
     assert len(cells["pretrain"]) == 2 * 3
     assert len(cells["finetune"]) == 2 * 3 * 2 * 2
     assert len({cell.name for of_stage in cells.values() for cell in of_stage}) == 6 + 24
+    order = [(job.name in {c.name for c in cells["finetune"]}) for job in plan.jobs(cells)]
+    assert order == 3 * [*2 * [False], *8 * [True]]  # replicate by replicate, bases first
     cell = cells["finetune"][-1]
     assert cell.coordinates == {"optimizer": "muon", "finetuner": "muon", "lr": "0.4", "seed": "2"}
     # composed, not parsed: equal to what the parser makes of the whole command
@@ -66,7 +68,7 @@ def test_identity_follows_what_the_numbers_depend_on(tmp_path: Path) -> None:
     after = names(stages=longer.stages)
     assert not set(before.values()) & set(after.values())  # the base has changed, and with it what starts from it
     shown = crossed_study(tmp_path)
-    shown.stages["pretrain"].options = {"run.name": "mine", "throughput.every": 3}
+    shown.stages["pretrain"].options = {"throughput.every": 3}
     assert names(stages=shown.stages) == before
 
 
@@ -200,6 +202,11 @@ def test_a_base_is_matched_to_the_number_of_another(tmp_path: Path) -> None:
         ({"pick": Pick(over="lr", best="val/loss")}, "pick.over = lr: expected one of optimizer"),
         ({"config": ["no/such.yaml"]}, "stages.finetune.config: no/such.yaml"),
         ({"skip": [{"nothing": 1}]}, "stages.finetune.skip = nothing"),
+        ({"options": {"run": {"root": "/elsewhere"}}}, "stages.finetune.options: run.root: the study sets it"),
+        (
+            {"axes": {"a": {"x": {"options": {"model.checkpoint_dir": "m"}}}}},
+            "axes: x: model.checkpoint_dir: the study",
+        ),
         ({"threads": 0}, "stages.finetune.threads = 0"),
         ({"checkpoints": "all"}, "checkpoints = all: expected checkpoint.series"),
     ],

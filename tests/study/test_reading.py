@@ -63,13 +63,13 @@ def run_all(study: StudyOptions, **changes: object) -> tuple[list[Group], StudyO
 
 def test_forgetting_is_read_at_the_level_by_seed(tmp_path: Path) -> None:
     groups, study = run_all(crossed_study(tmp_path, SEEDS, RATES))
-    assert [(g.panel, g.name) for g in groups] == [(b, f) for b in BASES for f in BASES]
+    assert [(g.panel, g.name) for g in groups] == [(f"optimizer {b}", f) for b in BASES for f in BASES]
     for group in groups:
         for seed in SEEDS:
             got = read_group(group, str(seed), Where("learning", "retain/old"), study.read)
-            assert got.value == pytest.approx(0.95 - kept(group.panel, group.name, seed))
+            assert got.value == pytest.approx(0.95 - kept(group.coordinates["optimizer"], group.name, seed))
             odds = read_group(group, str(seed), Where("learning", "retain/old", "log-odds"), study.read)
-            share = (kept(group.panel, group.name, seed) * 100 + 0.5) / 101
+            share = (kept(group.coordinates["optimizer"], group.name, seed) * 100 + 0.5) / 101
             base = (95 + 0.5) / 101
             assert odds.value == pytest.approx(math.log(base / (1 - base)) - math.log(share / (1 - share)))
     outside = crossed_reading(level=0.9)
@@ -163,7 +163,7 @@ def test_fronts_join_ends_steps_and_interpolations(tmp_path: Path) -> None:
     study = crossed_study(tmp_path, [0, 1], RATES)
     groups, _ = run_all(study, interpolated={"0.5": {"learn/new": 0.6, "retain/old": 0.94}})
     shown = fronts(groups, study.read)
-    assert [(front.panel, front.group) for front in shown] == [(b, f) for b in BASES for f in BASES]
+    assert [(front.panel, front.group) for front in shown] == [(f"optimizer {b}", f) for b in BASES for f in BASES]
     first = shown[0]
     assert {point.kind for point in first.points} == {"end", "interpolation"}
     on = sorted({(round(p.learning, 6), round(p.forgetting, 6)) for p in first.points if p.on_front and p.seed == "0"})

@@ -149,7 +149,7 @@ class MarkovChains(World):
         tag, *symbols = document.split()
         states = [self._symbols.index(symbol) for symbol in symbols]
         rows = np.vstack([self.stationary[tag], self.transitions[tag][states[:-1]]])
-        truth = torch.full((len(rows), self._vocab_size), -torch.inf)
+        truth = torch.full((len(rows), self._vocab_size), -torch.inf, dtype=torch.float32)
         truth[:, self._symbol_ids] = torch.from_numpy(rows).log().float()
         return truth
 

@@ -215,6 +215,31 @@ class Variance:
 
 
 @dataclass(frozen=True)
+class ReadingRow:
+    """Where and how a number of one group and seed was read.
+
+    Args:
+        place: as ``at learn/new_people = 0.8``.
+        panel: of the group.
+        group: that is read.
+        seed: of the base.
+        value: that was read, NaN if it could not be.
+        neighbours: the points between which it was read, in words.
+        interpolation_error: how far a reading on the straight line in points lies from it.
+        mark: empty, or why it cannot be relied on.
+    """
+
+    place: str
+    panel: str
+    group: str
+    seed: str
+    value: float
+    neighbours: str
+    interpolation_error: float
+    mark: str
+
+
+@dataclass(frozen=True)
 class Content:
     """All that a report shows.
 
@@ -226,7 +251,7 @@ class Content:
         axes: stage -> axis -> names of its values.
         cells: all of them, also those that are missing.
         claims: first on the page.
-        effects, fronts, rates, heat_maps, variances: as above.
+        effects, fronts, rates, heat_maps, variances, readings: as above.
         environment: name -> value, as versions, processor, threads.
         not_run: sentences: what was left out, and why.
         made: date and time, as text.
@@ -245,6 +270,7 @@ class Content:
     rates: list[RateCurve] = field(default_factory=list)
     heat_maps: list[HeatMap] = field(default_factory=list)
     variances: list[Variance] = field(default_factory=list)
+    readings: list[ReadingRow] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
     not_run: list[str] = field(default_factory=list)
     made: str = ""

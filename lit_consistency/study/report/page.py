@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from lit_consistency.records.atomic import write_text
 from lit_consistency.study.report.charts.forest import draw_strip
-from lit_consistency.study.report.content import ClaimResult, Content
+from lit_consistency.study.report.content import ClaimResult, Content, ReadingRow
 from lit_consistency.study.report.drawing.canvas import svg
 from lit_consistency.study.report.drawing.palette import css_variables
 from lit_consistency.study.report.drawing.scales import short_number
@@ -45,6 +45,7 @@ SECTIONS = (
     ("variances", "Where the spread comes from", "What the seeds must cover for an interval to be honest."),
 )
 """Kind of picture, its heading, and the sentence below."""
+READING_COLUMNS = ("Cells", "Seed", "Place", "Worse by", "Between", "Interpolation", "Remark")
 
 
 def write_page(content: Content, folder: Path, drawn: Sequence[Figure] | None = None) -> Path:
@@ -111,9 +112,16 @@ def _context(content: Content, drawn: Sequence[Figure]) -> dict[str, Any]:
         "unfinished": {state: n for state, n in states.items() if state != "finished"},
         "computed": duration(sum(seconds)) if seconds else "",
         "paragraphs": [p.strip() for p in content.description.split("\n\n") if p.strip()],
+        "reading_columns": READING_COLUMNS,
+        "readings": [_reading(row) for row in content.readings],
         "cells_json": Markup(cells_json(content)),
         "cells_packed": cells_packed(content),
     }
+
+
+def _reading(row: ReadingRow) -> tuple[str, ...]:
+    numbers = [short_number(value) if math.isfinite(value) else "" for value in (row.value, row.interpolation_error)]
+    return f"{row.panel}, {row.group}", row.seed, row.place, numbers[0], row.neighbours, numbers[1], row.mark
 
 
 def _claim(claim: ClaimResult) -> dict[str, Any]:

@@ -11,12 +11,13 @@ import gzip
 import io
 import math
 from collections.abc import Sequence
+from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from lit_consistency.records.atomic import new_file, write_text
-from lit_consistency.study.report.content import Content
+from lit_consistency.study.report.content import Content, ReadingRow
 from lit_consistency.study.report.embedded import cell_axes, cell_metrics
 
 FIXED = ("name", "stage", "state", "seconds")
@@ -24,7 +25,7 @@ LAST = ("error", "command", "folder")
 
 
 def write_tables(content: Content, folder: Path) -> list[str]:
-    """Write ``results.csv``, ``results.parquet`` and ``steps.csv.gz``.
+    """Write ``results.csv``, ``results.parquet``, ``steps.csv.gz``, and ``readings.csv`` where something was read.
 
     An axis has a column ``axis.NAME``, a final number ``NAME`` (so that an axis and a number of one name differ). What
     is no number is an empty field in CSV and null in Parquet; infinite ones are written ``inf`` and ``-inf``.
@@ -38,6 +39,10 @@ def write_tables(content: Content, folder: Path) -> list[str]:
     """
     columns, rows = result_rows(content)
     write_text(folder / "results.csv", _csv(columns, rows))
+    if content.readings:
+        names = [entry.name for entry in fields(ReadingRow)]
+        rows_read = [[getattr(row, name) for name in names] for row in content.readings]
+        write_text(folder / "readings.csv", _csv(names, rows_read))
     step_columns, step_rows = _step_rows(content)
     with new_file(folder / "steps.csv.gz") as path:
         # the time of writing would make equal tables differ
