@@ -103,7 +103,7 @@ def read_group(group: Group, seed: str, where: Where, reading: Reading, order: s
 def _on_front(group: Group, seed: str, where: Where, reading: Reading) -> AtLevel:
     """Along the front of a seed's points of all rates, steps and shares of the way."""
     points = [p for p in group.points if p.seed == seed and p.cell.coordinates.get(ORDER, "0") == "0"]
-    pairs = [(p.learning(reading.learning), p.forgetting(where.metric, where.scale)) for p in points]
+    pairs = [(p.learning(reading.learning), p.forgetting(where.metric, where.scale, where.itself)) for p in points]
     if reading.level is None or not points:
         return AtLevel(math.nan, "no level is given")
     return _as_read(read_on_front(level_on(points[0], reading.learning, reading.level), pairs))
