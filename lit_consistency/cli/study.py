@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import sys
 import warnings
 from collections.abc import Sequence
@@ -128,7 +129,9 @@ def _plain(value: Any) -> Any:
         value = value.as_dict()
     if isinstance(value, dict):
         return {key: _plain(entry) for key, entry in value.items()}
-    return [_plain(entry) for entry in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
+    return str(value) if isinstance(value, Path) else value  # what was parsed is kept as JSON
 
 
 def parse(calls: Sequence[tuple[str, list[str]]]) -> list[dict[str, Any]]:
@@ -155,9 +158,14 @@ def _parse_fit(arguments: Sequence[str]) -> dict[str, Any]:
 
     from lit_consistency.cli.fit import build
 
-    with warnings.catch_warnings():  # that arguments are given beside those of this command, and what a run would say
-        warnings.simplefilter("ignore")
-        cli = build(["fit", *arguments])
+    shown = logging.root.manager.disable
+    logging.disable(logging.INFO)  # what a run would say of its seed and devices, once a value
+    try:
+        with warnings.catch_warnings():  # that arguments are given beside those of this command
+            warnings.simplefilter("ignore")
+            cli = build(["fit", *arguments])
+    finally:
+        logging.disable(shown)
     return yaml.safe_load(cli.dump())
 
 
@@ -165,4 +173,5 @@ def _parse_other(kind: str, arguments: Sequence[str]) -> dict[str, Any]:
     from importlib import import_module
 
     command = import_module(f"lit_consistency.cli.{kind}").parser()
-    return _plain(command.parse_args(list(arguments)))
+    parsed = _plain(command.parse_args(list(arguments)))
+    return {key: value for key, value in parsed.items() if key != "config"}  # the files are in the options

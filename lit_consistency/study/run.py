@@ -19,7 +19,7 @@ from lit_consistency.study.execute.local import Entry
 from lit_consistency.study.execute.options import ExecutionOptions, available_cores
 from lit_consistency.study.execute.state import State
 from lit_consistency.study.job import Job
-from lit_consistency.study.options import StudyOptions, one_of
+from lit_consistency.study.options import ORDER, SEED, StudyOptions, one_of
 from lit_consistency.study.pick import by_number
 from lit_consistency.study.plan import Plan
 from lit_consistency.study.report.terminal import print_summary
@@ -198,9 +198,7 @@ class StudyRun:
             key, sign, value = part.partition("=")
             if not sign:
                 raise ValueError(f"only = {only}: expected stage=NAME,AXIS=VALUE,...")
-            known = {
-                axis for name in self.plan.stages for axis in (*self.plan.axes_of(name), "seed", "order", "checkpoint")
-            }
+            known = {axis for name in self.plan.stages for axis in (*self.plan.axes_of(name), SEED, ORDER)}
             one_of("only", key, ["stage", *sorted(known)])
             if key == "stage":
                 for stage in value.split("|"):
