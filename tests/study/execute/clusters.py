@@ -79,6 +79,10 @@ def two_slurm_nodes(folder: Path) -> Iterator[dict[str, str]]:
             time.sleep(0.5)
         yield environment
     finally:
+        ask(environment, "scancel", f"--user={user}")  # what a failed test has left
+        end = time.monotonic() + 60
+        while ask(environment, "squeue", "--noheader") and time.monotonic() < end:
+            time.sleep(0.5)
         for file in ("slurmd-n1.pid", "slurmd-n2.pid", "slurmctld.pid", "munged.pid"):
             stop(folder / file)
 
