@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lit_consistency.records.run_folder import RunFolder
 from lit_consistency.study.axes import Axis, AxisValue, number_name, read_axes
 from lit_consistency.study.cells import Cell, StagePlan, Start, grouped
+from lit_consistency.study.execute.state import State, state_at_rest
 from lit_consistency.study.identity import code_version, machine
 from lit_consistency.study.job import Job
 from lit_consistency.study.options import (
@@ -90,7 +90,7 @@ class Plan:
             )
 
     def _is_finished(self, cell: str) -> bool:
-        return RunFolder(self.study.cells / cell).is_finished
+        return state_at_rest(self.study.cells / cell) is State.FINISHED
 
     def axes_of(self, stage: str | None) -> dict[str, Axis]:
         """The axes of a stage's cells by name, those of its bases first; ``checkpoint`` where it takes many steps."""

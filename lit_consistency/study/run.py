@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lit_consistency.records.atomic import publish, write_text
+from lit_consistency.records.model_folder import OPTIMIZER_STATE
 from lit_consistency.records.run_folder import RunFolder
 from lit_consistency.study.cells import Cell
 from lit_consistency.study.claims import check_claims
@@ -26,7 +27,7 @@ from lit_consistency.study.report.terminal import print_summary
 from lit_consistency.study.report.write import write_report
 from lit_consistency.study.results import CellResult, Results
 from lit_consistency.study.summary import study_file, summarize
-from lit_consistency.study.values import Parse
+from lit_consistency.study.values import CARRY, Parse
 
 MARK = "study.yaml"
 WORKERS = "workers"
@@ -177,11 +178,15 @@ class StudyRun:
         return int(any(state not in (State.FINISHED, State.DIVERGED) for state in states.values()))
 
     def _reopen(self, cells: Mapping[str, Sequence[Cell]]) -> None:
-        """Bases that have run without their weights being kept run again where a cell is to start from them."""
-        starting = [cell for of_stage in cells.values() for cell in of_stage if self._is_open(cell.name)]
-        for name in {cell.base.name for cell in starting if isinstance(cell.base, Cell)}:
+        """Bases that have not kept what a cell is to start from, weights or the optimizer's state, run again."""
+        needed: dict[str, bool] = {}
+        for cell in (cell for of_stage in cells.values() for cell in of_stage if self._is_open(cell.name)):
+            if isinstance(cell.base, Cell):
+                needed[cell.base.name] = needed.get(cell.base.name, False) or bool(cell.options.get(CARRY))
+        for name, with_state in needed.items():
             run = RunFolder(self.study.cells / name)
-            if run.is_finished and not run.model.is_dir():
+            kept = run.model.is_dir() and (not with_state or (run.model / OPTIMIZER_STATE).is_file())
+            if run.is_finished and not kept:
                 publish(run.record_file, run.record_file.with_name("run.without_model.json"))
 
     def _is_open(self, name: str) -> bool:
