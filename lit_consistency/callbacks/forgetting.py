@@ -255,6 +255,8 @@ class Forgetting(Callback):
 
     def _measure_between(self, trainer: Trainer, module: LitLanguageModel) -> None:
         """Measure the models between start and end, each with a change of its own; the end is there again after it."""
+        if not self.interpolate:
+            return
         began = time.perf_counter()
         for share in self.interpolate:
             with module.method.between(module.gpt, module.start, share):

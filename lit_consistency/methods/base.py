@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_consistency.distributed.dtensors import KeptShards, full_tensor, local_shard
-from lit_consistency.distributed.fsdp import weights_of
+from lit_consistency.distributed.fsdp import reshard, weights_of
 from lit_consistency.model import GPT, DocumentMask
 from lit_consistency.model.interpolation import interpolate
 
@@ -110,6 +110,7 @@ class Method(ABC):
             start: as for ``changes``.
             share: 0 is the start and 1 the end; beyond them works too.
         """
+        reshard(model)  # a forward leaves the outermost parameters whole
         end = {name: parameter for name, parameter in model.named_parameters() if name in start.shards}
         # entry by entry, so that each rank needs its own shards only, as ``export --interpolate`` computes it
         shards = {

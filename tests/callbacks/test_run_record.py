@@ -60,7 +60,7 @@ def test_the_config_is_complete(base: Path) -> None:
 
 def test_provenance_leads_back_to_the_pretraining_optimizer(base: Path, tmp_path: Path) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
+        warnings.filterwarnings("error", message=".*was pretrained with.*", category=UserWarning)
         fit(tmp_path / "one", base=base / "model", optimizer="mofo")  # of AdamW's family
     with pytest.warns(UserWarning, match="was pretrained with AdamW and is now trained with Muon, of another family"):
         fit(tmp_path / "two", base=tmp_path / "one" / "run" / "model", optimizer="muon")
