@@ -150,21 +150,21 @@ class DeviceFilter:
         """Of these parameters, made at the first step and after a change of the set or of its options."""
         split, seed = group["split"], group["seed"]
         sample_size = None if kind.exact else group["sample_size"]
-        key = (kind, seed, sample_size, split and tuple(split))
-        key += tuple((job.entry.name, job.entry.target.shape) for job in jobs)
+        shapes = tuple((job.entry.name, job.entry.target.shape) for job in jobs)
+        key = (kind, seed, sample_size, split and tuple(split), shapes)
         if key not in self._plans:
             if len(self._plans) >= PLANS:
                 self._plans.clear()
-            self._plans[key] = _make_plan(kind, [(job.entry.name, job.entry.target) for job in jobs], split, seed, sample_size)
+            self._plans[key] = _make_plan(
+                kind, [(job.entry.name, job.entry.target) for job in jobs], split, seed, sample_size
+            )
         return self._plans[key]
 
 
 # -------------------- rows
 
 
-def _make_plan(
-    kind: Kind, named: Sequence[tuple[str, Tensor]], split: Any, seed: int, sample_size: int | None
-) -> Plan:
+def _make_plan(kind: Kind, named: Sequence[tuple[str, Tensor]], split: Any, seed: int, sample_size: int | None) -> Plan:
     kernels = _kernels()
     blocks, owner, digests = [], [], []
     for i, (name, target) in enumerate(named):
@@ -221,7 +221,7 @@ def _table(
     numbers = [job.number for job in jobs]
     options = {key: group[key] for key in ("lr", "betas", "eps", "weight_decay")}
     for number in set(numbers):
-        here = slice(None)
+        here: Any = slice(None)
         if len(set(numbers)) > 1:
             here = torch.tensor([other == number for other in numbers])[plan.owner]
         by = coefficients_of(number, **options, dtype=torch.float32, device=torch.device("cpu"))
@@ -271,7 +271,8 @@ def _launch(kind: Kind, plan: Plan, table: Tensor, aligned: bool) -> Callable[[]
         counts = torch.zeros(n_blocks, kernels.DIGITS.value, kernels.BINS.value, dtype=torch.int32, device=device)
         ranks, ties = torch.empty_like(cuts), torch.empty(n_segments, dtype=torch.int32, device=device)
         for digit in range(kernels.DIGITS.value):
-            launch(kernels.digit_kernel, n_segments, plan.segments, counts, digit=digit, aligned=aligned)
+            some = {"digit": digit, "first": digit == 0, "aligned": aligned}
+            launch(kernels.digit_kernel, n_segments, plan.segments, counts, **some)
         launch(kernels.ties_kernel, n_segments, plan.segments, counts, kths, cuts, ranks, ties, aligned=aligned)
         launch(kernels.cut_kernel, n_blocks, kths, cuts, ranks, ties)
     else:

@@ -63,7 +63,9 @@ def _size(table: tl.tensor, block: tl.tensor, aligned: tl.constexpr) -> Any:
 
 
 @triton.jit
-def _pointer(table: tl.tensor, block: tl.tensor, column: tl.constexpr, dtype: tl.constexpr, aligned: tl.constexpr) -> Any:
+def _pointer(
+    table: tl.tensor, block: tl.tensor, column: tl.constexpr, dtype: tl.constexpr, aligned: tl.constexpr
+) -> Any:
     pointer = _field(table, block, column).to(tl.pointer_type(dtype))
     if aligned:
         pointer = tl.multiple_of(pointer, 16)
@@ -114,7 +116,15 @@ def _mix(word: tl.tensor) -> Any:
 
 
 @triton.jit
-def _score(table: tl.tensor, block: tl.tensor, index: tl.tensor, grad: tl.tensor, mean: tl.tensor, square: tl.tensor, filter: tl.constexpr) -> Any:
+def _score(
+    table: tl.tensor,
+    block: tl.tensor,
+    index: tl.tensor,
+    grad: tl.tensor,
+    mean: tl.tensor,
+    square: tl.tensor,
+    filter: tl.constexpr,
+) -> Any:
     score = tl.abs(mean)
     if filter == "gradient":
         score = tl.abs(grad)
@@ -260,7 +270,14 @@ def sample_kernel(
 
 
 @triton.jit
-def _pick(counts: tl.tensor, block: tl.tensor, prefix: tl.tensor, kept: tl.tensor, digit: tl.constexpr, smallest: tl.constexpr) -> Any:
+def _pick(
+    counts: tl.tensor,
+    block: tl.tensor,
+    prefix: tl.tensor,
+    kept: tl.tensor,
+    digit: tl.tensor,
+    smallest: tl.constexpr,
+) -> Any:
     """The digit of the kept-th score: digits so far, how many are kept of those that have them, how many have them."""
     bins = tl.arange(0, BINS)
     order = bins if smallest else BINS - 1 - bins
@@ -271,39 +288,40 @@ def _pick(counts: tl.tensor, block: tl.tensor, prefix: tl.tensor, kept: tl.tenso
     return prefix * BINS + (place if smallest else BINS - 1 - place), kept - before, here
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["digit"])
 def digit_kernel(
     table: tl.tensor,
     segments: tl.tensor,
     counts: tl.tensor,
-    digit: tl.constexpr,
+    digit: tl.tensor,
+    first: tl.constexpr,
     filter: tl.constexpr,
     grad_type: tl.constexpr,
     aligned: tl.constexpr,
 ) -> None:
-    """Add a digit of the scores, 0 is the highest, to ``counts``, int32 (blocks, DIGITS, BINS); first the means move."""
+    """Add a digit of the scores to ``counts``, int32 (blocks, DIGITS, BINS); the highest is 0, where the means move."""
     block, start, end, numel = _segment(table, segments, aligned)
     smallest: tl.constexpr = filter == "complement"
     reads_square: tl.constexpr = filter == "adam_update" or filter == "second_moment"
-    shift: tl.constexpr = 8 * (3 - digit)
+    shift = 8 * (DIGITS - 1 - digit)
     kept = _field(table, block, KEPT).to(tl.int32)
     prefix = kept * 0
     # every program looks for itself: a launch less, and the histograms are in the cache
-    for i in tl.static_range(digit):
+    for i in range(digit):
         prefix, kept, _ = _pick(counts, block, prefix, kept, i, smallest)
     row = counts + (block * DIGITS + digit) * BINS
     histogram = tl.zeros([BINS], tl.int32)
     for offset in range(start, end, TILE):
         index = offset + tl.arange(0, TILE)
         inside = index < numel
-        grad, mean, square = _means(table, block, index, inside, grad_type, aligned, digit > 0, digit > 0)
-        if digit == 0:
+        grad, mean, square = _means(table, block, index, inside, grad_type, aligned, not first, not first)
+        if first:
             tl.store(_pointer(table, block, MEAN, tl.float32, aligned) + index, mean, mask=inside)
             if reads_square:
                 tl.store(_pointer(table, block, SQUARE, tl.float32, aligned) + index, square, mask=inside)
         word = _word(_score(table, block, index, grad, mean, square, filter))
         of_word = (word >> shift) & (BINS - 1)
-        if digit == 0:
+        if first:
             histogram += tl.histogram(of_word, BINS, inside)
         else:
             follows = inside & ((word >> (shift + 8)) == prefix)
@@ -333,7 +351,7 @@ def ties_kernel(
     smallest: tl.constexpr = filter == "complement"
     kept = _field(table, block, KEPT).to(tl.int32)
     word, here = kept * 0, kept
-    for i in tl.static_range(4):
+    for i in range(DIGITS):
         word, kept, here = _pick(counts, block, word, kept, i, smallest)
     kth = word.to(tl.float32, bitcast=True)
     divided = kept < here

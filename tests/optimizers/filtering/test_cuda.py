@@ -17,6 +17,7 @@ from lit_consistency.optimizers.filtering import cuda
 from tests.optimizers.models import follow, one_matrix, random_grads
 
 
+@pytest.mark.slow
 def test_the_kernels_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     path = Path(__file__).with_name("interpreted_kernels.py")
