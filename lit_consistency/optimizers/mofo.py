@@ -14,7 +14,7 @@ over memory; the share that moves is then the fraction within about sqrt((1 - fr
 relatively. ``exact`` moves exactly K coordinates and takes two passes and a partition. Small runs are not compiled.
 
 From gradient to weight: ``MoFO.update_group`` here, ``filtering/apply.py`` for a parameter, ``filtering/passes.py`` for
-a coordinate; the thresholds come from ``filtering/blocks.py``.
+a coordinate; the thresholds come from ``filtering/blocks.py``. On CUDA ``filtering/cuda.py`` moves whole groups.
 
 Given up: shards by columns, and memory where nothing is compiled: a copy of the parameters of one group then lives
 during its step.
@@ -94,6 +94,7 @@ class MoFO(GroupOptimizer):
         sample_size: coordinates in a sample, at least 1024, at most twice as many; smaller blocks are exact.
         compile: ``auto`` compiles the step where there is a compiler and at least 2^22 coordinates are filtered,
             ``always`` fails without one, ``never`` goes step by step. Smaller blocks than a sample are not compiled.
+            On CUDA kernels take what they can, of any size, unless it is ``never``; see ``filtering/cuda.py``.
         decay_unselected: whether weight decay also shrinks the coordinates that the filter leaves; they stay put if
             not.
         seed: of the random filter, of the samples and of stochastic rounding: functions of seed, parameter name and

@@ -58,8 +58,10 @@ class Kind(NamedTuple):
 class Plan(NamedTuple):
     """What a set of parameters' rows have in common in every step."""
 
-    rows: Tensor  # int64 (blocks, FIELDS), pinned where there is CUDA
+    rows: Tensor  # int64 (blocks, FIELDS), with the numbers kept at ``fractions``
+    fractions: list[float]  # of the jobs, when they were last another one's
     owner: Tensor  # int64 (blocks,): job of each block
+    offsets: Tensor  # int64 (blocks, 4): bytes from the parameter's, gradient's and means' begin to the block's
     sizes: list[int]  # of each block: how many scores the kept ones are kept of
     span: Tensor  # int64 (blocks,): where a sample may begin
     digests: Tensor  # int64 (blocks,): of the seeds of samples, without the step
@@ -134,7 +136,7 @@ class DeviceFilter:
         columns = [[job.entry.target for job in jobs], grads]
         columns += [[state[key] for state in states] for key in ("exp_avg", "exp_avg_sq")]
         plan = self._plan(group, kind, jobs)
-        table, aligned = _table(group, plan, jobs, columns)
+        table, aligned = _table(group, kind, plan, jobs, columns)
         counted = _launch(kind, plan, table.to(kind.device, non_blocking=True), aligned)
         torch._foreach_add_([state["step"] for state in states], 1)
         kept = columns[2:] if kind.rule.filter != "gradient" else columns[1:]
@@ -190,7 +192,9 @@ def _make_plan(kind: Kind, named: Sequence[tuple[str, Tensor]], split: Any, seed
     segments = torch.stack([block_of, torch.arange(len(block_of)) - first_segment[block_of]], 1).to(torch.int32)
     return Plan(
         rows,
+        [],
         torch.tensor(owner),
+        begin[:, None] * torch.tensor([4, kind.grad.itemsize, 4, 4]),
         sampled.tolist(),
         numel - (sampled - 1) * stride,
         torch.tensor(digests),
@@ -202,34 +206,35 @@ def _make_plan(kind: Kind, named: Sequence[tuple[str, Tensor]], split: Any, seed
 
 
 def _table(
-    group: Mapping[str, Any], plan: Plan, jobs: Sequence[Job], columns: Sequence[Sequence[Tensor]]
+    group: Mapping[str, Any], kind: Kind, plan: Plan, jobs: Sequence[Job], columns: Sequence[Sequence[Tensor]]
 ) -> tuple[Tensor, bool]:
     """The rows of this step, and whether all addresses and sizes are multiples of 16."""
     kernels = _kernels()
+    fractions = [job.fraction for job in jobs]
+    if plan.fractions != fractions:
+        kept = [number_kept(fractions[i], size) for i, size in zip(plan.owner.tolist(), plan.sizes, strict=True)]
+        plan.rows[:, kernels.KEPT.value] = torch.tensor(kept)
+        plan.fractions[:] = fractions
     # new memory in each step: the last table may still be on its way; torch hands it out again when it has arrived
     table = torch.empty(plan.rows.shape, dtype=torch.int64, pin_memory=columns[0][0].is_cuda)
     table.copy_(plan.rows)
     pointers = torch.tensor([[tensor.data_ptr() for tensor in column] for column in columns])
-    widths = torch.tensor([column[0].element_size() for column in columns])
-    begin = plan.rows[:, kernels.BEGIN.value]
-    table[:, : len(columns)] = pointers.T[plan.owner] + begin[:, None] * widths
-    aligned = not bool((table[:, : kernels.NUMEL.value + 1] & 15).any())
-    fractions = [job.fraction for job in jobs]
-    table[:, kernels.KEPT.value] = torch.tensor(
-        [number_kept(fractions[i], size) for i, size in zip(plan.owner.tolist(), plan.sizes, strict=True)]
-    )
+    torch.add(pointers.T[plan.owner], plan.offsets, out=table[:, : len(columns)])
+    aligned = not (table[:, : kernels.NUMEL.value + 1] & 15).any().item()
     numbers = [job.number for job in jobs]
     options = {key: group[key] for key in ("lr", "betas", "eps", "weight_decay")}
     for number in set(numbers):
         here: Any = slice(None)
-        if len(set(numbers)) > 1:
+        if numbers.count(number) < len(numbers):
             here = torch.tensor([other == number for other in numbers])[plan.owner]
         by = coefficients_of(number, **options, dtype=torch.float32, device=torch.device("cpu"))
         table[here, kernels.ONE_MINUS_BETA1.value :] = by.view(torch.int32).to(torch.int64)
-        table[here, kernels.FIRST.value] = _seeds(plan.digests[here], number) % plan.span[here]
-        keys = _seeds(plan.key_digests, number)[plan.owner][here]
-        table[here, kernels.KEY_LOW.value] = keys & WORD
-        table[here, kernels.KEY_HIGH.value] = keys >> 32
+        if not kind.exact:
+            table[here, kernels.FIRST.value] = _seeds(plan.digests[here], number) % plan.span[here]
+        if kind.rule.filter == "random":
+            keys = _seeds(plan.key_digests, number)[plan.owner][here]
+            table[here, kernels.KEY_LOW.value] = keys & WORD
+            table[here, kernels.KEY_HIGH.value] = keys >> 32
     return table, aligned
 
 
@@ -268,13 +273,17 @@ def _launch(kind: Kind, plan: Plan, table: Tensor, aligned: bool) -> Callable[[]
             kernel[(programs,)](table, *tensors, **options, **constants)
 
     if kind.exact:
-        counts = torch.zeros(n_blocks, kernels.DIGITS.value, kernels.BINS.value, dtype=torch.int32, device=device)
+        from lit_consistency.optimizers.filtering import kernels_exact
+
+        counts = torch.zeros(
+            n_blocks, kernels_exact.DIGITS.value, kernels_exact.BINS.value, dtype=torch.int32, device=device
+        )
         ranks, ties = torch.empty_like(cuts), torch.empty(n_segments, dtype=torch.int32, device=device)
-        for digit in range(kernels.DIGITS.value):
+        for digit in range(kernels_exact.DIGITS.value):
             some = {"digit": digit, "first": digit == 0, "aligned": aligned}
-            launch(kernels.digit_kernel, n_segments, plan.segments, counts, **some)
-        launch(kernels.ties_kernel, n_segments, plan.segments, counts, kths, cuts, ranks, ties, aligned=aligned)
-        launch(kernels.cut_kernel, n_blocks, kths, cuts, ranks, ties)
+            launch(kernels_exact.digit_kernel, n_segments, plan.segments, counts, **some)
+        launch(kernels_exact.ties_kernel, n_segments, plan.segments, counts, kths, cuts, ranks, ties, aligned=aligned)
+        launch(kernels_exact.cut_kernel, n_blocks, kths, cuts, ranks, ties)
     else:
         launch(kernels.sample_kernel, n_blocks, kths, cuts, sample=plan.sample)
     launch(
