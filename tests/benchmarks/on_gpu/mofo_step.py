@@ -143,7 +143,9 @@ def labels_of(case: Case) -> Row:
 
 def _check(case: Case, place: Place) -> Row:
     began = time.monotonic()
-    optimizer, named, before = after_steps(place.device, case, place.tiny)
+    # a kernel that does not run is an error here, with its traceback
+    compile = "always" if place.device == "cuda" else "never"
+    optimizer, named, before = after_steps(place.device, case, place.tiny, compile=compile)
     took = time.monotonic() - began
     selected = optimizer.last_selected()
     cpu, expected, _ = after_steps("cpu", case, place.tiny, compile="never")
