@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import sys
 import warnings
 from collections.abc import Sequence
@@ -13,7 +14,8 @@ from typing import Any, NoReturn
 from jsonargparse import ActionConfigFile, Namespace
 
 from lit_consistency.cli.parser import ShortErrors, command_parser
-from lit_consistency.study.execute.options import ExecutionOptions
+from lit_consistency.study.execute.local import ProcessFailed
+from lit_consistency.study.execute.options import ExecutionOptions, RayOptions, SlurmOptions
 from lit_consistency.study.options import Claim, Pick, Reading, Replicates, Stage, StudyOptions
 
 DESCRIPTION = """\
@@ -26,12 +28,19 @@ Many runs: plan them, run what is missing, and report fronts, effects and verdic
 
 What is finished is not run again, in this study or in another that has the same cell; what was interrupted is continued
 by the same command. Several of these commands may work on one study at a time.
+
+  study --config ... --execution.workers 4
+  study --config ... --execution.engine slurm --execution.slurm.nodes 8 --execution.slurm.gpus 1
+  study --config ... --execution.engine ray --execution.ray.address auto
 """
 FLAGS = (
     ("dry_run", "print the plan: cells, states, hours as measured so far; nothing is run"),
     ("report", "write tables and report from what is there; nothing is run"),
     ("remove_weights", "remove the models of cells on which no cell depends that is still to be run"),
-    ("worker", "run cells until none is left, without a report: what the engines start on other machines"),
+    (
+        "worker",
+        "help another call on this machine, whatever its engine: run cells until none is left, without a report",
+    ),
 )
 
 
@@ -62,6 +71,8 @@ def main(argv: list[str] | None = None) -> None:
 
         run = StudyRun(study, execution, parse, command=given)
         status = _act(run, arguments)
+    except ProcessFailed as error:
+        _stop(error, 1)
     except (ValueError, OSError) as error:
         _stop(error, 2)
     sys.exit(status)
@@ -95,7 +106,8 @@ def _stop(error: Exception, status: int) -> NoReturn:
 def options_of(arguments: Namespace) -> tuple[StudyOptions, ExecutionOptions]:
     """The dataclasses."""
     given = _plain(arguments)
-    execution = ExecutionOptions(**given["execution"])
+    engines = {"slurm": SlurmOptions(**given["execution"]["slurm"]), "ray": RayOptions(**given["execution"]["ray"])}
+    execution = ExecutionOptions(**{**given["execution"], **engines})
     stages = {name: Stage(**{**stage, "pick": Pick(**stage["pick"])}) for name, stage in given["stages"].items()}
     study = StudyOptions(
         title=given["title"],
@@ -117,7 +129,9 @@ def _plain(value: Any) -> Any:
         value = value.as_dict()
     if isinstance(value, dict):
         return {key: _plain(entry) for key, entry in value.items()}
-    return [_plain(entry) for entry in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
+    return str(value) if isinstance(value, Path) else value  # what was parsed is kept as JSON
 
 
 def parse(calls: Sequence[tuple[str, list[str]]]) -> list[dict[str, Any]]:
@@ -144,9 +158,14 @@ def _parse_fit(arguments: Sequence[str]) -> dict[str, Any]:
 
     from lit_consistency.cli.fit import build
 
-    with warnings.catch_warnings():  # that arguments are given beside those of this command, and what a run would say
-        warnings.simplefilter("ignore")
-        cli = build(["fit", *arguments])
+    shown = logging.root.manager.disable
+    logging.disable(logging.INFO)  # what a run would say of its seed and devices, once a value
+    try:
+        with warnings.catch_warnings():  # that arguments are given beside those of this command
+            warnings.simplefilter("ignore")
+            cli = build(["fit", *arguments])
+    finally:
+        logging.disable(shown)
     return yaml.safe_load(cli.dump())
 
 
@@ -154,4 +173,5 @@ def _parse_other(kind: str, arguments: Sequence[str]) -> dict[str, Any]:
     from importlib import import_module
 
     command = import_module(f"lit_consistency.cli.{kind}").parser()
-    return _plain(command.parse_args(list(arguments)))
+    parsed = _plain(command.parse_args(list(arguments)))
+    return {key: value for key, value in parsed.items() if key != "config"}  # the files are in the options

@@ -9,6 +9,8 @@ from lit_consistency.records.fingerprints import fingerprint_of, sha256_once
 WEIGHTS = ("lit_model.pth", "lit_model.safetensors")
 VOCABULARIES = ("tokenizer.json", "tokenizer.model")
 CONFIG = "model_config.yaml"
+OPTIMIZER_STATE = "optimizer_state.safetensors"
+"""Of the training that made the model, where it was kept."""
 COMPUTED_BY = (CONFIG, *VOCABULARIES, "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
 """Besides the weights, what decides what a model computes from a text, and where it stops."""
 PROMPTED_BY = ("prompt_style.yaml",)

@@ -6,21 +6,22 @@ Three ways to write one::
     decay: {key: model.optimizer.init_args.weight_decay, values: [0, 0.1, 1]}
     rate: {keys: {model.optimizer.init_args.lr: [1e-4, 3e-4], model.optimizer.init_args.adamw_lr: [2e-4, 6e-4]}}
 
-With ``by: finetuner`` the values of the second and third are one list for every value of that axis. ``search`` says how
-further values are found (study/search.py).
+With ``by: finetuner`` the values of the second and third are one list for every value of that axis, ``others`` for
+those that are not named. ``search`` says how further values are found (study/search.py).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lit_consistency.study.options import NAME, ORDER, SEED, dotted_options, one_of
 
 SWEPT = ("key", "keys", "values", "by", "search")
+OTHERS = "others"
 SEARCH = {
     "bracket": ("metric", "factor", "most"),
     "level": ("metric", "level", "within", "factor", "most"),
@@ -124,6 +125,7 @@ def read_axes(key: str, given: Mapping[str, Any], inherited: Sequence[str]) -> l
         values_of = {other.name: other for other in axes}.get(axis.by)
         if values_of is not None:
             expected = {value.name for values in values_of.values.values() for value in values}
+            axis = axes[i] = _for_others(axis, [value.name for values in values_of.values.values() for value in values])
             if unknown := set(axis.values) - expected:
                 one_of(f"{here}.values", sorted(unknown)[0], sorted(expected))
             if missing := expected - set(axis.values):
@@ -131,6 +133,14 @@ def read_axes(key: str, given: Mapping[str, Any], inherited: Sequence[str]) -> l
                     f"{here}.values: expected a list for every value of {axis.by}; missing: {sorted(missing)}"
                 )
     return axes
+
+
+def _for_others(axis: Axis, names: Sequence[str]) -> Axis:
+    """With the list of ``others`` for every value of the axis ``by`` that has none, unless one is called so."""
+    if OTHERS not in axis.values or OTHERS in names:
+        return axis
+    named = {branch: values for branch, values in axis.values.items() if branch != OTHERS}
+    return replace(axis, values={name: named.get(name, axis.values[OTHERS]) for name in names} | named)
 
 
 def _named(key: str, name: str, spec: Mapping[str, Any]) -> Axis:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from lit_consistency.records.model_folder import model_fingerprint
-from lit_consistency.study.axes import Axis, AxisValue
+from lit_consistency.study.axes import Axis, AxisValue, number_name
 from lit_consistency.study.identity import contents, identity
-from lit_consistency.study.options import ORDER, SEED, Replicates, Stage, dotted_options
-from lit_consistency.study.values import StageValues, arguments
+from lit_consistency.study.options import CHECKPOINT, ORDER, SEED, Replicates, Stage, dotted_options
+from lit_consistency.study.values import CARRY, StageValues, arguments
 
 ORDERS_APART = 100_000
 """Between the seeds of two orders of one cell; replicates have seeds below it."""
+OPTIMIZER = "model.optimizer.class_path"
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class Cell:
         model = self.model_in(cells)
         folder = cells / self.name
         if self.kind == "fit":
-            base = [f"--model.checkpoint_dir={model}"] if model else []
+            # files of a pretraining, which goes on from the base, name the shape of a new model
+            base = [f"--model.checkpoint_dir={model}", "--model.name=null"] if model else []
             run = [f"--run.root={cells}", f"--run.name={self.name}", f"--run.save_model={str(save_model).lower()}"]
             return ("fit", *self.given, *base, *run, "--trainer.enable_progress_bar=false", "--ckpt_path=auto")
         option = {"evaluate": "--model", "sequence": "--base"}[self.kind]
@@ -154,6 +156,7 @@ class StagePlan:
         coordinates = {**start.axes(), **{axis.name: value.name for axis, _, value in chosen}, SEED: str(start.seed)}
         if self.replicates.orders > 1 and start.base is not None and self.stage.kind == "fit":
             coordinates[ORDER] = str(start.order)
+        self._check_carrying(start, options, coordinates)
         base = start.identity()
         if base is None and (folder := options.get("model.checkpoint_dir")):  # an axis may name it
             base = model_fingerprint(Path(folder))
@@ -169,6 +172,18 @@ class StagePlan:
             self.stage.threads,
             self.stage.devices,
         )
+
+    def _check_carrying(self, start: Start, options: Mapping[str, Any], coordinates: Mapping[str, str]) -> None:
+        """ValueError where the state of another optimizer would be carried over."""
+        if not options.get(CARRY) or not isinstance(start.base, Cell):
+            return
+        of_base, own = (given.get(OPTIMIZER) for given in (start.base.options, options))
+        if of_base != own:
+            where = ", ".join(f"{axis} {value}" for axis, value in coordinates.items() if axis != SEED)
+            raise ValueError(
+                f"stages.{self.name}: {CARRY} = true with {own} on a base of {of_base} ({where}): expected one class, "
+                "or skip for this combination"
+            )
 
     def _name(self, options: Mapping[str, Any], base: str | None) -> str:
         """By what the numbers depend on; where other code is accepted and has run the cell, by that code."""
@@ -194,6 +209,8 @@ class StagePlan:
                 )
         elif self.stage.kind == "evaluate" and "world" in vary:
             changed["world"] = {**(options.get("world") or {}), "seed": start.seed}
+        elif self.stage.kind == "sequence" and "order" in vary:
+            changed["seeds"] = [start.seed]  # one sequence a cell
         return changed
 
 
@@ -218,7 +235,7 @@ class Start:
     def axes(self) -> dict[str, str]:
         """Coordinates other than the seed, the step among them."""
         inherited = {axis: value for axis, value in self.coordinates.items() if axis not in (SEED, ORDER)}
-        return inherited if self.step is None else {**inherited, "checkpoint": str(self.step)}
+        return inherited if self.step is None else {**inherited, CHECKPOINT: str(self.step)}
 
     def identity(self) -> str | None:
         """What of the base the numbers depend on."""
@@ -261,7 +278,7 @@ def _files_of(named: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
 
 def _matches(coordinates: Mapping[str, str], pattern: Mapping[str, Any]) -> bool:
     return all(
-        coordinates.get(axis) in [str(entry) for entry in (value if isinstance(value, list) else [value])]
+        coordinates.get(axis) in [number_name(entry) for entry in (value if isinstance(value, list) else [value])]
         for axis, value in pattern.items()
     )
 

@@ -52,6 +52,8 @@ def check_claims(study: StudyOptions, axes: Mapping[str, Axis]) -> None:
         _check_place(key, claim, study.read)
         sides = _sides(key, claim)
         allowed = [*study.read.panel, *study.read.group]
+        if claim.at == "end" and claim.contrast == "difference" and study.read.rate:
+            allowed.append(study.read.rate)
         for side, given in sides.items():
             for axis, values in given.items():
                 one_of(f"{key}.{side}", axis, allowed)
@@ -124,7 +126,7 @@ def _result(name: str, claim: Claim, decided: Decided, p: float, level: float, c
 
 
 def _decided(claim: Claim, groups: Sequence[Group], reading: Reading) -> Decided:
-    where = Where(claim.at, claim.metric or reading.forgetting, claim.scale)
+    where = Where(claim.at, claim.metric or reading.forgetting, claim.scale, claim.itself)
     try:
         differences, marks = (
             _interaction(claim, groups, where, reading)
@@ -166,15 +168,20 @@ def _interaction(claim: Claim, groups: Sequence[Group], where: Where, reading: R
 def _difference(claim: Claim, groups: Sequence[Group], where: Where, reading: Reading) -> tuple[np.ndarray, list[str]]:
     """By seed, the mean of the first cells less that of the second; pairs agree in what neither names."""
     of, against = _matching(groups, claim.of), _matching(groups, claim.against)
-    seeds = sorted({seed for group in (*of, *against) for seed in group.seeds}, key=int)
+    # an arm of fewer seeds is compared on those; what was planned and is missing counts as missing
+    seeds = sorted(set.intersection(*(set(group.planned or group.seeds) for group in (*of, *against))), key=int)
     sides = [[[read_group(group, seed, where, reading) for group in side] for seed in seeds] for side in (of, against)]
     means = [np.asarray([np.mean([entry.value for entry in row]) for row in side], dtype=np.float64) for side in sides]
     return means[0] - means[1], [entry.mark for side in sides for row in side for entry in row]
 
 
 def _matching(groups: Sequence[Group], wanted: Mapping[str, str]) -> list[Group]:
+    beside = {axis: value for axis, value in wanted.items() if axis not in groups[0].coordinates}  # a rate
+    own = {axis: value for axis, value in wanted.items() if axis not in beside}
     found = [
-        group for group in groups if all(group.coordinates.get(axis) == str(value) for axis, value in wanted.items())
+        group.at(beside)
+        for group in groups
+        if all(group.coordinates.get(axis) == str(value) for axis, value in own.items())
     ]
     if not found:
         raise ValueError(f"no cells of {', '.join(f'{axis} {value}' for axis, value in wanted.items())}")

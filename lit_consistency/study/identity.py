@@ -12,7 +12,7 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Iterator, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ def contents(
             continue
         for text in _texts(value):
             task = tasks / f"{text.partition('/')[0].partition(':')[0]}.yaml"
-            watched = key.startswith("forgetting.") and task.is_file()
+            watched = (key == "tasks" or key.startswith("forgetting.")) and task.is_file()
             for path in _named_files(task if watched else Path(text)):
                 _add(found, path, data)
     return dict(sorted(found.items()))
@@ -131,9 +131,15 @@ def _add(found: dict[str, str], path: Path, data: Path) -> None:
         return
     found[str(path)] = _content(path)
     if path.suffix in (".yaml", ".yml") and path.stat().st_size < 1 << 20:
-        for text in _texts(yaml.safe_load(path.read_text(encoding="utf-8"))):
+        for text in _texts_of(path, path.stat().st_mtime_ns):
             for inner in _named_files(Path(text)) or _named_files(data / text.removeprefix("data/")):
                 _add(found, inner, data)
+
+
+@lru_cache(maxsize=256)
+def _texts_of(path: Path, stamp: int) -> tuple[str, ...]:
+    """Of a YAML file, as long as its time is the same: thousands of cells name the same few tasks."""
+    return tuple(_texts(yaml.safe_load(path.read_text(encoding="utf-8"))))
 
 
 def _named_files(path: Path) -> list[Path]:

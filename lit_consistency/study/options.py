@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 VARIED = ("world", "base", "order")
 Scale = Literal["points", "log-odds", "log"]
-SEED, ORDER = "seed", "order"
-"""Coordinates that every cell may have: the replicate, and the repeated run with another order of the data."""
+SEED, ORDER, CHECKPOINT = "seed", "order", "checkpoint"
+"""Coordinates that a cell may have beside its axes: the replicate, the repeated run with another order of the data, the
+step of the base's series from which it starts."""
 
 
 @dataclass
@@ -51,8 +52,8 @@ class Stage:
         options: further options of the command, nested or with dots; they win over the files.
         axes: name -> axis. Either ``value: FILES`` (or ``{config: FILES, options: {...}, seeds: N}``) for every value,
             or ``{key: OPTION, values: [...]}``, or ``{keys: {OPTION: [...], OPTION: [...]}}`` whose lists move
-            together. ``by: AXIS`` makes ``values`` and ``keys`` one for every value of another axis. ``search`` adds
-            values.
+            together. ``by: AXIS`` makes ``values`` and ``keys`` one for every value of another axis, ``others`` for
+            those not named. ``search`` adds values.
         base: another stage, or a model folder; of kind ``fit`` none for a new model.
         checkpoints: start from these steps of the base's series (``checkpoint.series``); ``all`` of them.
         pick: which cells of the base.
@@ -135,11 +136,13 @@ class Claim:
             both main effects; ``difference``: of the cells ``of`` minus the cells ``against``, by seed.
         rows: one axis -> two of its values; the first belongs to the first of ``columns``.
         columns: one axis -> two of its values.
-        of: axis -> value.
+        of: axis -> value; with ``at: end`` the reading's rate may be one of the axes.
         against: axis -> value.
         metric: the number; the reading's forgetting when not given.
         at: where it is read: ``learning`` (at the reading's level, along the rates), ``front`` (at that level, along
             the front over rates, steps and interpolation), ``divergence``, ``end``, or ``best`` (at the best rate).
+        itself: read the number itself, not its change from the base; of what is better higher its negative, so that
+            less is better as with a change.
         scale: ``points``, ``log-odds`` or ``log``.
         expect: whether the claim says that the contrast is ``below`` or ``above`` zero.
         smallest_effect: that counts, on the scale of the claim.
@@ -153,6 +156,7 @@ class Claim:
     against: dict[str, str] = field(default_factory=dict)
     metric: str | None = None
     at: Literal["learning", "front", "divergence", "end", "best"] = "learning"
+    itself: bool = False
     scale: Scale = "points"
     expect: Literal["below", "above"] = "below"
     smallest_effect: float = 0.0
@@ -187,6 +191,7 @@ class StudyOptions:
 
 
 NAME = re.compile(r"[A-Za-z][\w-]*")
+KEY = re.compile(r"[\w.-]+")
 
 
 def check_names(study: StudyOptions) -> None:
@@ -249,10 +254,11 @@ def one_of(key: str, value: str, allowed: Iterable[str]) -> None:
 
 
 def dotted_options(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested options by dotted keys; a class with its options stays one value, as the parser takes it."""
+    """Nested options by dotted keys; what the parser takes as one value stays one: a class, and regular expressions."""
     flat: dict[str, Any] = {}
     for key, value in options.items():
-        if isinstance(value, Mapping) and value and "class_path" not in value:
+        nested = isinstance(value, Mapping) and value and "class_path" not in value
+        if nested and all(KEY.fullmatch(str(inner)) for inner in value):
             flat |= dotted_options(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value

@@ -10,15 +10,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lit_consistency.records.run_folder import RunFolder
-from lit_consistency.study.axes import Axis, read_axes
+from lit_consistency.study.axes import Axis, AxisValue, number_name, read_axes
 from lit_consistency.study.cells import Cell, StagePlan, Start, grouped
+from lit_consistency.study.execute.state import State, state_at_rest
 from lit_consistency.study.identity import code_version, machine
 from lit_consistency.study.job import Job
-from lit_consistency.study.options import SEED, Pick, Stage, StudyOptions, check_names, dotted_options, one_of
+from lit_consistency.study.options import (
+    CHECKPOINT,
+    SEED,
+    Pick,
+    Stage,
+    StudyOptions,
+    check_names,
+    dotted_options,
+    one_of,
+)
 from lit_consistency.study.pick import Outcome, more_is_better, picked
 from lit_consistency.study.search import searched
-from lit_consistency.study.values import Parse, Values, arguments, stage_values
+from lit_consistency.study.values import CARRY, Parse, Values, arguments, stage_values
 
 OWNED = ("ckpt_path", "output", "run.final_dir", "run.name", "run.root", "run.save_model")
 BASED = ("base", "model.checkpoint_dir")
@@ -53,7 +62,7 @@ class Plan:
         if stage.kind == "fit":
             stage = replace(stage, options={**FIT_DEFAULTS, **stage.options})
         inherited = self.axes_of(stage.base)
-        axes = read_axes(key, stage.axes, [*inherited, *(["checkpoint"] if stage.checkpoints else [])])
+        axes = read_axes(key, stage.axes, [*inherited, *([CHECKPOINT] if stage.checkpoints else [])])
         if len([axis for axis in axes if axis.search]) > 1:
             raise ValueError(f"{key}.axes: more than one of them is searched; expected at most one")
         if dependent := [a.name for a in axes if a.by in [other.name for other in axes if other.search]]:
@@ -61,25 +70,37 @@ class Plan:
         _check_owned(key, stage, axes)
         _check_pick(f"{key}.pick", stage, inherited)
         known = {**inherited, **{axis.name: axis for axis in axes}}
-        for pattern in stage.skip:
-            for axis, _ in pattern.items():
-                one_of(f"{key}.skip", axis, [*known, "checkpoint"])
+        _check_skip(f"{key}.skip", stage, known)
         parsed = stage_values(key, stage, axes, self._standing_in(stage), values)
+        self._check_carrying(key, stage, [parsed.plain, *(change.keys for change in parsed.changes.values())])
         if stage.checkpoints == "all":
             stage = replace(stage, checkpoints=self._series(key, str(stage.base)))
         codes = dict.fromkeys([self.code, *self.study.accept_code])
         machines = [machine(code, stage.threads, stage.devices) for code in codes]
         return StagePlan(name, stage, axes, parsed, self.study.replicates, machines, self._is_finished)
 
+    def _check_carrying(self, key: str, stage: Stage, options: Sequence[Mapping[str, Any]]) -> None:
+        """See that a state which is carried over is kept; whether it is of the same optimizer, see ``StagePlan``."""
+        base = self.stages.get(str(stage.base))
+        if base is None or not any(keys.get(CARRY) is True for keys in options):
+            return
+        if not base.values.plain.get("run.save_optimizer_state"):
+            raise ValueError(
+                f"{key}: {CARRY} = true: expected run.save_optimizer_state = true in the options of stages.{stage.base}"
+            )
+
     def _is_finished(self, cell: str) -> bool:
-        return RunFolder(self.study.cells / cell).is_finished
+        return state_at_rest(self.study.cells / cell) is State.FINISHED
 
     def axes_of(self, stage: str | None) -> dict[str, Axis]:
-        """The axes of a stage's cells by name, those of its bases first."""
+        """The axes of a stage's cells by name, those of its bases first; ``checkpoint`` where it takes many steps."""
         if stage not in self.stages:
             return {}
         plan = self.stages[stage]
-        return {**self.axes_of(plan.stage.base), **{axis.name: axis for axis in plan.axes}}
+        steps = plan.stage.checkpoints or []
+        series = Axis(CHECKPOINT, {"": tuple(AxisValue(str(step)) for step in steps)})
+        own = [*([series] if steps else []), *plan.axes]
+        return {**self.axes_of(plan.stage.base), **{axis.name: axis for axis in own}}
 
     def _standing_in(self, stage: Stage) -> list[str]:
         """In the place of a base that is not there yet: a model of its shape, which passes the parser's checks."""
@@ -87,7 +108,9 @@ class Plan:
             return []
         if stage.base not in self.stages:
             option = {"fit": "--model.checkpoint_dir", "sequence": "--base"}.get(stage.kind, "--model")
-            return [f"{option}={stage.base}"]
+            return [f"{option}={stage.base}", *(["--output=output"] if stage.kind == "sequence" else [])]
+        if stage.kind == "sequence":
+            return ["--base=base", "--output=output"]  # neither has a default
         if stage.kind != "fit":
             return []
         plain = self.stages[stage.base].values.plain  # of a base of a base too, for which a model stood in
@@ -216,6 +239,17 @@ class Plan:
 
 def _frozen(pick: Pick) -> tuple[tuple[str, tuple[str, ...]], ...]:
     return tuple((axis, tuple(map(str, names))) for axis, names in pick.where.items())
+
+
+def _check_skip(key: str, stage: Stage, known: Mapping[str, Axis]) -> None:
+    """See that what is skipped is there: a pattern that matches nothing would leave all of it in."""
+    for axis, values in (entry for pattern in stage.skip for entry in pattern.items()):
+        one_of(key, axis, [*known, CHECKPOINT])
+        if axis not in known or known[axis].search is not None:
+            continue
+        names = [value.name for branch in known[axis].values.values() for value in branch]
+        for value in values if isinstance(values, list) else [values]:
+            one_of(f"{key}.{axis}", number_name(value), names)
 
 
 def _check_owned(key: str, stage: Stage, axes: Sequence[Axis]) -> None:

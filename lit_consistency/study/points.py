@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lit_consistency.stats.matched import Scale, to_scale
@@ -20,6 +20,8 @@ from lit_consistency.study.pick import by_number
 from lit_consistency.study.results import CellResult, Results
 
 END = "end"
+JUDGED = ("retain/", "learn/")
+"""Beginnings of metrics of which a base has numbers too."""
 
 
 @dataclass(frozen=True)
@@ -54,18 +56,24 @@ class Point:
         value = self.number(metric)
         return value if self.result.more_is_better(metric) else -value
 
-    def forgetting(self, metric: str, scale: Scale = "points") -> float:
+    def forgetting(self, metric: str, scale: Scale = "points", itself: bool = False) -> float:
         """Less is better: the change from the base for ``retain/NAME``, else the number itself.
+
+        Args:
+            metric: its name.
+            scale: of the change.
+            itself: the number itself whatever the metric, as of an evaluation, which has no base.
 
         Raises:
             ValueError: a scale that the metric does not have.
         """
-        if not metric.startswith(("retain/", "learn/", "val/")):
+        if not metric.startswith(JUDGED):
             if scale != "points":
                 raise ValueError(f"scale {scale} of {metric}: expected points, or retain/NAME in the place of a change")
             value = self.number(metric)
             return -value if self.result.more_is_better(metric) else value
         base, now = (self._on(metric, numbers, scale) for numbers in (self.result.base, self.metrics))
+        base = 0.0 if itself or not self.result.base else base
         return base - now if self.result.more_is_better(metric) else now - base
 
     def error(self, metric: str) -> float:
@@ -102,12 +110,14 @@ class Group:
         name: within the panel, as ``muon``.
         coordinates: axis -> value, that all of them have.
         points: of all of them.
+        planned: seeds that the group is to have, also where no cell has finished.
     """
 
     panel: str
     name: str
     coordinates: Mapping[str, str]
     points: Sequence[Point]
+    planned: Sequence[str] = ()
 
     def ends(self, seed: str | None = None, order: str = "0") -> list[Point]:
         """Final models, of one seed or all, of one order of the data."""
@@ -118,6 +128,15 @@ class Group:
             and (seed is None or point.seed == seed)
             and point.cell.coordinates.get(ORDER, "0") == order
         ]
+
+    def at(self, wanted: Mapping[str, str]) -> Group:
+        """The points whose cells have these coordinates, as a group."""
+        points = [
+            point
+            for point in self.points
+            if all(point.cell.coordinates.get(axis) == str(value) for axis, value in wanted.items())
+        ]
+        return replace(self, points=points)
 
     @property
     def seeds(self) -> list[str]:
@@ -153,6 +172,7 @@ def groups_of(cells: Sequence[Cell], reading: Reading, results: Results) -> list
             ", ".join(value for _, value in key[n_panel:]) or "all",
             dict(key),
             [point for cell in of_group for point in points_of(cell, results)],
+            list(dict.fromkeys(cell.coordinates[SEED] for cell in of_group)),
         )
         for key, of_group in members.items()
     ]

@@ -49,11 +49,13 @@ class Where:
             front of all points, ``end`` as a mean over all rates, ``best`` at the best rate.
         metric: that is read.
         scale: on which its change is taken.
+        itself: not its change from the base, but the number itself.
     """
 
     at: str
     metric: str
     scale: Scale = "points"
+    itself: bool = False
 
 
 def read_group(group: Group, seed: str, where: Where, reading: Reading, order: str = "0") -> AtLevel:
@@ -69,7 +71,7 @@ def read_group(group: Group, seed: str, where: Where, reading: Reading, order: s
     ends = group.ends(seed, order)
     if not ends:
         return AtLevel(math.nan, "no finished cell")
-    forgotten = [point.forgetting(where.metric, where.scale) for point in ends]
+    forgotten = [point.forgetting(where.metric, where.scale, where.itself) for point in ends]
     if where.at == "end":
         return AtLevel(float(np.mean(forgotten)), "" if len(ends) == 1 else f"mean over {len(ends)} cells")
     if where.at == "best":
@@ -101,7 +103,7 @@ def read_group(group: Group, seed: str, where: Where, reading: Reading, order: s
 def _on_front(group: Group, seed: str, where: Where, reading: Reading) -> AtLevel:
     """Along the front of a seed's points of all rates, steps and shares of the way."""
     points = [p for p in group.points if p.seed == seed and p.cell.coordinates.get(ORDER, "0") == "0"]
-    pairs = [(p.learning(reading.learning), p.forgetting(where.metric, where.scale)) for p in points]
+    pairs = [(p.learning(reading.learning), p.forgetting(where.metric, where.scale, where.itself)) for p in points]
     if reading.level is None or not points:
         return AtLevel(math.nan, "no level is given")
     return _as_read(read_on_front(level_on(points[0], reading.learning, reading.level), pairs))

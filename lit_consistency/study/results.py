@@ -9,13 +9,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lit_consistency.records.results import higher_is_better, read_results
 from lit_consistency.records.run_folder import RunFolder
 from lit_consistency.study.execute.state import State, read_attempts, seconds_of, state_of
+from lit_consistency.study.sequence.matrix import FILE, read_matrices, transfer
 
 ENDED = (State.FINISHED, State.FAILED, State.DIVERGED, State.OUT_OF_MEMORY)
 """States after which a cell's numbers, or that it has none, are known."""
-CHANGES = ("learned/", "retained/")
+GAINS = ("overall_performance", "backward_transfer")
+CHANGES = ("learned/", "retained/", *GAINS)
 WORSE = ("forget/", "kl_to_base", "reverse_kl_to_base", "distance", "val/", "train/", "test/")
 
 
@@ -108,6 +112,8 @@ class Results:
 
 
 def _read(folder: Path, state: State) -> CellResult:
+    if (folder / FILE).is_file():
+        return _of_sequence(folder, state)
     if (folder / "results").is_dir():
         return _of_evaluation(folder, state)
     record = RunFolder(folder).read_record()
@@ -142,6 +148,23 @@ def _of_evaluation(folder: Path, state: State) -> CellResult:
             metrics |= {name: numbers["value"], f"{name}.stderr": numbers.get("stderr", math.nan)}
     metrics = metrics if state == State.FINISHED else {}
     return CellResult(state, metrics, {}, judged_by, items, seconds=seconds_of(folder), error=_error(folder, {}))
+
+
+def _of_sequence(folder: Path, state: State) -> CellResult:
+    """Of ``sequence``: what ``transfer`` reads, a mean over its seeds; of several formats or shots each by its name."""
+    metrics: dict[str, float] = {}
+    matrices = read_matrices(folder) if state == State.FINISHED else {}
+    for name, matrix in matrices.items():
+        beside = f"/{name}" if len(matrices) > 1 else ""
+        by_seed = [transfer(matrix.scores[seed]) for seed in matrix.finished]
+        for key in GAINS:
+            metrics[f"{key}{beside}"] = float(np.mean([numbers[key] for numbers in by_seed]))
+        for key, task_key in (("forgetting", "forget"), ("retained_share", "retained")):
+            means = np.mean([numbers[key] for numbers in by_seed], axis=0)
+            metrics |= {
+                f"{task_key}/{task}{beside}": float(value) for task, value in zip(matrix.tasks, means, strict=True)
+            }
+    return CellResult(state, metrics, seconds=seconds_of(folder), error=_error(folder, {}))
 
 
 def _error(folder: Path, record: Mapping[str, Any]) -> str:

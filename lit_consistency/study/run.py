@@ -7,9 +7,11 @@ import shlex
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lit_consistency.records.atomic import publish, write_text
+from lit_consistency.records.model_folder import OPTIMIZER_STATE
 from lit_consistency.records.run_folder import RunFolder
 from lit_consistency.study.cells import Cell
 from lit_consistency.study.claims import check_claims
@@ -18,16 +20,18 @@ from lit_consistency.study.execute.local import Entry
 from lit_consistency.study.execute.options import ExecutionOptions, available_cores
 from lit_consistency.study.execute.state import State
 from lit_consistency.study.job import Job
-from lit_consistency.study.options import StudyOptions, one_of
+from lit_consistency.study.options import ORDER, SEED, StudyOptions, one_of
 from lit_consistency.study.pick import by_number
 from lit_consistency.study.plan import Plan
 from lit_consistency.study.report.terminal import print_summary
 from lit_consistency.study.report.write import write_report
 from lit_consistency.study.results import CellResult, Results
 from lit_consistency.study.summary import study_file, summarize
-from lit_consistency.study.values import Parse
+from lit_consistency.study.values import CARRY, Parse
 
 MARK = "study.yaml"
+WORKERS = "workers"
+"""Folder of the lists and logs of workers on other machines."""
 SHOWN = 12
 """Values of an axis in the plan."""
 
@@ -125,7 +129,9 @@ class StudyRun:
             unknown += 0 if known else len(left)
         for line in self.plan.waiting:
             print(f"later: {line}")
-        workers = self.execution.workers or available_cores()
+        nodes = self.execution.slurm.nodes if self.execution.engine == "slurm" else 1
+        here = self.execution.workers or (1 if self.execution.engine == "slurm" else available_cores())
+        workers = nodes * here
         note = f", and {unknown} cells of stages of which none has run" if unknown else ""
         print(f"\nleft: {hours:.1f} hours of one worker, {hours / workers:.1f} of {workers}{note}")
 
@@ -146,7 +152,13 @@ class StudyRun:
     # -------------------- running
 
     def execute(self, only: str | None = None, head: int | None = None, worker: bool = False) -> int:
-        """Run what is missing; 0 if all has ended with numbers or diverged, which is a result too, else 1."""
+        """Run what is missing; 0 if all has ended with numbers or diverged, which is a result too, else 1.
+
+        Args:
+            only: see ``--only``.
+            head: at most so many cells.
+            worker: on this machine, whatever the engine.
+        """
         self._mark()
         pattern = self._pattern(only)
         started: set[str] = set()
@@ -161,15 +173,20 @@ class StudyRun:
                 wanted = [name for name in wanted if name in started]
             return self.plan.jobs(cells, wanted)
 
-        states = execute(jobs, self.execution, entry=self.entry)
+        execution = replace(self.execution, engine="local") if worker else self.execution
+        states = execute(jobs, execution, entry=self.entry, folder=self.study.output / WORKERS)
         return int(any(state not in (State.FINISHED, State.DIVERGED) for state in states.values()))
 
     def _reopen(self, cells: Mapping[str, Sequence[Cell]]) -> None:
-        """Bases that have run without their weights being kept run again where a cell is to start from them."""
-        starting = [cell for of_stage in cells.values() for cell in of_stage if self._is_open(cell.name)]
-        for name in {cell.base.name for cell in starting if isinstance(cell.base, Cell)}:
+        """Bases that have not kept what a cell is to start from, weights or the optimizer's state, run again."""
+        needed: dict[str, bool] = {}
+        for cell in (cell for of_stage in cells.values() for cell in of_stage if self._is_open(cell.name)):
+            if isinstance(cell.base, Cell):
+                needed[cell.base.name] = needed.get(cell.base.name, False) or bool(cell.options.get(CARRY))
+        for name, with_state in needed.items():
             run = RunFolder(self.study.cells / name)
-            if run.is_finished and not run.model.is_dir():
+            kept = run.model.is_dir() and (not with_state or (run.model / OPTIMIZER_STATE).is_file())
+            if run.is_finished and not kept:
                 publish(run.record_file, run.record_file.with_name("run.without_model.json"))
 
     def _is_open(self, name: str) -> bool:
@@ -186,9 +203,7 @@ class StudyRun:
             key, sign, value = part.partition("=")
             if not sign:
                 raise ValueError(f"only = {only}: expected stage=NAME,AXIS=VALUE,...")
-            known = {
-                axis for name in self.plan.stages for axis in (*self.plan.axes_of(name), "seed", "order", "checkpoint")
-            }
+            known = {axis for name in self.plan.stages for axis in (*self.plan.axes_of(name), SEED, ORDER)}
             one_of("only", key, ["stage", *sorted(known)])
             if key == "stage":
                 for stage in value.split("|"):

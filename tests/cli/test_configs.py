@@ -21,8 +21,8 @@ from tests.cli.test_overlays import defaults_of
 from tests.runs import ROOT
 
 CONFIGS = sorted(
-    p for p in (ROOT / "configs").rglob("*.yaml") if not {"evaluation", "sequences"} & set(p.parts)
-)  # tasks: tests/evaluation; sequences of tasks: tests/study
+    p for p in (ROOT / "configs").rglob("*.yaml") if not {"evaluation", "sequences", "studies"} & set(p.parts)
+)  # tasks: tests/evaluation; sequences of tasks and studies: tests/study
 DATA = os.environ.get("LIT_CONSISTENCY_TEST_DATA")
 SHORT = ["--trainer.max_steps=2", "--trainer.limit_val_batches=1", "--forgetting.every_n_steps=0", "--run.name=run"]
 SHORT += [

@@ -21,7 +21,7 @@ def main() -> None:
     matched = base is not None and (Path(base) / own).is_file()
     numbers = {"learn/new": rate * 2.5, "retain/old": 0.9 - rate + 0.1 * matched, "forget/old.stderr": 0.01}
     if given["run.save_model"] == "true":
-        run.model.mkdir(parents=True)
+        run.model.mkdir(parents=True, exist_ok=True)
         (run.model / own).touch()
     judged = {key: {"metric": "exact", "items": 200} for key in ("learn/new", "retain/old")}
     run.write_config("seed_everything: 0\n")

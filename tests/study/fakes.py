@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class FakeParser:
         i = 0
         while i < len(call):
             if call[i] == "--config":
-                for key, value in _dotted(yaml.safe_load(Path(call[i + 1]).read_text()) or {}):
+                for key, value in _dotted(_content(Path(call[i + 1]).read_text())):
                     _put(content, key, value)
                 i += 2
             else:
@@ -48,7 +49,14 @@ class FakeParser:
                     raise ValueError(f"{number}: Unrecognized arguments: --{key}")
                 _put(content, key, yaml.safe_load(value))
                 i += 1
+        if content["model"].get("carry_optimizer_state") and content["model"]["checkpoint_dir"] is None:
+            raise ValueError(f"{number}: carry_optimizer_state = true: expected checkpoint_dir too")
         return content
+
+
+@lru_cache
+def _content(text: str) -> dict[str, Any]:
+    return yaml.safe_load(text) or {}
 
 
 def _dotted(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -61,7 +69,9 @@ def _dotted(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any
 def _put(content: dict[str, Any], key: str, value: Any) -> None:
     *above, last = key.split(".")
     for part in above:
-        content = content.setdefault(part, {})
+        if not isinstance(content.get(part), dict):  # a class or a set that was named by a word
+            content[part] = {}
+        content = content[part]
     if last == "class_path" and value in OPTIMIZERS and content.get("class_path") != value:
         content["init_args"] = dict(OPTIMIZERS[value])
     content[last] = value

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lit_consistency.study.axes import read_axes
-from lit_consistency.study.options import Pick, Replicates, Stage
+from lit_consistency.study.options import Pick, Replicates, Stage, dotted_options
 from lit_consistency.study.plan import Plan
 from lit_consistency.study.results import Results
 from tests.study.fakes import DEFAULTS, FakeParser, crossed_study, optimizer_files, write_run
@@ -252,3 +252,96 @@ def test_cells_of_code_that_computes_the_same_count(tmp_path: Path, monkeypatch:
     assert after["pretrain"][0].name == done.name
     assert after["pretrain"][1].name != before["pretrain"][1].name  # not run, so by the present code
     assert after["finetune"][0].base == done
+
+
+CARRY = {"model.carry_optimizer_state": True}
+
+
+def test_a_state_is_carried_from_a_base_that_is_yet_to_be_made(tmp_path: Path) -> None:
+    study = crossed_study(tmp_path)
+    finetune = study.stages["finetune"]
+    finetuners = finetune.axes["finetuner"]
+    finetuners["carried"] = {"config": finetuners["adamw"], "options": CARRY}
+    finetune.axes["lr"]["values"]["carried"] = [0.1]
+    with pytest.raises(ValueError, match=r"expected run.save_optimizer_state = true in the options of stages.pretrain"):
+        Plan(study, FakeParser())
+    study.stages["pretrain"].options = {"run.save_optimizer_state": True}
+    with pytest.raises(ValueError, match="AdamW on a base of Muon .optimizer muon, finetuner carried, lr 0.1.*or skip"):
+        Plan(study, FakeParser()).cells(NOTHING)
+    finetune.skip = [{"optimizer": "muon", "finetuner": "carried"}]
+    cells = Plan(study, FakeParser()).cells(NOTHING)["finetune"]
+    carried = [cell for cell in cells if cell.coordinates["finetuner"] == "carried"]
+    assert len(carried) == 3
+    assert all(cell.options["model.carry_optimizer_state"] is True for cell in carried)
+    assert "--model.carry_optimizer_state=true" in carried[0].argv(study.cells, False)
+    others = {cell.name for cell in cells if cell.coordinates["optimizer"] == "adamw"} - {cell.name for cell in carried}
+    assert len(others) == 3 * 4  # the same rate without a state is another cell
+
+
+def test_files_that_name_a_model_or_a_shape_give_way_to_the_base(tmp_path: Path) -> None:
+    study = crossed_study(tmp_path)
+    (tmp_path / "shape.yaml").write_text("model: {name: pythia, overrides: {n_layer: 2}}")
+    (tmp_path / "task.yaml").write_text("model: {checkpoint_dir: checkpoints/nowhere}")
+    study.stages["pretrain"].config = [str(tmp_path / "shape.yaml")]
+    study.stages["finetune"].config = [str(tmp_path / "task.yaml")]
+    cell = Plan(study, FakeParser()).cells(NOTHING)["finetune"][0]
+    assert cell.options["model.checkpoint_dir"] is None
+    assert (cell.options["model.name"], cell.options["model.overrides.n_layer"]) == ("pythia", 2)  # it stands in
+    given = cell.argv(study.cells, False)
+    assert given.index(f"--model.checkpoint_dir={study.cells / cell.base.name / 'model'}") > given.index("--config")
+    assert "--model.name=null" in given
+
+
+def test_checkpoints_of_a_series_are_an_axis(tmp_path: Path) -> None:
+    study = crossed_study(tmp_path, seeds=[0], rates=[0.1])
+    study.stages["finetune"].checkpoints = [5, 10]
+    plan = Plan(study, FakeParser())
+    assert [value.name for value in plan.axes_of("finetune")["checkpoint"].values[""]] == ["5", "10"]
+    assert "checkpoint" not in plan.axes_of("pretrain")
+    study.stages["again"] = Stage(base="finetune", pick=Pick(where={"checkpoint": ["10"]}))
+    cells = Plan(study, FakeParser()).cells(NOTHING)
+    assert [len(cells[stage]) for stage in ("pretrain", "finetune", "again")] == [2, 8, 4]
+    study.stages["again"] = Stage(base="finetune", pick=Pick(where={"checkpoint": ["7"]}))
+    with pytest.raises(ValueError, match="pick.where.checkpoint = 7: expected one of 5, 10"):
+        Plan(study, FakeParser())
+
+
+def test_others_are_the_values_that_are_not_named() -> None:
+    finetuner = {name: {"options": {"m.name": name}} for name in ("a", "b", "c")}
+    rates = {"key": "m.lr", "by": "finetuner", "values": {"others": [1, 2], "b": [3]}}
+    axes = read_axes("stages.s", {"finetuner": finetuner, "lr": rates}, [])
+    found = {branch: [value.name for value in values] for branch, values in axes[1].values.items()}
+    assert found == {"a": ["1", "2"], "b": ["3"], "c": ["1", "2"]}
+    rates["values"]["d"] = [4]
+    with pytest.raises(ValueError, match="expected one of a, b, c"):
+        read_axes("stages.s", {"finetuner": finetuner, "lr": rates}, [])
+
+
+def test_what_is_skipped_is_a_value_however_it_is_written(tmp_path: Path) -> None:
+    study = crossed_study(tmp_path, seeds=[0])
+    study.stages["finetune"].skip = [{"lr": ["1e-1", 0.20]}]
+    assert {c.coordinates["lr"] for c in Plan(study, FakeParser()).cells(NOTHING)["finetune"]} == {"0.4"}
+    study.stages["finetune"].skip = [{"lr": 0.3}]
+    with pytest.raises(ValueError, match=r"finetune.skip.lr = 0.3: expected one of 0.1, 0.2, 0.2, 0.4"):
+        Plan(study, FakeParser())
+
+
+def test_regular_expressions_are_keys_of_one_value() -> None:
+    given = {"model": {"roles": {r"mlp\..*weight": "head"}, "overrides": {"n_layer": 2}}, "data.init_args": {"a": 1}}
+    assert dotted_options(given) == {
+        "model.roles": {r"mlp\..*weight": "head"},
+        "model.overrides.n_layer": 2,
+        "data.init_args.a": 1,
+    }
+
+
+def test_a_sequence_is_run_once_a_seed_of_its_base(tmp_path: Path) -> None:
+    study = crossed_study(tmp_path, seeds=[3, 4], read=None)
+    study.stages["sequence"] = Stage(kind="sequence", base="pretrain")
+    cells = Plan(study, FakeParser()).cells(NOTHING)["sequence"]
+    assert [(cell.base.coordinates["seed"], cell.options["seeds"]) for cell in cells] == 2 * [("3", [3])] + 2 * [
+        ("4", [4])
+    ]
+    given = cells[0].argv(study.cells, False)
+    base, own = (study.cells / name for name in (f"{cells[0].base.name}/model", cells[0].name))
+    assert given[-2:] == (f"--base={base}", f"--output={own}")

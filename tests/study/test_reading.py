@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
+from lit_consistency.records.atomic import write_json
+from lit_consistency.records.results import Result, write_result
 from lit_consistency.study.claims import check_claims, claim_results
+from lit_consistency.study.execute.state import Attempt, State, write_attempts
 from lit_consistency.study.options import Claim, Replicates, StudyOptions
 from lit_consistency.study.plan import Plan
-from lit_consistency.study.points import Group, groups_of
+from lit_consistency.study.points import Group, Point, groups_of
 from lit_consistency.study.reading import (
     Where,
     components,
@@ -21,6 +25,7 @@ from lit_consistency.study.reading import (
     read_group,
 )
 from lit_consistency.study.results import Results
+from lit_consistency.study.sequence.matrix import Matrix, as_json
 from tests.study.fakes import FakeParser, crossed_reading, crossed_study, write_run
 
 RATES = (0.1, 0.2, 0.4)
@@ -208,3 +213,72 @@ def test_a_claim_on_what_is_not_there_is_refused(tmp_path: Path, claim: Claim, m
     study = crossed_study(tmp_path, claims={"c": claim})
     with pytest.raises(ValueError, match=message):
         check_claims(study, Plan(study, FakeParser()).axes_of("finetune"))
+
+
+def contrast(groups: list[Group], study: StudyOptions, **claim: object) -> tuple[float, int]:
+    study.claims = {"claim": Claim("A sentence.", **claim)}
+    check_claims(study, Plan(study, FakeParser()).axes_of("finetune"))
+    (result,) = claim_results(study, groups, "")
+    assert result.note == ""
+    return result.value, result.n
+
+
+def test_a_claim_at_one_rate_reads_the_cells_of_that_rate(tmp_path: Path) -> None:
+    groups, study = run_all(crossed_study(tmp_path, SEEDS, RATES))
+    of, against = ({"optimizer": "adamw", "finetuner": "adamw", "lr": rate} for rate in ("0.4", "0.1"))
+    # what is kept falls by as much as the rate rises, see run_all
+    assert contrast(groups, study, of=of, against=against, at="end")[0] == pytest.approx(0.4 - 0.1)
+    with pytest.raises(ValueError, match="claims.claim.of = lr: expected one of optimizer, finetuner"):
+        contrast(groups, study, of=of, against=against, at="learning")
+
+
+def test_a_claim_on_the_number_itself_leaves_the_base_out(tmp_path: Path) -> None:
+    groups, study = run_all(crossed_study(tmp_path, SEEDS, RATES))
+    point = groups[0].ends()[0]
+    assert point.forgetting("retain/old") == pytest.approx(0.95 - point.number("retain/old"))
+    assert point.forgetting("retain/old", itself=True) == pytest.approx(-point.number("retain/old"))
+    of, against = {"optimizer": "adamw"}, {"optimizer": "muon"}
+    changes, numbers = (contrast(groups, study, of=of, against=against, at="end", itself=i)[0] for i in (False, True))
+    assert changes == pytest.approx(numbers)  # all have one base here
+    # AdamW's bases keep .05 more
+    assert numbers == pytest.approx(-0.05)
+
+
+def test_an_arm_of_fewer_seeds_is_compared_on_those(tmp_path: Path) -> None:
+    study = crossed_study(tmp_path, SEEDS, RATES)
+    muon = study.stages["finetune"].axes["finetuner"]["muon"]
+    study.stages["finetune"].axes["finetuner"]["muon"] = {"config": muon, "seeds": 4}
+    groups, study = run_all(study)
+    value, n = contrast(groups, study, of={"finetuner": "muon"}, against={"finetuner": "adamw"})
+    assert n == 4
+    by_hand = [kept(b, "adamw", s) - kept(b, "muon", s) for b in BASES for s in range(4)]
+    assert value == pytest.approx(np.mean(by_hand))
+    # of a planned seed that is missing the claim says so: 1 of 4 is more than a selection may lose
+    missing = [replace(g, points=[p for p in g.points if g.name != "muon" or p.seed != "3"]) for g in groups]
+    study.claims = {"claim": Claim("A sentence.", of={"finetuner": "muon"}, against={"finetuner": "adamw"})}
+    (result,) = claim_results(study, missing, "")
+    assert "1 of 4 seeds lack a number" in result.note
+
+
+def test_an_evaluation_is_read_by_its_numbers_and_a_sequence_by_its_transfer(tmp_path: Path) -> None:
+    evaluated = tmp_path / "evaluate-1"
+    metrics = {"accuracy": {"value": 0.7, "stderr": 0.02}}
+    write_result(evaluated, Result("facts", "choice", "default", 0, 50, metrics, {}, {}, [], 0, ""), [])
+    attempt = Attempt("evaluate", "here", 10.0, ended=14.0, status=0, state=State.FINISHED)
+    write_attempts(evaluated, [attempt])
+    result = Results(tmp_path).of("evaluate-1")
+    assert (result.metrics["retain/facts"], result.seconds) == (0.7, 4.0)
+    cell = Plan(crossed_study(tmp_path), FakeParser()).cells(lambda cell: None)["finetune"][0]
+    assert Point(cell, "end", 1.0, result.metrics, result).forgetting("retain/facts") == pytest.approx(-0.7)
+
+    scores = {seed: [[0.0, 0.0], [0.8, 0.1], [0.5 + seed / 10, 0.6]] for seed in (0, 1)}
+    matrix = Matrix(["a", "b"], ["a", "b"], ["accuracy", "accuracy"], scores)
+    write_json(tmp_path / "sequence-1" / "matrix.json", {"matrices": as_json({"default/0": matrix})})
+    write_attempts(tmp_path / "sequence-1", [replace(attempt, command="sequence")])
+    result = Results(tmp_path).of("sequence-1")
+    # overall performance: mean of the last row; backward transfer: last score of a less that after its own stage
+    assert result.metrics["overall_performance"] == pytest.approx((0.55 + 0.6) / 2)
+    assert result.metrics["backward_transfer"] == pytest.approx(0.55 - 0.8)
+    assert result.metrics["forget/a"] == pytest.approx(0.8 - 0.55)
+    assert result.more_is_better("backward_transfer")
+    assert not result.more_is_better("forget/a")

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from lit_consistency.distributed.optimizer_state import FILE
+from lit_consistency.records.model_folder import OPTIMIZER_STATE
 from lit_consistency.study.execute.local import Entry
 from lit_consistency.study.execute.options import ExecutionOptions
 from lit_consistency.study.options import Claim, StudyOptions
@@ -80,6 +82,25 @@ def test_weights_that_nobody_needs_are_removed_and_made_again_when_somebody_does
     assert list(study.cells.glob("*/run.without_model.json"))
 
 
+def test_a_base_without_its_optimizer_state_runs_again_where_one_is_carried(tmp_path: Path) -> None:
+    assert OPTIMIZER_STATE == FILE
+    study = crossed_study(tmp_path, seeds=[0], rates=[0.1])
+    study.stages["pretrain"].options = {"run.save_optimizer_state": True}
+    run = a_run(study)
+    assert run.execute(only="stage=pretrain") == 0
+    bases = run.cells()["pretrain"]
+    kept = study.cells / bases[0].name / "model" / OPTIMIZER_STATE
+    kept.touch()  # one has it, the other was made before the option was given
+    study.stages["finetune"].options = {"model.carry_optimizer_state": True}
+    study.stages["finetune"].skip = [
+        {"optimizer": "adamw", "finetuner": "muon"},
+        {"optimizer": "muon", "finetuner": "adamw"},
+    ]
+    assert a_run(study).execute() == 0
+    again = {cell.coordinates["optimizer"]: len(list((study.cells / cell.name).glob("run.without*"))) for cell in bases}
+    assert again == {"adamw": 0, "muon": 1}
+
+
 def test_the_command_of_a_cell_and_a_folder_of_another_study(tmp_path: Path) -> None:
     study = crossed_study(tmp_path, seeds=[0])
     run = a_run(study)
@@ -110,3 +131,11 @@ def test_a_reading_of_what_is_not_there_is_refused(tmp_path: Path, key: str, val
     setattr(study.read, key, value)
     with pytest.raises(ValueError, match=f"read.{key} = nothing: expected one of"):
         a_run(study)
+
+
+def test_a_worker_works_here_whatever_the_engine(tmp_path: Path) -> None:
+    study = crossed_study(tmp_path, seeds=[0], rates=[0.1])
+    run = StudyRun(study, ExecutionOptions("slurm", workers=2), FakeParser(), [], ENTRY)
+    assert run.execute(worker=True, only="stage=pretrain") == 0
+    assert all(run.results.of(cell.name).metrics for cell in run.cells()["pretrain"])
+    assert not (study.output / "workers").exists()

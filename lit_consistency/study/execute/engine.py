@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from lit_consistency.study.execute.local import Entry, LocalProcesses
 from lit_consistency.study.execute.options import Capacity, ExecutionOptions
 from lit_consistency.study.execute.progress import ProgressReport, Throughput, print_line
+from lit_consistency.study.execute.ray_tasks import execute_on_ray
 from lit_consistency.study.execute.retries import Retries
+from lit_consistency.study.execute.slurm import SlurmDriver
 from lit_consistency.study.execute.state import State
 from lit_consistency.study.execute.worker import Worker
 from lit_consistency.study.job import Job
@@ -18,6 +21,7 @@ def execute(
     options: ExecutionOptions,
     say: Callable[[str], None] = print_line,
     entry: Entry | None = None,
+    folder: Path | None = None,
 ) -> dict[str, State]:
     """Run all jobs that are not finished, and those that become known meanwhile.
 
@@ -26,21 +30,22 @@ def execute(
         options: where and how.
         say: takes one line.
         entry: what runs a job's command; by default this package.
+        folder: for the lists and logs of workers on other machines, which share it; the engine ``slurm`` needs one.
 
     Returns:
         The state of every job.
 
     Raises:
-        ValueError: a job that cannot be run here, before any is run.
+        ValueError: a job that cannot be run there, before any is run; the engine's package is absent.
         SystemExit: after a signal, with 128 plus its number.
     """
-    with LocalProcesses(entry or Entry()) as processes:
-        worker = Worker(
-            jobs,
-            processes,
-            Capacity(options),
-            Retries(options.retries, options.retry_failed),
-            ProgressReport(say, Throughput()),
-            options.time_limit,
-        )
-        return worker.run()
+    entry = entry or Entry()
+    progress = ProgressReport(say, Throughput())
+    if options.engine == "slurm":
+        assert folder is not None
+        return SlurmDriver(jobs, options, folder, entry, progress).run()
+    if options.engine == "ray":
+        return execute_on_ray(jobs, options, entry, progress)
+    with LocalProcesses(entry) as processes:
+        retries = Retries(options.retries, options.retry_failed)
+        return Worker(jobs, processes, Capacity(options), retries, progress, options.time_limit).run()

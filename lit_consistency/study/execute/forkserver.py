@@ -114,6 +114,7 @@ class _Server:
         _open_log(request["log"])
         os.environ.update(request["environment"])
         signal.set_wakeup_fd(-1)
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])  # Ray blocks interrupts
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)

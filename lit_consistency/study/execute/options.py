@@ -3,15 +3,82 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from lit_consistency.study.job import Job
 
 SMALLEST_SHARE = 1e-6
 """Of a GPU; what is left below it is the rounding of sums of shares."""
+SHORTEST_ALLOCATION = 1 / 12
+"""Hours: slurm counts in minutes, may send its signal one early, and two of five are for saving."""
+SET_BY_ENGINE = (
+    *("account", "array", "cpus-per-task", "error", "gpus-per-node", "job-name", "mem", "nodes", "ntasks"),
+    *("ntasks-per-node", "open-mode", "output", "partition", "signal", "time", "wckey"),
+)
+"""Options of sbatch that the engine sets, or that have a key of their own."""
+
+
+@dataclass
+class SlurmOptions:
+    """What the engine ``slurm`` asks for: so many allocations, in each of which one worker runs jobs side by side.
+
+    Args:
+        nodes: allocations at a time, at most; each is on one node. Fewer are asked for when fewer jobs are ready.
+        time: hours of an allocation. Jobs save before it ends, and continue in the next one.
+        cpus: cores of an allocation; by default as many as ``workers`` and ``threads`` need.
+        gpus: GPUs of an allocation, which its jobs share.
+        memory: of an allocation, as ``64G``; by default the cluster's.
+        partition: by default the cluster's.
+        account: by default yours.
+        parameters: any other options of sbatch by their long names, as ``{constraint: a100, qos: long}``.
+    """
+
+    nodes: int = 1
+    time: float = 12.0
+    cpus: int | None = None
+    gpus: int = 0
+    memory: str | None = None
+    partition: str | None = None
+    account: str | None = None
+    parameters: dict[str, str | int | bool] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for key, value, lowest in (("nodes", self.nodes, 1), ("cpus", self.cpus, 1), ("gpus", self.gpus, 0)):
+            if value is not None and value < lowest:
+                raise ValueError(f"slurm.{key} = {value}: expected at least {lowest}")
+        if not self.time >= SHORTEST_ALLOCATION:
+            least = f"{SHORTEST_ALLOCATION:.2g}"
+            raise ValueError(
+                f"slurm.time = {self.time}: expected hours, at least {least}, so that there is time to save"
+            )
+        for key in self.parameters:
+            name = key.replace("_", "-")
+            if name in SET_BY_ENGINE:
+                raise ValueError(f"slurm.parameters: {key}: expected none of {', '.join(SET_BY_ENGINE)}")
+            if not re.fullmatch("[a-z][a-z-]*", name):
+                raise ValueError(f"slurm.parameters: {key}: expected the long name of an option of sbatch, as qos")
+
+
+@dataclass
+class RayOptions:
+    """Where the engine ``ray`` runs. A job takes ``threads`` of a node's CPUs, and its GPUs or its share of one.
+
+    Args:
+        address: of an existing cluster, as ``10.0.0.1:6379``, seen from one of its nodes; ``auto`` for the one that
+            runs on this machine; by default a new one on this machine alone.
+        environment: variables of the jobs. Nodes have what they were started with, and PYTHONPATH of this call.
+    """
+
+    address: str | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.address is not None and not re.fullmatch(r"auto|[^\s/]+:\d+", self.address):
+            raise ValueError(f"ray.address = {self.address}: expected HOST:PORT, auto, or none for a new cluster here")
 
 
 @dataclass
@@ -19,22 +86,29 @@ class ExecutionOptions:
     """Where and how the jobs of a study run. No number in a table depends on any of it but on ``threads``.
 
     Args:
-        engine: ``local`` runs on this machine.
-        workers: jobs at a time on a machine; by default as many as its cores have room for.
+        engine: ``local`` runs on this machine; ``slurm`` and ``ray`` on others that share its folders under the same
+            paths, by the same Python.
+        workers: jobs at a time on a machine, or in an allocation; by default as many as its cores have room for. Ray
+            goes by ``threads`` alone.
         threads: processor threads of a job.
-        devices: GPUs to use, by number or identifier; by default those of CUDA_VISIBLE_DEVICES, or else all.
+        devices: GPUs to use, by number or identifier; by default those of CUDA_VISIBLE_DEVICES, or else all. Of this
+            machine only: slurm and ray give jobs theirs.
         retries: how often a job that failed by its own fault is run again.
         retry_failed: run again what failed or ran out of memory before this call; what diverged would diverge again.
         time_limit: hours after which a job is stopped and has failed; by default none.
+        slurm: of the engine ``slurm``.
+        ray: of the engine ``ray``.
     """
 
-    engine: Literal["local"] = "local"
+    engine: Literal["local", "slurm", "ray"] = "local"
     workers: int | None = None
     threads: int = 1
     devices: list[int | str] | None = None
     retries: int = 0
     retry_failed: bool = False
     time_limit: float | None = None
+    slurm: SlurmOptions = field(default_factory=SlurmOptions)
+    ray: RayOptions = field(default_factory=RayOptions)
 
     def __post_init__(self) -> None:
         least = [("workers", self.workers, 1), ("threads", self.threads, 1), ("retries", self.retries, 0)]
@@ -46,6 +120,18 @@ class ExecutionOptions:
         names = self.device_names or []
         if twice := sorted({device for device in names if names.count(device) > 1}):
             raise ValueError(f"devices = {names}: {twice[0]} is there twice; expected every GPU once")
+        if self.engine != "local" and names:
+            raise ValueError(
+                f"devices = {names}: expected none with engine = {self.engine}, which gives jobs their GPUs"
+            )
+        if self.engine == "ray" and self.workers is not None:
+            raise ValueError(f"workers = {self.workers}: expected none with engine = ray, which goes by threads")
+        room = (self.workers or 1) * self.threads
+        if self.engine == "slurm" and self.slurm.cpus is not None and self.slurm.cpus < room:
+            raise ValueError(
+                f"slurm.cpus = {self.slurm.cpus}: expected at least {room}, workers = {self.workers or 1} times "
+                f"threads = {self.threads}"
+            )
 
     @property
     def device_names(self) -> list[str] | None:
@@ -75,8 +161,8 @@ def check_jobs(jobs: Sequence[Job], capacity: Capacity | None = None) -> dict[st
         if job.devices < 0 or (job.devices > 1 and job.devices != int(job.devices)):
             raise ValueError(f"job {job.name}: devices = {job.devices}: expected a share of one, or a whole number")
         if capacity is not None and job.devices > len(capacity.free_devices):
-            n = len(capacity.free_devices)
-            raise ValueError(f"job {job.name}: devices = {job.devices}: expected at most the {n} GPUs of this machine")
+            has = f"the {len(capacity.free_devices)} GPUs of {capacity.place}"
+            raise ValueError(f"job {job.name}: devices = {job.devices}: expected at most {has}")
         by_name[job.name], folders[folder] = job, job.name
     _check_needs(by_name)
     return by_name
@@ -109,9 +195,11 @@ class Capacity:
     Args:
         options: of the execution.
         cores: of the machine; by default those that this process may use.
+        place: what it is called in errors.
     """
 
-    def __init__(self, options: ExecutionOptions, cores: int | None = None) -> None:
+    def __init__(self, options: ExecutionOptions, cores: int | None = None, place: str = "this machine") -> None:
+        self.place = place
         cores = available_cores() if cores is None else cores
         self.slots = options.workers or max(1, cores // options.threads)
         self.free_threads = self.slots * options.threads

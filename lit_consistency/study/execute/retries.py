@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,8 @@ INTERRUPTIONS = 10
 class Retries:
     """The rule.
 
-    - missing, interrupted: run (interrupted at most ``INTERRUPTIONS`` times a call).
+    - missing, interrupted: run, but after ``INTERRUPTIONS`` kills in a call no more. To have been asked to save does
+      not count where the worker was asked too: an allocation may end before a long job does, again and again.
     - out of memory: once more, alone on the host if others ran beside it.
     - failed: ``retries`` times more.
     - diverged: never; the same command diverges again.
@@ -42,7 +44,7 @@ class Retries:
         if state is State.MISSING:
             return True
         if state is State.INTERRUPTED:
-            return interruptions < INTERRUPTIONS
+            return max(interruptions, self._kills(attempts)) < INTERRUPTIONS
         if state is State.FAILED:
             return self._count(state, attempts) <= self.retries
         if state is State.OUT_OF_MEMORY:
@@ -58,3 +60,8 @@ class Retries:
         if not attempts:
             return 0 if self.retry_failed else 1
         return sum(a.state is state and (not self.retry_failed or a.started >= self.since) for a in attempts)
+
+    def _kills(self, attempts: Sequence[Attempt]) -> int:
+        """Attempts of this call, by any worker, that were killed, or whose worker was killed with them."""
+        lately = [a for a in attempts if a.started >= self.since]
+        return sum(a.ended is None or (a.state is State.INTERRUPTED and a.status == -signal.SIGKILL) for a in lately)

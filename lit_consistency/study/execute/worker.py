@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import platform
 import signal
-import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lit_consistency.study.execute.follower import LOOK_AGAIN, Follower
 from lit_consistency.study.execute.forkserver import GRACE
 from lit_consistency.study.execute.lease import Lease, Renewal, is_live_here
 from lit_consistency.study.execute.local import Ended, LocalProcesses, end_of
@@ -27,22 +25,16 @@ from lit_consistency.study.execute.state import (
     Attempt,
     State,
     ended,
-    headline,
     oom_kills,
     read_attempts,
-    seconds_of,
     signal_name,
     state_at_rest,
-    state_of,
     write_attempts,
 )
 from lit_consistency.study.job import Job
 
 POLL = 0.5
 """Seconds after which signals, limits and the bar are looked after, when no job ends before."""
-LOOK_AGAIN = 5.0
-"""Seconds between two looks at what other workers have done."""
-STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
 @dataclass
@@ -61,7 +53,7 @@ class _Running:
     late: bool = False
 
 
-class Worker:
+class Worker(Follower):
     """Runs jobs on this machine until nothing is left to do.
 
     Args:
@@ -85,24 +77,13 @@ class Worker:
         progress: ProgressReport,
         time_limit: float | None = None,
     ) -> None:
-        self._list = jobs
         self.processes = processes
         self.capacity = capacity
-        self.retries = retries
-        self.progress = progress
         self.time_limit = time_limit
-        self.stopped_by = 0
-        self.jobs: dict[str, Job] = {}
-        self.states: dict[str, State] = {}
-        self._wanted: dict[str, bool] = {}
-        self._alone: dict[str, bool] = {}
-        self._interruptions: dict[str, int] = defaultdict(int)
+        self._acted_upon = 0
         self._running: dict[int, _Running] = {}
         self._renewal = Renewal()
-        self._looked_at = time.monotonic()
-        self._list_again = False
-        self._signals = self._acted_upon = 0
-        self._list_jobs()
+        super().__init__(jobs, retries, progress)
 
     def run(self) -> dict[str, State]:
         """Run all jobs; the states in which they are left.
@@ -117,11 +98,7 @@ class Worker:
                         self._finish(end)
             finally:
                 self._end_all()
-        self._look()
-        if self.stopped_by:
-            raise SystemExit(128 + self.stopped_by)
-        self._report_what_waits()
-        return {name: self.states[name] for name in self.jobs}
+        return self._states_at_the_end()
 
     def _step(self) -> bool:
         """Look after what runs and start what is ready; whether to go on."""
@@ -130,7 +107,7 @@ class Worker:
             return bool(self._running)
         self._kill_lost()
         self._stop_late()
-        here = {running.job.name for running in self._running.values()}
+        here = self._here()
         elsewhere = any(state is State.RUNNING and name not in here for name, state in self.states.items())
         if time.monotonic() - self._looked_at > (LOOK_AGAIN if here else 2 * POLL):
             self._look()
@@ -139,42 +116,21 @@ class Worker:
         self._start_ready()
         begun = {r.job.name: time.monotonic() - r.begun for r in self._running.values()}
         self.progress.update(self.jobs, self.states, begun)
-        return bool(self._running) or elsewhere or any(map(self._is_ready, self.jobs.values()))
+        return bool(self._running) or any(map(self._is_ready, self.jobs.values())) or self._waits(elsewhere)
 
-    # -------------------- what there is to do
+    def _waits(self, elsewhere: bool) -> bool:
+        """Whether to stay though nothing is to be done here now.
 
-    def _list_jobs(self) -> None:
-        self._list_again = False
-        self.jobs = check_jobs(self._list(), self.capacity)
-        for job in self.jobs.values():
-            if job.name not in self.states:
-                self._read(job)
-                if self.states[job.name] is State.FINISHED:
-                    self.progress.throughput.add(job.stage, seconds_of(job.folder), before=True)
+        Args:
+            elsewhere: whether another worker runs a job, after which there may be more to do.
+        """
+        return elsewhere
 
-    def _look(self) -> None:
-        """Read the state of all jobs that others may have worked on."""
-        here = {running.job.name for running in self._running.values()}
-        for job in self.jobs.values():
-            if job.name not in here and self.states[job.name] is not State.FINISHED:
-                self._read(job)
-                if self.states[job.name] is State.FINISHED:
-                    self.progress.throughput.add(job.stage, seconds_of(job.folder))
-                    self._list_again = True
-        self._looked_at = time.monotonic()
+    def _checked(self, jobs: Sequence[Job]) -> dict[str, Job]:
+        return check_jobs(jobs, self.capacity)
 
-    def _read(self, job: Job) -> None:
-        self._note(job, state_of(job.folder))
-
-    def _note(self, job: Job, state: State) -> None:
-        """Keep the state of a job, and what follows from it."""
-        attempts = read_attempts(job.folder) if state in (State.FAILED, State.OUT_OF_MEMORY) else []
-        self.states[job.name] = state
-        self._wanted[job.name] = self.retries.may_run(state, attempts, self._interruptions[job.name])
-        self._alone[job.name] = self.retries.alone(state, attempts)
-
-    def _is_ready(self, job: Job) -> bool:
-        return self._wanted[job.name] and all(self.states[need] is State.FINISHED for need in job.needs)
+    def _here(self) -> set[str]:
+        return {running.job.name for running in self._running.values()}
 
     # -------------------- starting
 
@@ -194,7 +150,7 @@ class Worker:
 
     def _others_here(self) -> int:
         """Jobs that other workers run on this host."""
-        here = {running.job.name for running in self._running.values()}
+        here = self._here()
         running = (job for job in self.jobs.values() if self.states[job.name] is State.RUNNING and job.name not in here)
         return sum(is_live_here(job.folder) for job in running)
 
@@ -282,14 +238,8 @@ class Worker:
         if attempt.state is State.FINISHED:
             self.progress.throughput.add(job.stage, sum(attempt.seconds for attempt in attempts))
         else:
-            self.progress.say(self._sentence(job, attempt, running.log))
+            self.progress.say(self._sentence(job, attempt))
         self._list_again = True
-
-    def _sentence(self, job: Job, attempt: Attempt, log: Path) -> str:
-        again = ""
-        if self._wanted[job.name] and not self.stopped_by:
-            again = "; runs once more, alone" if self._alone[job.name] else "; runs once more"
-        return f"{job.name}: {attempt.state} after {attempt.seconds:.0f} s{again}: {headline(attempt.error)} ({log})"
 
     def _kill_lost(self) -> None:
         """Stop what another worker has taken over: this host was away for too long."""
@@ -307,28 +257,6 @@ class Worker:
                 self.processes.signal(pid, signal.SIGKILL)
 
     # -------------------- signals
-
-    @contextmanager
-    def _watching_signals(self) -> Iterator[None]:
-        """Note signals; they are acted upon between two steps, when no message to a process is half sent."""
-        if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
-            yield
-            return
-        numbers = [getattr(signal, name) for name in STOPPING if hasattr(signal, name)]
-        # nohup has it ignored
-        before = {n: handler for n in numbers if (handler := signal.getsignal(n)) is not signal.SIG_IGN}
-
-        def note(number: int, frame: object) -> None:
-            self._signals += 1
-            self.stopped_by = self.stopped_by or number
-
-        try:
-            for number in before:
-                signal.signal(number, note)
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _stop(self) -> None:
         """The first signal lets the commands save and end, the second kills them."""
@@ -350,14 +278,3 @@ class Worker:
             while self._running and time.monotonic() < end:
                 for ended_process in self.processes.wait(POLL):
                     self._finish(ended_process)
-
-    def _report_what_waits(self) -> None:
-        """Name the jobs that were not run, by the job that they needed."""
-        waiting = [job for job in self.jobs.values() if self.states[job.name] is State.MISSING]
-        by_need: dict[str, list[str]] = defaultdict(list)
-        for job in waiting:
-            need = next((need for need in job.needs if self.states[need] is not State.FINISHED), "")
-            by_need[need].append(job.name)
-        for need, names in by_need.items():
-            if need:
-                self.progress.say(f"not run, because {need} is {self.states[need]}: {', '.join(names)}")
