@@ -14,7 +14,7 @@ over memory; the share that moves is then the fraction within about sqrt((1 - fr
 relatively. ``exact`` moves exactly K coordinates and takes two passes and a partition. Small runs are not compiled.
 
 From gradient to weight: ``MoFO.update_group`` here, ``filtering/apply.py`` for a parameter, ``filtering/passes.py`` for
-a coordinate; the thresholds come from ``filtering/blocks.py``.
+a coordinate; the thresholds come from ``filtering/blocks.py``. On CUDA ``filtering/cuda.py`` moves whole groups.
 
 Given up: shards by columns, and memory where nothing is compiled: a copy of the parameters of one group then lives
 during its step.
@@ -48,6 +48,7 @@ from lit_consistency.optimizers.core.optimizer import (
 from lit_consistency.optimizers.core.workspace import Workspace
 from lit_consistency.optimizers.filtering.apply import kind_of, move_exactly, move_held, move_sampled
 from lit_consistency.optimizers.filtering.blocks import ParameterStep, blocks_of
+from lit_consistency.optimizers.filtering.cuda import DeviceFilter, Job, Kind
 from lit_consistency.optimizers.filtering.density import SelectionStats
 from lit_consistency.optimizers.filtering.passes import (
     FILTERS,
@@ -93,6 +94,7 @@ class MoFO(GroupOptimizer):
         sample_size: coordinates in a sample, at least 1024, at most twice as many; smaller blocks are exact.
         compile: ``auto`` compiles the step where there is a compiler and at least 2^22 coordinates are filtered,
             ``always`` fails without one, ``never`` goes step by step. Smaller blocks than a sample are not compiled.
+            On CUDA kernels take what they can, of any size, unless it is ``never``; see ``filtering/cuda.py``.
         decay_unselected: whether weight decay also shrinks the coordinates that the filter leaves; they stay put if
             not.
         seed: of the random filter, of the samples and of stochastic rounding: functions of seed, parameter name and
@@ -143,6 +145,7 @@ class MoFO(GroupOptimizer):
         self._steps_taken: dict[Tensor, int] = {}
         self._stats = SelectionStats()
         self._compiler_failed = False
+        self._on_device = DeviceFilter()
         defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay, "fraction": fraction}
         defaults |= {"final_fraction": final_fraction, "anneal_steps": anneal_steps, "refresh_every": refresh_every}
         defaults |= {"filter": filter, "selection": selection, "sample_size": sample_size}
@@ -163,6 +166,7 @@ class MoFO(GroupOptimizer):
             return
         unfiltered: list[Entry] = []
         filtered: list[tuple[Entry, ParameterStep]] = []
+        on_device: defaultdict[Kind, list[Job]] = defaultdict(list)
         for entry in entries:
             # the device is asked once, after a start or a resume
             taken = self._steps_taken.get(entry.param)
@@ -171,11 +175,15 @@ class MoFO(GroupOptimizer):
             fraction = share_at(group, number)
             if fraction == 1:
                 unfiltered.append(entry)
+            elif kind := self._kind_on_device(group, entry):
+                on_device[kind].append(Job(entry, number, fraction))
             else:
                 filtered.append((entry, _parameter_step(group, entry, number, fraction)))
         update_adamw(unfiltered, group)
         for entry in unfiltered:
             self._stats.add_unfiltered(group["role"], entry)
+        for kind, jobs in on_device.items():
+            self._stats.add_counts(group["role"], *self._on_device.move(group, kind, jobs))
         # one process group and one dtype at a time
         alike: defaultdict[tuple[Any, torch.dtype], list[ParameterStep]] = defaultdict(list)
         for _, step in filtered:
@@ -217,6 +225,12 @@ class MoFO(GroupOptimizer):
         for state in self.state.values():
             if "mask" in state:
                 state["mask"] = state["mask"].bool()
+
+    def _kind_on_device(self, group: dict[str, Any], entry: Entry) -> Kind | None:
+        """What kernels on CUDA move the parameter; None: the passes of ``filtering/apply.py`` do."""
+        if self.compile == "never":
+            return None
+        return self._on_device.kind_of(group, entry, required=self.compile == "always")
 
     def _move(self, group: dict[str, Any], steps: list[ParameterStep]) -> None:
         """Move parameters of one process group and one dtype."""

@@ -43,6 +43,11 @@ class SelectionStats:
         self._numel[role] += step.layout.bounds[-1]
         step.release()
 
+    def add_counts(self, role: str, numel: int, count: Callable[[], Tensor]) -> None:
+        """Remember parameters that are not sharded, of so many coordinates together, whose step counts itself."""
+        self._counts[role, None].append(count)
+        self._numel[role] += numel
+
     def add_unfiltered(self, role: str, entry: Entry) -> None:
         """Remember a parameter that took the whole step because its fraction is 1."""
         layout = layout_of(entry.name, entry.param)
