@@ -59,6 +59,7 @@ class Die(Callback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_broken_run_writes_what_is_missing_and_leaves_what_is_there(tmp_path: Path) -> None:
     options = [*SCRATCH, *SERIES, "--checkpoint.every_n_steps=1"]
     cli = build(arguments(tmp_path, *options))
@@ -80,6 +81,7 @@ def test_a_broken_run_writes_what_is_missing_and_leaves_what_is_there(tmp_path: 
         assert equal(weights(path), weights(run.series_model(step)))
 
 
+@pytest.mark.slow
 def test_other_weights_of_later_steps_are_set_aside(tmp_path: Path) -> None:
     fit(tmp_path, *SERIES, "--checkpoint.every_n_steps=1", "--checkpoint.keep=9")
     run = RunFolder(tmp_path / "run")

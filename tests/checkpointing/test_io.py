@@ -137,6 +137,7 @@ for step in range(1, 10_000):
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_a_valid_checkpoint_is_left(tmp_path: Path) -> None:
     """The process rewrites three files over and over and is killed at moments spread over several saves."""
     for moment in range(3):

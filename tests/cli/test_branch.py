@@ -95,6 +95,7 @@ class Die(Callback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_branch_that_was_broken_off_goes_on_without_the_run_it_left(rising: RunFolder, tmp_path: Path) -> None:
     shutil.copytree(rising.checkpoints, tmp_path / "source" / "checkpoints")
     source = tmp_path / "source" / "checkpoints" / "step-3"

@@ -139,7 +139,9 @@ def test_a_config_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_unknown_command_names_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "expected one of fit, validate, test, predict, evaluate, sequence, export" in refused(capsys, ["train"])
+    assert "expected one of fit, validate, test, predict, evaluate, sequence, study, export" in refused(
+        capsys, ["train"]
+    )
 
 
 def test_a_run_never_writes_into_the_folder_of_another(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -237,6 +239,7 @@ def test_every_config_says_how_it_is_run(path: Path) -> None:
     assert isinstance(yaml.safe_load(text), dict)
 
 
+@pytest.mark.slow
 def test_a_narrow_locale_and_a_path_with_spaces_are_fine(tmp_path: Path) -> None:
     root = tmp_path / "a földer with späces"
     environment = {**os.environ, "LC_ALL": "C", "OMP_NUM_THREADS": "1"}

@@ -99,6 +99,9 @@ def options_of(value: Namespace) -> dict[str, Any]:
     return value.get("init_args", Namespace()).as_dict()
 
 
+QUICK = ("model.schedule", "world")
+
+
 def section(key: str, kind: type, options: dict[str, Any]) -> str:
     """A configuration that names one class at a key."""
     plain = {name: list(option) if isinstance(option, tuple) else option for name, option in options.items()}
@@ -108,7 +111,8 @@ def section(key: str, kind: type, options: dict[str, Any]) -> str:
     return f"--config={yaml.safe_dump(value)}"
 
 
-@pytest.mark.parametrize("key", KINDS)
+# all ordered pairs of classes of a key are half a minute
+@pytest.mark.parametrize("key", [pytest.param(k, marks=() if k in QUICK else pytest.mark.slow) for k in KINDS])
 def test_of_two_classes_the_second_is_what_it_is_alone(key: str, parser: Any) -> None:
     kinds, before = KINDS[key]
     alone = {kind: fit(parser, *before, section(key, kind, required(kind)))[key] for kind in kinds}

@@ -59,7 +59,7 @@ def lines(root: Path) -> list[dict[str, Any]]:
     return [line for line in found if not any(key.startswith(("speed/", "evaluation/")) for key in line)]
 
 
-QUICK = ("muon", "lora")  # a state of its own, and few trained weights; the others are as many minutes
+QUICK = ("muon",)  # a state of its own; the others are as many minutes
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_stopped_in_the_middle_of_an_accumulation_equals_straight(name: str, tmp
     assert (one.tokens, one.steps) == (two.tokens, two.steps)
 
 
-@pytest.mark.parametrize("at", [3, 8])
+@pytest.mark.parametrize("at", [3, pytest.param(8, marks=pytest.mark.slow)])
 def test_resumed_from_a_regular_checkpoint_equals_straight(at: int, tmp_path: Path) -> None:
     """In the middle of an epoch, and at its end."""
     case = CASES["adamw"]

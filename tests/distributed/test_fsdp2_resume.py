@@ -83,9 +83,12 @@ def check_resumed(root: Path, straight: Path, saving: str, resuming: str, case: 
     assert len(kl[1]) == 2
 
 
+OTHER_PAIRS = [("single", "fsdp2-1"), ("fsdp2-1-file", "single")]
+
+
 @pytest.mark.parametrize(
     ("saving", "resuming"),
-    [("fsdp2-1", "single"), ("single", "fsdp2-1"), ("fsdp2-1-file", "single")],
+    [("fsdp2-1", "single"), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in OTHER_PAIRS)],
 )
 def test_folders_and_files_are_read_by_either(
     saving: str, resuming: str, straight: Callable[[str], Path], tmp_path: Path

@@ -18,7 +18,7 @@ METHODS = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in ("hft", "l2") else pytest.mark.slow) for name in METHODS]
+    "name", [pytest.param(name, marks=() if name == "hft" else pytest.mark.slow) for name in METHODS]
 )
 def test_stopped_and_resumed_equals_straight(name: str, tmp_path: Path) -> None:
     optimizer, method, options = METHODS[name]

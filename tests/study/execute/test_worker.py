@@ -177,6 +177,7 @@ def drive(root: Path, *jobs: str, workers: int = 2) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
+@pytest.mark.slow
 def test_the_first_signal_lets_jobs_save_and_the_second_kills_them(tmp_path: Path) -> None:
     driver = drive(tmp_path, "saves:finish:3000", "hangs:hang:1", "later:finish:1:saves")
     until(lambda: all((tmp_path / name / "run.json").is_file() for name in ("saves", "hangs")))
