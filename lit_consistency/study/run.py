@@ -67,6 +67,7 @@ class StudyRun:
         if study.read is not None:
             self._check_reading()
         self.results = Results(study.cells)
+        self._reopened: set[str] = set()
 
     def _check_folder(self) -> None:
         """The output is new, or this study's."""
@@ -186,7 +187,9 @@ class StudyRun:
         for name, with_state in needed.items():
             run = RunFolder(self.study.cells / name)
             kept = run.model.is_dir() and (not with_state or (run.model / OPTIMIZER_STATE).is_file())
-            if run.is_finished and not kept:
+            # once: what has just run again without it would do so for ever
+            if run.is_finished and not kept and name not in self._reopened:
+                self._reopened.add(name)
                 publish(run.record_file, run.record_file.with_name("run.without_model.json"))
 
     def _is_open(self, name: str) -> bool:
