@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_consistency.records.model_folder import model_fingerprint
+from lit_consistency.records.run_folder import RunFolder
 from lit_consistency.study.axes import Axis, AxisValue, number_name
 from lit_consistency.study.identity import contents, identity
 from lit_consistency.study.options import CHECKPOINT, ORDER, SEED, Replicates, Stage, dotted_options
@@ -52,8 +53,8 @@ class Cell:
         """The folder of the model that it starts from."""
         if not isinstance(self.base, Cell):
             return self.base
-        folder = cells / self.base.name
-        return folder / "model" if self.step is None else folder / "series" / f"step-{self.step:08d}"
+        run = RunFolder(cells / self.base.name)
+        return run.model if self.step is None else run.series_model(self.step)
 
     def argv(self, cells: Path, save_model: bool) -> tuple[str, ...]:
         """The command, which continues what was interrupted.

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-VARIED = ("world", "base", "order")
 Scale = Literal["points", "log-odds", "log"]
 SEED, ORDER, CHECKPOINT = "seed", "order", "checkpoint"
 """Coordinates that a cell may have beside its axes: the replicate, the repeated run with another order of the data, the

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from lit_consistency.stats.matched import Scale, to_scale
 from lit_consistency.study.cells import Cell
@@ -187,9 +186,3 @@ def rate_of(point: Point, axis: str) -> float:
 def level_on(point: Point, metric: str, level: float) -> float:
     """A level of learning with the sign of ``Point.learning``."""
     return level if point.result.more_is_better(metric) else -level
-
-
-def tables_by_seed(groups: Sequence[Group], value: Any) -> dict[str, list[float]]:
-    """Seed -> one number of every group, NaN where a group has none for it."""
-    seeds = sorted({seed for group in groups for seed in group.seeds}, key=int)
-    return {seed: [value(group, seed) for group in groups] for seed in seeds}

@@ -282,15 +282,14 @@ def crossed_effects(
     Args:
         groups: of the reading.
         rows: axis and two or more of its values, the bases.
-        columns: axis and values, the finetuners; matched pairs stand at the same place in both lists.
+        columns: axis and values, the finetuners; a base and a finetuner of one name are a matched pair.
         where: what is read.
         reading: how.
     """
     seeds, table = table_of(groups, rows, columns, where, reading)
     if not seeds:
         return {}
-    names = [str(value) for value in rows[1]]
-    effects = crossed(table, names, names if len(columns[1]) == len(names) else [str(c) for c in columns[1]])
+    effects = crossed(table, rows[1], columns[1])
     found: dict[str, tuple[str, Contrast]] = {}
     if effects.interaction is not None:
         found["interaction: matched less mismatched"] = ("interaction", effects.interaction)
