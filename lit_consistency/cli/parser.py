@@ -10,9 +10,9 @@ import sys
 from argparse import RawDescriptionHelpFormatter
 from difflib import get_close_matches
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from jsonargparse import DefaultHelpFormatter
+from jsonargparse import DefaultHelpFormatter, Namespace
 
 from lit_consistency.cli.overlays import REFUSED, OverlayParser
 
@@ -79,3 +79,12 @@ class HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
 def command_parser(command: str, description: str) -> ShortErrors:
     """A parser for a command of its own, beside those that Lightning makes."""
     return ShortErrors(prog=f"lit_consistency {command}", description=description, formatter_class=HelpFormatter)
+
+
+def plain_options(value: Any) -> Any:
+    """What was parsed, with mappings for jsonargparse's namespaces at any depth."""
+    if isinstance(value, Namespace):
+        value = value.as_dict()
+    if isinstance(value, dict):
+        return {key: plain_options(entry) for key, entry in value.items()}
+    return [plain_options(entry) for entry in value] if isinstance(value, list) else value

@@ -6,11 +6,11 @@ The options are a file by themselves so that ``--help`` and a mistake in them do
 from __future__ import annotations
 
 import sys
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from jsonargparse import ActionConfigFile, Namespace
 
-from lit_consistency.cli.parser import ShortErrors, command_parser
+from lit_consistency.cli.parser import ShortErrors, command_parser, plain_options
 from lit_consistency.study.execute.local import ProcessFailed
 from lit_consistency.study.sequence.plan import (
     EvaluationOptions,
@@ -64,7 +64,7 @@ def _stop(error: Exception, status: int) -> NoReturn:
 
 def plan_of(arguments: Namespace) -> SequencePlan:
     """The dataclasses; jsonargparse would also build every ``class_path`` inside, which is for the runs to do."""
-    given = _plain(arguments)
+    given = plain_options(arguments)
     parts = {"fit": FitOptions, "evaluation": EvaluationOptions, "replay": ReplayOptions}
     for key, kind in parts.items():
         given[key] = kind(**given[key])
@@ -72,12 +72,3 @@ def plan_of(arguments: Namespace) -> SequencePlan:
     given["worlds"] = {name: WorldTask(**task) for name, task in given["worlds"].items()}
     del given["config"]
     return SequencePlan(**given)
-
-
-def _plain(value: Any) -> Any:
-    """Mappings for jsonargparse's namespaces, at any depth."""
-    if isinstance(value, Namespace):
-        value = value.as_dict()
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    return [_plain(entry) for entry in value] if isinstance(value, list) else value

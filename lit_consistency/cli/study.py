@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import sys
 import warnings
@@ -13,7 +14,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ActionConfigFile, Namespace
 
-from lit_consistency.cli.parser import ShortErrors, command_parser
+from lit_consistency.cli.parser import ShortErrors, command_parser, plain_options
 from lit_consistency.study.execute.local import ProcessFailed
 from lit_consistency.study.execute.options import ExecutionOptions, RayOptions, SlurmOptions
 from lit_consistency.study.options import Claim, Pick, Reading, Replicates, Stage, StudyOptions
@@ -105,7 +106,7 @@ def _stop(error: Exception, status: int) -> NoReturn:
 
 def options_of(arguments: Namespace) -> tuple[StudyOptions, ExecutionOptions]:
     """The dataclasses."""
-    given = _plain(arguments)
+    given = plain_options(arguments)
     engines = {"slurm": SlurmOptions(**given["execution"]["slurm"]), "ray": RayOptions(**given["execution"]["ray"])}
     execution = ExecutionOptions(**{**given["execution"], **engines})
     stages = {name: Stage(**{**stage, "pick": Pick(**stage["pick"])}) for name, stage in given["stages"].items()}
@@ -121,17 +122,6 @@ def options_of(arguments: Namespace) -> tuple[StudyOptions, ExecutionOptions]:
         accept_code=given["accept_code"],
     )
     return study, execution
-
-
-def _plain(value: Any) -> Any:
-    """Mappings for jsonargparse's namespaces, at any depth."""
-    if isinstance(value, Namespace):
-        value = value.as_dict()
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_plain(entry) for entry in value]
-    return str(value) if isinstance(value, Path) else value  # what was parsed is kept as JSON
 
 
 def parse(calls: Sequence[tuple[str, list[str]]]) -> list[dict[str, Any]]:
@@ -173,5 +163,6 @@ def _parse_other(kind: str, arguments: Sequence[str]) -> dict[str, Any]:
     from importlib import import_module
 
     command = import_module(f"lit_consistency.cli.{kind}").parser()
-    parsed = _plain(command.parse_args(list(arguments)))
+    parsed = plain_options(command.parse_args(list(arguments)))
+    parsed = json.loads(json.dumps(parsed, default=str))  # what was parsed is kept as JSON, paths as texts
     return {key: value for key, value in parsed.items() if key != "config"}  # the files are in the options

@@ -110,6 +110,10 @@ def test_effects_are_differences_within_seeds(tmp_path: Path) -> None:
     assert (interaction.low, interaction.high) == pytest.approx(tuple(test.confidence_interval()))
     assert interaction.p == pytest.approx(test.pvalue)
     assert effects["base muon - adamw"][1].value == pytest.approx(0.05)
+    # pairs are matched by their names, whatever the order of the columns
+    turned = crossed_effects(groups, ("optimizer", BASES), ("finetuner", BASES[::-1]), where, study.read)
+    assert turned["interaction: matched less mismatched"][1].value == pytest.approx(interaction.value)
+    assert turned["finetuner adamw - muon"][1].value == pytest.approx(0.02)
 
 
 def test_verdicts_follow_the_bounds_and_holm(tmp_path: Path) -> None:
