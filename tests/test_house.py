@@ -29,6 +29,7 @@ ROOMS = [
     ("metrics",),
     ("optimizers",),
     ("loggers",),
+    ("drawing",),
     ("records",),
     ("stats",),
     ("__init__",),
@@ -69,7 +70,9 @@ def test_no_import_goes_up(path: Path) -> None:
         assert below or room(target) == room(path), f"{path} imports {target}"
 
 
-WITHOUT_TORCH = sorted(path for room in ("records", "stats", "study") for path in (PACKAGE / room).rglob("*.py"))
+WITHOUT_TORCH = sorted(
+    path for room in ("records", "stats", "drawing", "study") for path in (PACKAGE / room).rglob("*.py")
+)
 HEAVY = ("torch", "lightning", "litgpt", "tokenizers", "transformers")
 IMPORT = """
 import sys
@@ -80,7 +83,7 @@ assert not loaded, f"{sys.argv[1]} loads {loaded}"
 
 
 def test_what_is_redrawn_in_a_second_loads_no_torch() -> None:
-    """Every file of records, stats and study, imported in a fresh process."""
+    """Every file of records, stats, drawing and study, imported in a fresh process."""
     modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in WITHOUT_TORCH]
     assert len(modules) > 20
     subprocess.run([sys.executable, "-c", IMPORT, " ".join(modules), *HEAVY], check=True, cwd=ROOT, timeout=60)

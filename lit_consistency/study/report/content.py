@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lit_consistency.drawing.charts.heat_map import HeatMap
+
 
 @dataclass(frozen=True)
 class CellRow:
@@ -175,29 +177,6 @@ class ClaimResult:
     p: float
     note: str
     command: str
-
-
-@dataclass(frozen=True)
-class HeatMap:
-    """A table of numbers in colours.
-
-    Args:
-        title: with the unit.
-        rows: names, ``rows_axis`` is what they are.
-        columns: names, ``columns_axis`` is what they are.
-        values: rows x columns, NaN where there is none.
-        intervals: half widths of 95% intervals, of the same shape.
-        higher_is_better: decides the direction of the colours.
-    """
-
-    title: str
-    rows_axis: str
-    rows: list[str]
-    columns_axis: str
-    columns: list[str]
-    values: list[list[float]]
-    intervals: list[list[float]]
-    higher_is_better: bool = True
 
 
 @dataclass(frozen=True)

@@ -12,28 +12,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
-from lit_consistency.records.atomic import write_text
+from lit_consistency.drawing.canvas import svg
+from lit_consistency.drawing.figure import Figure
+from lit_consistency.drawing.numbers import duration, with_interval
+from lit_consistency.drawing.page import figure_context, page_environment, write_page_file
+from lit_consistency.drawing.scales import short_number
 from lit_consistency.study.report.charts.forest import draw_strip
 from lit_consistency.study.report.content import ClaimResult, Content, ReadingRow
-from lit_consistency.study.report.drawing.canvas import svg
-from lit_consistency.study.report.drawing.palette import css_variables
-from lit_consistency.study.report.drawing.scales import short_number
 from lit_consistency.study.report.embedded import cells_json, cells_packed
-from lit_consistency.study.report.figures import WIDTH, Figure, figures
+from lit_consistency.study.report.figures import figures
 from lit_consistency.study.report.words import (
     STATES,
     VERDICTS,
     claim_numbers,
-    count,
-    duration,
-    probability,
     seeds_needed,
     state_counts,
     verdict_counts,
-    with_interval,
 )
 
 SECTIONS = (
@@ -66,35 +63,20 @@ def write_page(content: Content, folder: Path, drawn: Sequence[Figure] | None = 
     names = Counter(cell.name for cell in content.cells)
     if twice := [name for name, n in names.items() if n > 1]:
         raise ValueError(f"cells: {len(twice)} names stand twice, such as {twice[0]!r}; expected every name once")
-    html = _template().render(**_context(content, figures(content) if drawn is None else drawn))
-    path = folder / "index.html"
-    # a lone surrogate, as an undecodable byte of a log leaves it, cannot be written
-    write_text(path, html.encode("utf-8", "replace").decode("utf-8"))
-    return path
+    context = _context(content, figures(content) if drawn is None else drawn)
+    return write_page_file(folder / "index.html", _environment(), "study.html", context)
 
 
-def _template() -> Any:
-    loader = PackageLoader("lit_consistency.study.report")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    # an undefined name in the template is an error, not an empty place
-    environment.filters |= {"short": short_number, "duration": duration, "probability": probability}
-    environment.globals |= {"count": count, "signs": STATES, "verdicts": VERDICTS, "source": _source(environment)}
-    return environment.get_template("page.html")
-
-
-def _source(environment: Environment) -> Any:
-    """A function that gives a file of the templates as it is."""
-    assert environment.loader is not None
-    loader = environment.loader
-    return lambda name: Markup(loader.get_source(environment, name)[0])
+def _environment() -> Environment:
+    environment = page_environment("lit_consistency.study.report")
+    environment.globals |= {"signs": STATES, "verdicts": VERDICTS}
+    return environment
 
 
 def _context(content: Content, drawn: Sequence[Figure]) -> dict[str, Any]:
     """Everything the template shows, in its words."""
     sections = [
-        {"key": key, "title": title, "lead": lead, "figures": [_figure(f) for f in drawn if f.section == key]}
+        {"key": key, "title": title, "lead": lead, "figures": [figure_context(f) for f in drawn if f.section == key]}
         for key, title, lead in SECTIONS
         if any(figure.section == key for figure in drawn)
     ]
@@ -103,8 +85,7 @@ def _context(content: Content, drawn: Sequence[Figure]) -> dict[str, Any]:
     seconds = [cell.seconds for cell in content.cells if math.isfinite(cell.seconds)]
     return {
         "content": content,
-        "light": Markup(css_variables()),
-        "dark": Markup(css_variables(dark=True)),
+        "title": content.title,
         "verdict_counts": verdict_counts(content.claims),
         "claims": [_claim(claim) for claim in content.claims],
         "sections": sections,
@@ -135,19 +116,4 @@ def _claim(claim: ClaimResult) -> dict[str, Any]:
         "interval": interval,
         "needed": seeds_needed(claim),
         "strip": Markup(svg(strip, f"{claim.name}: {claim_numbers(claim)}")) if strip else "",
-    }
-
-
-def _figure(figure: Figure) -> dict[str, Any]:
-    return {
-        "name": figure.name,
-        "title": figure.title,
-        "caption": figure.caption,
-        "picture": Markup(svg(figure.canvas, figure.title, figure.caption)),
-        "phone": Markup(svg(figure.phone, figure.title, figure.caption)) if figure.phone else "",
-        "width": round(figure.canvas.width),
-        # a picture wider than its neighbours keeps its size and is scrolled: scaled down it could not be read
-        "wide": figure.canvas.width > 1.1 * WIDTH or figure.phone is not None,
-        "columns": figure.columns,
-        "rows": figure.rows,
     }

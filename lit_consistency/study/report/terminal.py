@@ -11,17 +11,15 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from lit_consistency.drawing.numbers import count, probability, with_interval
 from lit_consistency.study.report.content import ClaimResult, Content
 from lit_consistency.study.report.words import (
     STATES,
     VERDICTS,
     claim_numbers,
-    count,
-    probability,
     seeds_needed,
     state_counts,
     verdict_counts,
-    with_interval,
 )
 
 WIDTH = 80

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lit_consistency.drawing.figure import write_figures
 from lit_consistency.study.report.content import Content
-from lit_consistency.study.report.figures import figures, write_figures
+from lit_consistency.study.report.figures import figures
 from lit_consistency.study.report.page import write_page
 from lit_consistency.study.report.tables import write_tables
 from lit_consistency.study.report.tensorboard import write_tensorboard

@@ -8,13 +8,14 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from lit_consistency.study.report import figures as module
+from lit_consistency.drawing import png
+from lit_consistency.drawing.canvas import Area, Line, Marker, Text, text_width
+from lit_consistency.drawing.charts.heat_map import shade
+from lit_consistency.drawing.figure import write_figures
 from lit_consistency.study.report.charts.curves import StepCurves, pieces
-from lit_consistency.study.report.charts.grid import shade
 from lit_consistency.study.report.content import Content, Front, FrontPoint, HeatMap, RateCurve
-from lit_consistency.study.report.drawing.canvas import Area, Line, Marker, Text, text_width
 from lit_consistency.study.report.embedded import named_metric
-from lit_consistency.study.report.figures import figures, step_curves, write_figures
+from lit_consistency.study.report.figures import figures, step_curves
 from tests.study.report.synthetic import FORGETTING, HOSTILE, LEARNING, NAN, content
 
 
@@ -162,7 +163,7 @@ def test_files_are_what_the_study_has_and_only_what_changed_is_drawn(
     write_figures(drawn, tmp_path)
     changed = {p.name for p in tmp_path.iterdir() if p.stat().st_mtime_ns != times[p.name]}
     assert changed == {f"{drawn[0].name}.svg", f"{drawn[0].name}.png"}
-    monkeypatch.setattr(module.png, "can_draw", lambda: False)
+    monkeypatch.setattr(png, "can_draw", lambda: False)
     assert "no PNG of the figures: matplotlib is absent" in write_figures(drawn, tmp_path / "without")[0]
     assert {p.suffix for p in (tmp_path / "without").iterdir()} == {".svg"}
 

@@ -68,7 +68,7 @@ def test_the_page_needs_nothing_but_itself(html: str) -> None:
 
 def test_nothing_that_a_study_names_becomes_markup(html: str) -> None:
     page = Page(html)
-    assert list(page.scripts) == ["script0", "cells-json", "cells-packed", "script3"]
+    assert list(page.scripts) == ["script0", "cells-json", "cells-packed", "script3", "script4"]
     assert f"A name with markup {HOSTILE} stays text." in page.text
     assert HOSTILE in page.text.split("a <b>name</b> & more")[1]
     assert "<b>name" not in html

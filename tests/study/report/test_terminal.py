@@ -6,9 +6,9 @@ import re
 import pytest
 from rich.console import Console
 
+from lit_consistency.drawing.numbers import decimals, duration, enumerate_words, fixed, with_interval
 from lit_consistency.study.report.content import Content
 from lit_consistency.study.report.terminal import print_summary
-from lit_consistency.study.report.words import decimals, duration, enumerate_words, fixed, with_interval
 from tests.study.report.synthetic import NAN, content
 
 

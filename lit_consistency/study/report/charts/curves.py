@@ -6,12 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from lit_consistency.drawing.canvas import Area, Canvas, Line, Marker, Point, Text
+from lit_consistency.drawing.charts.lines import pieces
+from lit_consistency.drawing.frame import TICK, Entry, Frame, finite, frame
+from lit_consistency.drawing.numbers import count
+from lit_consistency.drawing.palette import Style
+from lit_consistency.drawing.scales import linear, logarithmic, short_number
 from lit_consistency.study.report.content import RateCurve
-from lit_consistency.study.report.drawing.canvas import Area, Canvas, Line, Marker, Point, Text
-from lit_consistency.study.report.drawing.frame import TICK, Entry, Frame, finite, frame
-from lit_consistency.study.report.drawing.palette import Style
-from lit_consistency.study.report.drawing.scales import linear, logarithmic, short_number
-from lit_consistency.study.report.words import count
 
 # -------------------- over rates
 
@@ -148,14 +149,3 @@ def _step_curve(picture: Frame, curve: StepCurves, look: Style) -> None:
     for step, value, low, high in mean:
         text = f"{curve.group}, step {step:g}: {short_number(value)} [{short_number(low)} to {short_number(high)}]"
         picture.canvas.add(Marker(x(step), y(value), look.shape, look.color, 3, True, text, series=key))
-
-
-def pieces(rows: Sequence[Point]) -> list[list[Point]]:
-    """The rows between those that are no numbers: a line must not bridge what was not measured."""
-    found: list[list[Point]] = [[]]
-    for row in rows:
-        if math.isfinite(row[1]):
-            found[-1].append(row)
-        elif found[-1]:
-            found.append([])
-    return [piece for piece in found if piece]

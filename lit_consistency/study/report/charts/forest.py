@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from lit_consistency.drawing.canvas import Canvas, Line, Marker, Text, shorten, text_width
+from lit_consistency.drawing.frame import LABEL, TICK, finite
+from lit_consistency.drawing.numbers import count, probability, with_interval
+from lit_consistency.drawing.scales import Scale, linear, short_number, sparse
 from lit_consistency.study.report.content import ClaimResult, Effect
-from lit_consistency.study.report.drawing.canvas import Canvas, Line, Marker, Text, shorten, text_width
-from lit_consistency.study.report.drawing.frame import LABEL, TICK, finite
-from lit_consistency.study.report.drawing.scales import Scale, linear, short_number, sparse
-from lit_consistency.study.report.words import count, effect_hover, probability, with_interval
+from lit_consistency.study.report.words import effect_hover
 
 SHAPES = {"main": "circle", "interaction": "diamond", "simple": "square", "difference": "triangle"}
 NARROW = 600

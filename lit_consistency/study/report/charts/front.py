@@ -12,11 +12,11 @@ import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
+from lit_consistency.drawing.canvas import Area, Canvas, Dots, Line, Marker, Point
+from lit_consistency.drawing.frame import Entry, Frame, frame
+from lit_consistency.drawing.palette import Style
+from lit_consistency.drawing.scales import Scale, linear, short_number
 from lit_consistency.study.report.content import Front, FrontPoint
-from lit_consistency.study.report.drawing.canvas import Area, Canvas, Dots, Line, Marker, Point
-from lit_consistency.study.report.drawing.frame import Entry, Frame, frame
-from lit_consistency.study.report.drawing.palette import Style
-from lit_consistency.study.report.drawing.scales import Scale, linear, short_number
 
 BEYOND = 0.35
 """Dominated points are shown up to this share of the fronts' own range beyond it; a diverged run would squeeze them."""

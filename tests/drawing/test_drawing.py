@@ -8,11 +8,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from lit_consistency.drawing.canvas import Canvas, Marker, Text, shorten, svg, svg_file, text_width
+from lit_consistency.drawing.frame import Frame
+from lit_consistency.drawing.palette import SERIES_DARK, SERIES_LIGHT, colors, style
+from lit_consistency.drawing.scales import Scale, linear, logarithmic, short_number, sparse
 from lit_consistency.study.report.charts.front import at_least, share_of, staircase
-from lit_consistency.study.report.drawing.canvas import Canvas, Marker, Text, shorten, svg, svg_file, text_width
-from lit_consistency.study.report.drawing.frame import Frame
-from lit_consistency.study.report.drawing.palette import SERIES_DARK, SERIES_LIGHT, colors, style
-from lit_consistency.study.report.drawing.scales import Scale, linear, logarithmic, short_number, sparse
 from tests.study.report.synthetic import HOSTILE, surfaces
 
 # Machado, Oliveira & Fernandes 2009, A Physiologically-based Model for Simulation of Color Vision Deficiency, table 1,

@@ -101,6 +101,23 @@ def logarithmic(values: Iterable[float]) -> Scale:
     return Scale(low / room, high * room, tuple(known), log=True, zero=zero)
 
 
+def decades(values: Iterable[float]) -> Scale:
+    """A logarithmic scale over measured values, its ticks powers of ten, or 1, 2 and 5 times these over a short range.
+
+    Args:
+        values: positive ones count; at least one must be.
+    """
+    known = [value for value in values if math.isfinite(value) and value > 0]
+    low, high = min(known), max(known)
+    room = max((high / low) ** 0.05, 1.05)
+    low, high = low / room, high * room
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1,) if len(powers) > 4 else (1, 2, 5)
+    ticks = [m * 10.0**k for k in powers for m in steps if low <= m * 10.0**k <= high]
+    # within a factor of two no such number may lie
+    return Scale(low, high, tuple(ticks or linear_ticks(low, high, 4)), log=True)
+
+
 def sparse(scale: Scale, widths: Sequence[float], gap: float) -> Scale:
     """The scale without the ticks whose labels would touch one another; on a linear one equal distances stay equal.
 

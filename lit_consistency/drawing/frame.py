@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lit_consistency.study.report.drawing.canvas import Area, Canvas, Line, Marker, Text, shorten, text_width
-from lit_consistency.study.report.drawing.palette import Style
-from lit_consistency.study.report.drawing.scales import Scale, sparse
+from lit_consistency.drawing.canvas import Area, Canvas, Line, Marker, Text, shorten, text_width
+from lit_consistency.drawing.palette import Style
+from lit_consistency.drawing.scales import Scale, sparse
 
 TICK, LABEL = 11.5, 12.0
 """Sizes of the fonts in pixels: on a phone a picture is shown at nine tenths, and 10 can still be read."""

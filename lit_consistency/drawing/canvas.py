@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from html import escape
 from itertools import groupby
 
-from lit_consistency.study.report.drawing.palette import colors
+from lit_consistency.drawing.palette import colors
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
 Point = tuple[float, float]

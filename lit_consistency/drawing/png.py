@@ -6,8 +6,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lit_consistency.study.report.drawing.canvas import Area, Canvas, Dots, Line, Marker, Text, outline, with_title
-from lit_consistency.study.report.drawing.palette import colors
+from lit_consistency.drawing.canvas import Area, Canvas, Dots, Line, Marker, Text, outline, with_title
+from lit_consistency.drawing.palette import colors
 
 SCALE = 2.0
 """Pixels of the file per pixel of the picture: sharp on paper and on fine screens."""
