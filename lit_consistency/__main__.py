@@ -16,6 +16,7 @@ commands:
   test       the same, named test/loss
   predict    per row: log-likelihood and the model's first choice, into <run>/predictions.jsonl
   evaluate   tasks, formats, guards, comparisons:       evaluate --model DIR --tasks piqa blimp --output OUT
+  analyze    why it forgets, from checkpoints:          analyze --model DIR --what updates kl --text TASK --output OUT
   study      many runs, fronts, effects, verdicts:      study --config configs/studies/quickstart.yaml
   sequence   train on one task after the other:         sequence --config configs/sequences/quickstart.yaml
   export     write a model for another library:         export --checkpoint_dir DIR --to hf --out_dir OUT
@@ -44,6 +45,10 @@ def main(args: Sequence[str] | None = None) -> None:
         from lit_consistency.cli.evaluate import main as evaluate
 
         evaluate(args[1:])
+    elif command == "analyze":
+        from lit_consistency.cli.analyze import main as analyze
+
+        analyze(args[1:])
     elif command == "sequence":
         from lit_consistency.cli.sequence import main as sequence
 
@@ -57,7 +62,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
         export(args[1:])
     else:
-        allowed = "fit, validate, test, predict, evaluate, sequence, study, export"
+        allowed = "fit, validate, test, predict, evaluate, analyze, sequence, study, export"
         print(f"error: command {command!r}: expected one of {allowed}; see --help", file=sys.stderr)
         sys.exit(2)
 

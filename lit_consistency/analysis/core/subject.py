@@ -1,0 +1,110 @@
+"""What an analysis is asked of: a model, its base, all models of the run, and the texts."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from lit_consistency.analysis.core.model_files import ModelFiles
+from lit_consistency.analysis.core.texts import Reading, Text
+from lit_consistency.data.tokens.tokenizer import Tokenizer
+from lit_consistency.inference.load import Loaded, load_model
+from lit_consistency.records.fingerprints import fingerprint_of
+
+IN_MEMORY = 2
+"""Loaded models that are kept: a model and its base."""
+
+
+class Shared:
+    """What all subjects of one run share, so that it is read once: loaded models and encoded texts.
+
+    Args:
+        device: as in ``load_model``.
+        precision: likewise.
+        reading: how texts are read.
+    """
+
+    def __init__(self, device: str, precision: str, reading: Reading) -> None:
+        self.device, self.precision, self.reading = device, precision, reading
+        self._models: OrderedDict[Path, Loaded] = OrderedDict()
+        self._texts: dict[tuple[str, str, int], Text] = {}
+
+    def load(self, files: ModelFiles) -> Loaded:
+        """A model in evaluation mode; whoever changes its weights puts them back."""
+        if files.folder not in self._models:
+            while len(self._models) >= IN_MEMORY:
+                self._models.popitem(last=False)
+            self._models[files.folder] = load_model(files.folder, self.device, self.precision)
+        self._models.move_to_end(files.folder)
+        return self._models[files.folder]
+
+    def text(self, name: str, files: ModelFiles) -> Text:
+        """A text as tokens of this model."""
+        tokenizer = Tokenizer(files.folder)
+        key = (name, fingerprint_of(tokenizer.fingerprint()), files.config.block_size)
+        if key not in self._texts:
+            self._texts[key] = Text(name, tokenizer, files.config.block_size, self.reading)
+        return self._texts[key]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What an analysis is asked of.
+
+    Args:
+        model: that is analysed; of analyses of several together the last one.
+        base: from which it was trained; None if there is none.
+        models: all of the run.
+        texts: names of ``--text``; the first is what the models should retain.
+        shared: loaded models and encoded texts.
+        batch_tokens: budget of padded tokens in one forward.
+        seed: of all draws.
+        output: folder of the run, for what is too large for a table.
+    """
+
+    model: ModelFiles
+    base: ModelFiles | None
+    models: Sequence[ModelFiles]
+    texts: Sequence[str]
+    shared: Shared
+    batch_tokens: int = 16384
+    seed: int = 0
+    output: Path = field(default=Path())
+
+    def load(self, files: ModelFiles | None = None) -> Loaded:
+        """The model, or another one, in evaluation mode on its device; whoever changes its weights puts them back."""
+        return self.shared.load(files or self.model)
+
+    def text(self, name: str | None = None) -> Text:
+        """A text by its name, the first of ``--text`` when not given.
+
+        Raises:
+            FileNotFoundError: there is no such task or file.
+            ValueError: it does not fit the model.
+        """
+        return self.shared.text(name if name is not None else self.texts[0], self.model)
+
+    def of(self, model: ModelFiles) -> Subject:
+        """The same for another of the models."""
+        return replace(self, model=model)
+
+    @property
+    def origin(self) -> ModelFiles:
+        """The base, which ``needs_base`` promises."""
+        assert self.base is not None
+        return self.base
+
+
+def fingerprint_parts(subject: Subject, with_texts: bool) -> Mapping[str, object]:
+    """What of a subject the numbers of an analysis may depend on, as JSON."""
+    return {
+        "model": subject.model.hash,
+        "base": subject.base.hash if subject.base else None,
+        "models": [files.hash for files in subject.models],
+        "texts": [subject.text(name).fingerprint for name in subject.texts] if with_texts else [],
+        "seed": subject.seed,
+        "precision": subject.shared.precision,
+        "reading": repr(subject.shared.reading),
+    }

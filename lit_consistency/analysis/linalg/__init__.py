@@ -1,0 +1,1 @@
+"""Mathematics of matrices that several analyses share; knows no model."""
