@@ -68,25 +68,46 @@ PERCENTS = (0, 1, 2, 3, 4, 6, 8, 10, 15, 20, 30, 40, 50, 60, 70, 80, 90, 100)
 DRAWN_FROM = 1e-4
 """Singular values below this share of the first are drawn here: of low rank they are rounding errors."""
 MEANS = (
-    "relative_operator", "stable_rank", "stable_rank_share", "svd_entropy", "sign_likeness", "top_energy",
-    "cosine_distance", "overlap_both_ratio", "intruders", "input_alignment", "operator_bound_used", "max_bound_used",
+    "relative_operator", "stable_rank", "stable_rank_share", "svd_entropy", "sign_likeness", "sign_likeness_moved",
+    "top_energy", "cosine_distance", "overlap_both_ratio", "intruders", "input_alignment", "operator_bound_used", "max_bound_used",
 )  # fmt: skip
 """Numbers whose mean over matrices stands for a model."""
 SHAPES = {
-    "stable_rank_share": "|D|_F^2 / s_1^2 over the number of singular values: 1 is flat; a Gaussian square matrix has "
-    ".25, one direction alone near 0.",
-    "svd_entropy": "Entropy of the squared singular values, over its largest: 1 is flat, 0 one direction alone.",
-    "sign_likeness": "(mean |D_ij|)^2 over the mean of D_ij^2: 1 where all entries have one size, as one step of a "
-    "sign; .64 of a Gaussian matrix.",
+    "stable_rank_share": (
+        "Stable rank of updates, over the full rank",
+        "|D|_F^2 / s_1^2 over the number of singular values: 1 is flat; a Gaussian square matrix has .25, one direction "
+        "alone near 0.",
+    ),
+    "svd_entropy": (
+        "SVD entropy of updates",
+        "Entropy of the squared singular values, over its largest: 1 is flat, 0 one direction alone.",
+    ),
+    "sign_likeness_moved": (
+        "Sign-likeness of updates",
+        "(mean |D_ij|)^2 over the mean of D_ij^2, of the coordinates that moved: 1 where all changes have one size, as "
+        "one step of a sign; .64 of a Gaussian matrix.",
+    ),
 }
+"""Number -> title and caption of its picture."""
 EFFECTS = {
-    "relative_weighted": "|D C^(1/2)| over |W_0 C^(1/2)|: how far the layer's outputs move on the base's text, over "
-    "their size.",
-    "input_alignment": "|D C^(1/2)|_F over that of a random update of the same |D|_F: above 1 the update lies where "
-    "the inputs are.",
-    "operator_bound_used": "E|D x|_2 / (|D|_op E|x|_2): share of Muon's bound that the inputs use.",
-    "max_bound_used": "E|D x|_inf / (|D|_max E|x|_1): share of AdamW's bound that the inputs use.",
+    "relative_weighted": (
+        "Change of a layer's outputs on the base's text",
+        "|D C^(1/2)| over |W_0 C^(1/2)|: how far the outputs move, over their size.",
+    ),
+    "input_alignment": (
+        "Updates lie where the inputs are",
+        "|D C^(1/2)|_F over that of an update in random directions with the same |D|_F (1).",
+    ),
+    "operator_bound_used": (
+        "Share of Muon's bound that the inputs use",
+        "E|D x|_2 / (|D|_op E|x|_2): 1 where every input is the worst one.",
+    ),
+    "max_bound_used": (
+        "Share of AdamW's bound that the inputs use",
+        "E|D x|_inf / (|D|_max E|x|_1): 1 where every input is the worst one.",
+    ),
 }
+"""Likewise."""
 
 
 @dataclass(frozen=True)
@@ -239,11 +260,13 @@ class Updates(Analysis):
         for number in MEANS:
             means = mean_by(matrices, ("role",), number)
             numbers |= {f"{number}/{role}": value for (role,), value in means.items()}
-        for kind in dict.fromkeys(str(row["matrix"]) for row in matrices):
-            together = _together([row for row in matrices if row["matrix"] == kind])
-            numbers |= {f"{key}/{kind}": v for key, v in together.items() if key.startswith("relative")}
+        # an embedding and a head are the only ones of their role
+        hidden = [row for row in matrices if row["role"] == "hidden"]
+        for kind in dict.fromkeys(str(row["matrix"]) for row in hidden):
+            together = _together([row for row in hidden if row["matrix"] == kind])
+            numbers |= {f"{key}/{kind}": value for key, value in together.items() if key.startswith("relative")}
         for number in SHAPES:
-            means = mean_by(matrices, ("matrix",), number)
+            means = mean_by(hidden, ("matrix",), number)
             numbers |= {f"{number}/{kind}": value for (kind,), value in means.items()}
         return numbers
 
@@ -251,10 +274,7 @@ class Updates(Analysis):
         """Spectra, shapes by kind, size over the layers, effects on inputs."""
         matrices = [row for row in rows if "operator" in row]
         drawn = _spectra(matrices)
-        drawn += [
-            dots_by(matrices, "matrix", number, f"{number.replace('_', ' ').capitalize()} of updates", caption)
-            for number, caption in SHAPES.items()
-        ]
+        drawn += [dots_by(matrices, "matrix", number, *said) for number, said in SHAPES.items()]
         drawn.append(
             lines_over_layers(
                 [row for row in matrices if row["role"] == "hidden"],
@@ -265,8 +285,8 @@ class Updates(Analysis):
             )
         )
         drawn += [
-            dots_by(matrices, "matrix", number, number.replace("_", " ").capitalize(), caption, log=True)
-            for number, caption in EFFECTS.items()
+            dots_by(matrices, "matrix", number, *said, log=number == "relative_weighted")
+            for number, said in EFFECTS.items()
             if any(number in row for row in matrices)
         ]
         return drawn

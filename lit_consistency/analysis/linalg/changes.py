@@ -32,7 +32,8 @@ def entrywise(base: Tensor, change: Tensor, threshold: float) -> dict[str, float
 
     - ``frobenius`` |D|_F, ``max`` the largest |D_ij|, ``rms`` :math:`|D|_F / \sqrt{N}`;
     - ``sign_likeness`` :math:`(\sum |D_{ij}|)^2 / (N |D|_F^2)`: 1 where all entries have one size, 2 / pi = .64 of a
-      Gaussian matrix, the share of the entries that moved where these have one size;
+      Gaussian matrix, the share of the entries that moved where these have one size; ``sign_likeness_moved`` is that of
+      the entries that moved;
     - ``base_frobenius``, ``relative_frobenius`` |D|_F / |W_0|_F, ``cosine_distance`` 1 - c, ``angle`` its arc cosine in
       degrees;
     - ``moved``, the share of entries with D != 0, and ``moved_relative``, that of :math:`|D_{ij}| > t |W_{0,ij}|`.
@@ -59,6 +60,7 @@ def entrywise(base: Tensor, change: Tensor, threshold: float) -> dict[str, float
         "max": largest,
         "rms": math.sqrt(squared / n),
         "sign_likeness": ratio(absolute**2, n * squared),
+        "sign_likeness_moved": ratio(absolute**2, moved_at_all * squared),
         "base_frobenius": math.sqrt(base_squared),
         "relative_frobenius": ratio(math.sqrt(squared), math.sqrt(base_squared)),
         "cosine_distance": distance,
