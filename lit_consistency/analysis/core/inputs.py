@@ -320,7 +320,7 @@ def moments(
         first_of.setdefault(moments_file(folder, name), name)
     todo = [name for file, name in first_of.items() if not file.is_file()]
     sizes = {name: 8 * n_inputs(files, name) ** 2 for name in todo}
-    passes = _passes(sizes, memory)
+    passes = in_passes(sizes, memory)
     for names in passes:
         step = (lambda share: advance(share / len(passes))) if advance is not None else None
         for name, found in _summed(subject, files, text, names, step).items():
@@ -340,8 +340,8 @@ def moments_file(folder: Path, module: str) -> Path:
     return folder / f"{module.replace('mlp.fc_2', 'mlp.fc_1')}.pt"
 
 
-def _passes(sizes: Mapping[str, int], memory: int) -> list[list[str]]:
-    """Names in their order, as many at once as fit, at least one."""
+def in_passes(sizes: Mapping[str, int], memory: int = MEMORY) -> list[list[str]]:
+    """Names in their order, as many at once as fit into the memory by their bytes, at least one."""
     passes: list[list[str]] = []
     left = 0
     for name, size in sizes.items():
