@@ -11,17 +11,20 @@ reads (``layer``, ``kind``; query, key and value read the same, so do both first
   ``l1_ratio`` :math:`|x|_1 / (\sqrt d |x|_2)`, 1 of equal magnitudes, 0.798 of Gaussian ones, :math:`1 / \sqrt d` of
   one coordinate; ``linf_rms`` :math:`|x|_\infty / RMS`; ``kurtosis`` :math:`\frac1d \sum x_i^4 / RMS^4` of the
   coordinates of a token, not centred, 3 of Gaussian ones; ``near_zero``, the share with :math:`|x_i| < c \cdot RMS`;
-  ``massive``, the largest coordinate over the median one (Sun et al. 2024, Massive Activations in Large Language
-  Models, arXiv 2402.17762, calls 1,000 massive), and ``massive_max``, its largest value on the text.
+  ``massive``, the largest coordinate over the median one, and ``massive_max``, its largest value on the text.
+- ``residual``: the same of the residual stream before the first block (``layer`` 0) and after every block (``kind``
+  ``residual``). Massive activations live there (Sun et al. 2024, Massive Activations in Large Language Models, arXiv
+  2402.17762: above 100 in size and about 1,000 times the median); of ``mlp.proj``, which reads what an activation
+  function sets to near zero, the median says little.
 - ``covariance``: of :math:`E[x x^T] - E[x] E[x]^T`: ``top_share``, the largest eigenvalue over the sum;
   ``effective_rank``, exp of the entropy of the eigenvalues over their sum (Roy and Vetterli 2007);
   ``participation_ratio`` :math:`(\sum \lambda)^2 / \sum \lambda^2`; the same of :math:`E[x x^T]` with ``second_``
   before; ``mean_share`` :math:`|E[x]|^2 / E|x|^2`; ``neuron_kurtosis``, the kurtosis over neurons j of their RMS,
   mean of :math:`E[x_j^2]^2` over the squared mean of :math:`E[x_j^2]` (He et al. 2024, arXiv 2405.19279, our reading).
 - ``spectrum``: ``share`` of the eigenvalue of rank ``rank`` in the sum, of some ranks at equal ratios.
-- ``residual``, where a base is known: of the residual stream before the first block (``layer`` 0) and after every
-  block, on the same tokens: linear CKA (Kornblith et al. 2019, arXiv 1905.00414), mean cosine of model and base over
-  tokens, and ``relative_change`` :math:`|h - h_0| / |h_0|`; both with intervals over documents.
+- ``drift``, where a base is known, of the residual stream on the same tokens: ``cka``, linear CKA with the base's
+  (Kornblith et al. 2019, arXiv 1905.00414), ``cosine`` of model and base, mean over tokens, and ``relative_change``
+  :math:`|h - h_0| / |h_0|`, likewise; the latter two with intervals over documents.
 
 The base's own rows stand under the model name ``base`` (``with_base``), once, whatever the number of models; several
 bases are compared with one another as ``--models``. The summary is of the first text.
@@ -40,7 +43,7 @@ from functools import partial
 from typing import ClassVar, NamedTuple
 
 from lit_consistency.analysis.core.analysis import Advance, Analysis
-from lit_consistency.analysis.core.drift import residual_rows
+from lit_consistency.analysis.core.drift import drift_rows
 from lit_consistency.analysis.core.input_rows import covariance_rows, input_rows
 from lit_consistency.analysis.core.inputs import linear_modules
 from lit_consistency.analysis.core.model_files import check_same_shapes
@@ -72,10 +75,12 @@ DRIFT = {
 }
 COVARIANCE_NUMBERS = ("top_share", "effective_rank", "participation_ratio", "mean_share", "neuron_kurtosis")
 """Of the summary; the table has those of the second moment too."""
+DRAWN = 1e-6
+"""Least share of an eigenvalue in the picture: below it stands what float32 rounds."""
 
 
 class _Part(NamedTuple):
-    """A part by its pieces; ``what`` is input, covariance or residual, ``layer`` a covariance's, -1 of lm_head."""
+    """A part by its pieces; ``what`` is input, covariance or drift, ``layer`` a covariance's, -1 of lm_head."""
 
     of_base: bool
     text: str
@@ -131,7 +136,7 @@ class Activations(Analysis):
                 parts += [_Part(of_base, text, "input")]
                 parts += [_Part(of_base, text, "covariance", layer) for layer in layers]
                 if subject.base is not None and not of_base:
-                    parts += [_Part(of_base, text, "residual")]
+                    parts += [_Part(of_base, text, "drift")]
         return parts
 
     def measure(self, subject: Subject, part: str, advance: Advance) -> list[Row]:
@@ -140,8 +145,8 @@ class Activations(Analysis):
         files, text = subject.origin if asked.of_base else subject.model, subject.text(asked.text)
         if asked.what == "input":
             rows = input_rows(subject, files, text, self.near_zero, advance)
-        elif asked.what == "residual":
-            rows = residual_rows(subject, text, advance)
+        elif asked.what == "drift":
+            rows = drift_rows(subject, text, advance)
         else:
             rows = covariance_rows(subject, files, text, asked.layer, advance)
         shared: Row = {"model": files.name, "step": files.step, "text": text.name}
@@ -151,17 +156,18 @@ class Activations(Analysis):
         """Means over layers of one kind, and over all inputs; ``massive_max`` is the largest; of the first text."""
         own = [row for row in rows if row["text"] == rows[0]["text"]]
         found: dict[str, float] = {}
-        for what, numbers in (("input", INPUT), ("covariance", COVARIANCE_NUMBERS)):
-            of_what = [row for row in own if row["what"] == what]
-            for number in numbers:
-                by_kind = mean_by(of_what, ("kind",), number)
-                found |= {f"{number}/{kind}": value for (kind,), value in by_kind.items()}
-                found[f"{number}/all"] = mean_by(of_what, ("what",), number).get((what,), math.nan)
-        found["massive_max"] = max((float(row["massive_max"]) for row in own if "massive_max" in row), default=math.nan)
-        streams = {int(row["layer"]): row for row in own if row["what"] == "residual"}
-        for number in DRIFT if streams else ():
-            found[f"{number}/mean"] = mean_by([streams[i] for i in streams if i], ("what",), number)[("residual",)]
-            found[f"{number}/last"] = float(streams[max(streams)][number])
+        for number in (*INPUT, *COVARIANCE_NUMBERS):
+            of_number = [row for row in own if row["what"] in ("input", "covariance", "residual")]
+            found |= {f"{number}/{kind}": value for (kind,), value in mean_by(of_number, ("kind",), number).items()}
+            inputs = [{**row, "all": "all"} for row in of_number if row["what"] != "residual"]
+            found |= {f"{number}/all": value for value in mean_by(inputs, ("all",), number).values()}
+        streams = [float(row["massive_max"]) for row in own if row["what"] == "residual"]
+        found["massive_max/residual"] = max(streams)
+        drift = {int(row["layer"]): row for row in own if row["what"] == "drift"}
+        for number in DRIFT if drift else ():
+            # before the first block there is only the embedding
+            found[f"{number}/mean"] = mean_by([drift[i] for i in drift if i], ("what",), number)[("drift",)]
+            found[f"{number}/last"] = float(drift[max(drift)][number])
         return found
 
     def figures(self, rows: Sequence[Row]) -> list[Figure]:
@@ -169,21 +175,26 @@ class Activations(Analysis):
         first = [row for row in rows if row["text"] == rows[0]["text"]]
         drawn = []
         for what, numbers in (("input", INPUT), ("covariance", COVARIANCE)):
-            own = [row for row in first if row["what"] == what and row["layer"] != -1]
+            own = [
+                row
+                for row in first
+                if row["what"] in (what, "residual" if what == "input" else what) and row["layer"] != -1
+            ]
             for number, (said, how) in numbers.items():
                 panels = _by_kind(own, partial(_over_layers, number=number))
                 ends = "; shaded: 95% over documents" if what == "input" else ""
                 caption = f"{how[0].upper()}{how[1:]}. One picture a kind of layer, text {rows[0]['text']}{ends}."
                 drawn.append(_panels(f"{said[0].upper()}{said[1:]}", caption, panels, "layer", number))
-        spectra = _by_kind([row for row in first if row["what"] == "spectrum"], _spectra)
+        spectra = _by_kind([r for r in first if r["what"] == "spectrum" and float(r["share"]) > DRAWN], _spectra)
         caption = (
-            f"Eigenvalues over their sum by rank, geometric mean over the layers of a kind, text {rows[0]['text']}."
+            f"Eigenvalues over their sum by rank, those above {short_number(DRAWN)}; geometric mean over the layers of "
+            f"a kind, as far as all have one. Text {rows[0]['text']}."
         )
         drawn.append(_panels("Spectrum of the covariance", caption, spectra, "rank", "share", log=True))
-        residual = [row for row in rows if row["what"] == "residual"]
-        for number, (said, how) in DRIFT.items() if residual else ():
-            texts = dict.fromkeys(str(row["text"]) for row in residual)
-            panels = {text: _over_layers([row for row in residual if row["text"] == text], number) for text in texts}
+        drift = [row for row in rows if row["what"] == "drift"]
+        for number, (said, how) in DRIFT.items() if drift else ():
+            texts = dict.fromkeys(str(row["text"]) for row in drift)
+            panels = {text: _over_layers([row for row in drift if row["text"] == text], number) for text in texts}
             caption = f"{how[0].upper()}{how[1:]}. Residual stream before the first block (0) and after each block."
             drawn.append(_panels(f"{said[0].upper()}{said[1:]}", caption, panels, "layer", number))
         return drawn

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lit_consistency.analysis.core.analysis import Advance
-from lit_consistency.analysis.core.inputs import batches, feed, in_passes, item_of_position
+from lit_consistency.analysis.core.inputs import batches, feed, in_passes, item_of_position, residual_streams
 from lit_consistency.analysis.core.subject import Subject
 from lit_consistency.analysis.core.texts import Text
 from lit_consistency.analysis.core.token_means import TokenMeans
@@ -21,16 +21,15 @@ from lit_consistency.inference.evaluation_mode import evaluation_mode
 from lit_consistency.records.tables import Row
 
 
-def residual_rows(subject: Subject, text: Text, advance: Advance) -> list[Row]:
+def drift_rows(subject: Subject, text: Text, advance: Advance) -> list[Row]:
     """A row for the residual stream before every block and after the last one, model against base."""
-    depth, d = subject.model.config.n_layer, subject.model.config.n_embd
-    streams = {**{f"transformer.h.{i}": i for i in range(depth)}, "transformer.ln_f": depth}
-    passes = in_passes(dict.fromkeys(streams, 3 * 8 * d**2))
+    streams = residual_streams(subject.model)
+    passes = in_passes(dict.fromkeys(streams, 3 * 8 * subject.model.config.n_embd**2))
     found: dict[int, Row] = {}
     for names in passes:
         for name, row in _drift(subject, text, names, lambda share: advance(share / len(passes))):
             found[streams[name]] = row
-    return [{"what": "residual", "layer": layer, "n_tokens": text.n_tokens, **found[layer]} for layer in found]
+    return [{"what": "drift", "layer": layer, "n_tokens": text.n_tokens, **found[layer]} for layer in found]
 
 
 def _drift(subject: Subject, text: Text, names: Sequence[str], advance: Advance) -> Iterator[tuple[str, Row]]:

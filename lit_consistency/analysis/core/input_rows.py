@@ -15,6 +15,7 @@ from lit_consistency.analysis.core.inputs import (
     layer_and_kind,
     linear_modules,
     moments,
+    residual_streams,
 )
 from lit_consistency.analysis.core.model_files import ModelFiles
 from lit_consistency.analysis.core.subject import Subject
@@ -42,8 +43,8 @@ def inputs_of(files: ModelFiles) -> dict[str, tuple[int, str]]:
 
 
 def input_rows(subject: Subject, files: ModelFiles, text: Text, near_zero: float, advance: Advance) -> list[Row]:
-    """A row for every input of a linear layer, in one pass over the text."""
-    modules = inputs_of(files)
+    """A row for every input of a linear layer, and for the residual stream, in one pass over the text."""
+    modules = {**inputs_of(files), **{name: (layer, "residual") for name, layer in residual_streams(files).items()}}
     sums = {name: TokenMeans(text) for name in modules}
     owner, (model, _, device) = item_of_position(text), subject.load(files)
     width = {}
@@ -59,8 +60,8 @@ def input_rows(subject: Subject, files: ModelFiles, text: Text, near_zero: float
             advance(len(batch.at) / text.n_tokens)
     return [
         {
-            "what": "input", "layer": layer, "kind": kind, "width": width[name], "n_tokens": text.n_tokens,
-            **sums[name].row(), "massive_max": sums[name].largest.get("massive", math.nan),
+            "what": "residual" if kind == "residual" else "input", "layer": layer, "kind": kind, "width": width[name],
+            "n_tokens": text.n_tokens, **sums[name].row(), "massive_max": sums[name].largest.get("massive", math.nan),
         }
         for name, (layer, kind) in modules.items()
     ]  # fmt: skip

@@ -65,6 +65,12 @@ def layer_and_kind(module: str) -> tuple[int, str]:
     return (int(words[1]), ".".join(words[2:])) if words[0] == "h" and len(words) > 2 else (-1, ".".join(words))
 
 
+def residual_streams(files: ModelFiles) -> dict[str, int]:
+    """Module that reads the residual stream -> how many blocks came before: 0 .. n_layer."""
+    depth = files.config.n_layer
+    return {**{f"transformer.h.{i}": i for i in range(depth)}, "transformer.ln_f": depth}
+
+
 def n_inputs(files: ModelFiles, module: str) -> int:
     """Numbers that a linear layer reads at a position, d."""
     layer = files.skeleton.get_submodule(module)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lit_consistency.drawing.canvas import Area, Canvas, Line, Marker, Point, Text
 from lit_consistency.drawing.frame import TICK, Entry, Frame, frame
@@ -70,6 +70,8 @@ def draw_lines(
         else linear(ys, include=list(levels.values()))
     )
     x_scale = logarithmic(xs) if log_x else linear(xs, pad=0.02)
+    if all(float(x).is_integer() for x in xs):  # there is no layer 0.5
+        x_scale = replace(x_scale, ticks=tuple(tick for tick in x_scale.ticks if abs(tick - round(tick)) < 1e-9))
     legend = [Entry(row.name, styles[row.name], row.name, f"⚠ {row.note}" if row.note else "") for row in series]
     picture = frame(
         width, height, x_scale, y_scale, x_title, y_title,
