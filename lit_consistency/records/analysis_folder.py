@@ -88,6 +88,6 @@ class AnalysisFolder:
         record = self.read_record()
         numbers: dict[str, dict[str, Any]] = record.get("numbers", {})
         # not the last that has numbers: some analyses have those of the base too
-        last = record["models"][-1]["name"] if record.get("models") else ""
-        joined = {**numbers.get(last, {}), **numbers.get(ALL, {})}
+        models = [model["name"] for model in record.get("models", [])] or [name for name in numbers if name != ALL]
+        joined = {**(numbers.get(models[-1], {}) if models else {}), **numbers.get(ALL, {})}
         return {key: math.nan if value is None else float(value) for key, value in joined.items()}
