@@ -65,6 +65,12 @@ def layer_and_kind(module: str) -> tuple[int, str]:
     return (int(words[1]), ".".join(words[2:])) if words[0] == "h" and len(words) > 2 else (-1, ".".join(words))
 
 
+def residual_streams(files: ModelFiles) -> dict[str, int]:
+    """Module that reads the residual stream -> how many blocks came before: 0 .. n_layer."""
+    depth = files.config.n_layer
+    return {**{f"transformer.h.{i}": i for i in range(depth)}, "transformer.ln_f": depth}
+
+
 def n_inputs(files: ModelFiles, module: str) -> int:
     """Numbers that a linear layer reads at a position, d."""
     layer = files.skeleton.get_submodule(module)
@@ -320,7 +326,7 @@ def moments(
         first_of.setdefault(moments_file(folder, name), name)
     todo = [name for file, name in first_of.items() if not file.is_file()]
     sizes = {name: 8 * n_inputs(files, name) ** 2 for name in todo}
-    passes = _passes(sizes, memory)
+    passes = in_passes(sizes, memory)
     for names in passes:
         step = (lambda share: advance(share / len(passes))) if advance is not None else None
         for name, found in _summed(subject, files, text, names, step).items():
@@ -340,8 +346,8 @@ def moments_file(folder: Path, module: str) -> Path:
     return folder / f"{module.replace('mlp.fc_2', 'mlp.fc_1')}.pt"
 
 
-def _passes(sizes: Mapping[str, int], memory: int) -> list[list[str]]:
-    """Names in their order, as many at once as fit, at least one."""
+def in_passes(sizes: Mapping[str, int], memory: int = MEMORY) -> list[list[str]]:
+    """Names in their order, as many at once as fit into the memory by their bytes, at least one."""
     passes: list[list[str]] = []
     left = 0
     for name, size in sizes.items():
