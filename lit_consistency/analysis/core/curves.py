@@ -1,0 +1,57 @@
+"""Numbers over a number, as a picture: several lines, with the intervals that their rows bring along."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from lit_consistency.drawing.charts.lines import Series, draw_lines
+from lit_consistency.drawing.figure import WIDTH, Figure
+from lit_consistency.drawing.scales import short_number
+from lit_consistency.records.tables import Row
+
+
+def curves(
+    rows: Sequence[Row],
+    x: str,
+    y: str,
+    group: str,
+    title: str,
+    caption: str,
+    x_title: str = "",
+    y_title: str = "",
+    log_x: bool = False,
+    log_y: bool = False,
+    levels: Mapping[str, float] | None = None,
+) -> Figure:
+    """One line for every value of a column; intervals are the columns ``Y_low`` and ``Y_high`` where rows have them.
+
+    Args:
+        rows: one for every point.
+        x: column of the horizontal axis.
+        y: column of the vertical axis.
+        group: column that tells lines apart.
+        title: of the picture.
+        caption: how to read it.
+        x_title: of the axis; the column's name when not given.
+        y_title: likewise.
+        log_x: equal ratios are equal distances.
+        log_y: likewise.
+        levels: name -> value of y, dashed lines across.
+    """
+    series = []
+    for name in dict.fromkeys(str(row[group]) for row in rows):
+        own = sorted((row for row in rows if str(row[group]) == name), key=lambda row: float(row[x]))
+        points = [(float(row[x]), float(row[y])) for row in own]
+        low, high = ([float(row.get(f"{y}_{end}", math.nan)) for row in own] for end in ("low", "high"))
+        known = any(map(math.isfinite, low))
+        series.append(Series(name, points, low if known else (), high if known else ()))
+    x_title, y_title = x_title or x.replace("_", " "), y_title or y.replace("_", " ")
+    picture = draw_lines(series, x_title, y_title, WIDTH, log_x=log_x, log_y=log_y, levels=levels)
+    values = {row.name: dict(row.points) for row in series}
+    places = sorted({place for row in series for place, _ in row.points})
+    table = [
+        (f"{place:g}", *(short_number(values[name][place]) if place in values[name] else "" for name in values))
+        for place in places
+    ]
+    return Figure("", "", title, caption, picture, None, (x_title, *values), tuple(table))
