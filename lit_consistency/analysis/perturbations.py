@@ -34,6 +34,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
@@ -233,7 +234,7 @@ class Perturbations(Analysis):
         return [Draw(group, *draw) for group in self._groups(subject) for draw in draws]
 
     def _folders(self, kind: str) -> list[ModelFiles]:
-        return [ModelFiles(Path(folder), kind) for folder in getattr(self, kind)]
+        return [_files(folder, kind) for folder in getattr(self, kind)]
 
 
 def unit_size(norm: str, weight: Tensor, direction: Tensor, native: Callable[[Tensor], float]) -> float:
@@ -274,6 +275,12 @@ def move(
 
 
 # -------------------- updates
+
+
+@lru_cache(maxsize=64)
+def _files(folder: str, kind: str) -> ModelFiles:
+    # once for all parts: its configuration and its hash are asked for again and again
+    return ModelFiles(Path(folder), kind)
 
 
 def _belongs(update: ModelFiles, model: ModelFiles, subject: Subject) -> bool:

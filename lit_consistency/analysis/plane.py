@@ -23,7 +23,6 @@ from functools import lru_cache
 from typing import ClassVar, NamedTuple
 
 import numpy as np
-import torch
 
 from lit_consistency.analysis.core.analysis import Advance, Analysis
 from lit_consistency.analysis.core.losses import loss_row
@@ -183,9 +182,10 @@ def _places(rows: Sequence[Row]) -> list[tuple[str, float, float]]:
 def geometry(base: ModelFiles, first: ModelFiles, second: ModelFiles) -> Geometry:
     """Gram-Schmidt of two updates, read one weight at a time, summed in float64."""
     of_first, product, of_second = 0.0, 0.0, 0.0
+    read = [of.reader() for of in (base, first, second)]
     for name in base.shapes:
-        start = base.tensor(name, torch.float64)
-        one, two = (of.tensor(name, torch.float64).sub_(start).flatten() for of in (first, second))
+        start, *ends = (of(name).double().flatten() for of in read)
+        one, two = (end - start for end in ends)
         of_first, product, of_second = (
             of_first + float(one @ one),
             product + float(one @ two),

@@ -42,9 +42,9 @@ def write_mixture(model: nn.Module, files: Sequence[ModelFiles], shares: Sequenc
         files: models on disk.
         shares: one for each.
     """
-    wanted = [(of, share) for of, share in zip(files, shares, strict=True) if share]
+    wanted = [(of.reader(), share) for of, share in zip(files, shares, strict=True) if share]
     for name, parameter in model.named_parameters():
         total = torch.zeros_like(parameter, dtype=torch.float64)
-        for of, share in wanted:
-            total.add_(of.tensor(name, None).to(parameter.device, torch.float64), alpha=share)
+        for read, share in wanted:
+            total.add_(read(name).to(parameter.device, torch.float64), alpha=share)
         parameter.data.copy_(total)

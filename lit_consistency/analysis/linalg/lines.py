@@ -8,7 +8,7 @@ import numpy as np
 
 
 def height_over_chord(t: np.ndarray, values: np.ndarray) -> float:
-    r"""The barrier of a line: :math:`\max_t L(t) - [(1 - s) L(t_0) + s L(t_1)]`, s the share of the way from t_0 to t_1.
+    r"""The barrier of a line: :math:`\max_t L(t) - [(1 - s) L(t_0) + s L(t_1)]`, s the share of the way.
 
     0 of a convex line, whose ends lie on their chord. Source: Entezari et al. 2022, The Role of Permutation
     Invariance in Linear Mode Connectivity, arXiv 2110.06296, definition 2.1.
