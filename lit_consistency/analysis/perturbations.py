@@ -19,6 +19,10 @@ The crossed 2 x 2 of paper 1 (Liu, Wang and Zhang 2026, Optimizer-Model Consiste
 measured is our reading): bases of AdamW and of Muon against ``sign`` and ``orthogonal``. ``log_ratio/sign_orthogonal``
 is log(rise of sign / rise of orthogonal) of one base; its difference between bases is the interaction.
 
+With ``mirrored`` every random draw is taken as D and as -D (``side``), which are equally likely, and its rise is the
+mean of both: what is odd in D, the slope above all, cancels. Of models that were not trained to a minimum the slope is
+most of the spread over draws. An update is taken forwards alone.
+
 How far it carries: to second order, random kinds of one Frobenius norm make the same rise on average (their second
 moments are equal), so with ``frobenius`` an interaction can come of higher orders alone; with ``native`` of the shape
 of W too, its largest entry and singular value over its Frobenius norm. What tells optimizers apart to second order are
@@ -35,6 +39,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
@@ -113,6 +118,7 @@ class Perturbations(Analysis):
         radii: sizes, relative to the matrix.
         reference: the radius, one of ``radii``, of the numbers in short.
         draws: of each random kind.
+        mirrored: whether each of them is taken with both signs.
         roles: of the matrices that are perturbed, of hidden, embedding and head.
         apart: role or kind: each role, or each kind of matrix (attn.q, mlp.fc), is perturbed by itself too.
         own: model folders finetuned from the analysed one by the optimizer that pretrained it.
@@ -126,7 +132,8 @@ class Perturbations(Analysis):
     norms: list[str] = field(default_factory=lambda: ["frobenius", "native"])
     radii: list[float] = field(default_factory=lambda: [0.01, 0.03, 0.1, 0.3])
     reference: float = 0.1
-    draws: int = 10
+    draws: int = 6
+    mirrored: bool = True
     roles: list[str] = field(default_factory=lambda: ["hidden"])
     apart: Literal["together", "role", "kind"] = "together"
     own: list[str] = field(default_factory=list)
@@ -176,20 +183,21 @@ class Perturbations(Analysis):
             before = [originals[m.parameter][m.start : m.stop] for m in matrices]
             moved = [parameters[m.parameter].data[m.start : m.stop] for m in matrices]
             directions = [draw.direction(subject, matrix).to(loaded.device) for matrix in matrices]
+            sides = (1, -1) if self.mirrored and draw.update is None else (1,)
             for norm in norms:
                 sizes = [unit_size(norm, w, d, draw.native) for w, d in zip(before, directions, strict=True)]
-                for radius in self.radii:
-                    reached = move(moved, before, directions, [radius * size for size in sizes])
+                for radius, side in product(self.radii, sides):
+                    reached = move(moved, before, directions, [side * radius * size for size in sizes])
                     for text in subject.texts:
                         loss = text_loss(subject, text)
                         value, _, low, high = loss.rise_from(start[text])
                         found.append({
                             "optimizer": subject.model.optimizer, "matrices": draw.group, "kind": draw.kind,
-                            "norm": norm, "radius": radius, "draw": draw.number, "relative_norm": reached,
+                            "norm": norm, "radius": radius, "draw": draw.number, "side": side, "relative_norm": reached,
                             "text": text, "nats_per_token": loss.estimate().value,
                             "rise": value, "rise_low": low, "rise_high": high,
                         })  # fmt: skip
-                    advance(1 / (len(norms) * len(self.radii)))
+                    advance(1 / (len(norms) * len(self.radii) * len(sides)))
         return found
 
     def summary(self, rows: Sequence[Row]) -> dict[str, float]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lit_consistency.analysis.core.losses import TextLoss
-from lit_consistency.analysis.core.perturbed import crossed_figures, rises
+from lit_consistency.analysis.core.perturbed import by_draw, crossed_figures, rises
 from lit_consistency.analysis.core.run import Options, analyze
 from lit_consistency.analysis.core.subject import Subject
 from lit_consistency.analysis.linalg.directions import (
@@ -146,7 +146,7 @@ def test_the_mean_rise_of_a_linear_regression_is_half_a_trace(kind: str) -> None
 def test_the_rise_is_that_of_a_state_dict_changed_by_hand(folders: list[Path]) -> None:
     """Every matrix of the blocks, q, k and v apart, by numpy; the text through a freshly loaded model."""
     of = subject(folders[0], texts=TEXTS, limit=LIMIT)
-    analysis = Perturbations(draws=2, radii=[0.1])
+    analysis = Perturbations(draws=2, radii=[0.1], mirrored=False)
     rows = analysis.measure(of, "sign 1 of together", nothing)
     weights = {name: tensor.numpy().copy() for name, tensor in load_weights(folders[0]).items()}
     fresh = load_model(folders[0], "cpu")
@@ -188,7 +188,7 @@ def test_of_an_even_quadratic_every_kind_makes_the_same_rise(
     rows = [row for part in analysis.parts(of) for row in analysis.measure(of, part, nothing)]
     hidden = [m for m in of.model.matrices if m.role == "hidden"]
     whole = sum(frobenius_norm(of.model.block(m)) ** 2 for m in hidden)
-    assert len(rows) == (3 * 2 + 1) * 2
+    assert len(rows) == (3 * 2 * 2 + 1) * 2
     for row in rows:
         assert row["rise"] == pytest.approx(3 * row["radius"] ** 2 * whole, rel=1e-4)
     numbers = analysis.summary(rows)
@@ -196,6 +196,29 @@ def test_of_an_even_quadratic_every_kind_makes_the_same_rise(
     assert numbers["log_rise/own"] == pytest.approx(math.log(0.03 * whole), rel=1e-4)
     assert numbers["log_ratio/sign_orthogonal"] == pytest.approx(0, abs=1e-4)
     assert numbers["rise/sign/low"] <= numbers["rise/sign"] <= numbers["rise/sign/high"]
+
+
+def test_both_sides_of_a_draw_cancel_the_slope(folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """loss = <G, W> + |W - W_0|^2 / 2: the mean of both sides is gamma^2 |W_0|^2 / 2, however large G is."""
+    start = load_weights(folders[0])
+    slope = {
+        k: torch.randn(v.shape, generator=torch.Generator().manual_seed(i)) for i, (k, v) in enumerate(start.items())
+    }
+
+    def loss(of: Subject, name: str) -> TextLoss:
+        change = {k: now.double() - start[k].double() for k, now in of.load().model.state_dict().items()}
+        value = sum(float((100 * slope[k] * d).sum() + d.square().sum() / 2) for k, d in change.items())
+        return TextLoss(ratio([value] * 2))
+
+    monkeypatch.setattr("lit_consistency.analysis.perturbations.text_loss", loss)
+    of = subject(folders[0], texts=TEXTS[:1])
+    analysis = Perturbations(kinds=["sign"], draws=2, radii=[0.1], norms=["frobenius"])
+    rows = [row for part in analysis.parts(of) for row in analysis.measure(of, part, nothing)]
+    whole = sum(frobenius_norm(of.model.block(m)) ** 2 for m in of.model.matrices if m.role == "hidden")
+    assert [(row["draw"], row["side"]) for row in rows] == [(0, 1), (0, -1), (1, 1), (1, -1)]
+    assert max(abs(row["rise"]) for row in rows) > 0.05 * whole
+    for value in by_draw(rows):
+        assert value == pytest.approx(0.005 * whole, rel=1e-3)
 
 
 def test_an_update_at_its_own_size_is_the_finetuned_model(folders: list[Path]) -> None:
@@ -314,9 +337,10 @@ def test_the_interaction_is_the_distance_of_two_lines() -> None:
     factors = {("a", "sign"): 1, ("a", "orthogonal"): 2, ("b", "sign"): 6, ("b", "orthogonal"): 3}
     rows: list[Row] = [
         {"model": model, "optimizer": "AdamW", "matrices": matrices, "kind": kind, "norm": "frobenius",
-         "radius": radius, "draw": draw, "text": "old", "rise": factor * radius**2 * (1 + draw / 10)}
+         "radius": radius, "draw": draw, "side": side, "text": "old",
+         "rise": factor * radius**2 * (1 + draw / 10) + 7 * side}
         for (model, kind), factor in factors.items() for radius in (0.1, 0.2) for draw in (-1, 0, 1)
-        for matrices in ("together", "mlp.fc")
+        for side in (1, -1) for matrices in ("together", "mlp.fc")
     ]  # fmt: skip
     figures = {figure.title: figure.rows for figure in crossed_figures(rows, 0.1)}
     assert list(figures) == [

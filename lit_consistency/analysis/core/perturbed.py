@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from lit_consistency.analysis.core.curves import curves
+from lit_consistency.analysis.core.tables import mean_by
 from lit_consistency.drawing.charts.dots import Dot, draw_dots
 from lit_consistency.drawing.charts.heat_map import HeatMap, draw_heat_map
 from lit_consistency.drawing.figure import WIDE, WIDTH, Figure
@@ -39,7 +40,12 @@ def of_reference(rows: Sequence[Row], radius: float, norm: str) -> list[Row]:
 def rises(rows: Sequence[Row]) -> dict[str, MeanInterval]:
     """Kind -> mean rise over draws with Student's 95% interval."""
     kinds = dict.fromkeys(str(row["kind"]) for row in rows)
-    return {kind: mean_interval([float(row["rise"]) for row in rows if row["kind"] == kind]) for kind in kinds}
+    return {kind: mean_interval(by_draw([row for row in rows if row["kind"] == kind])) for kind in kinds}
+
+
+def by_draw(rows: Sequence[Row]) -> list[float]:
+    """The rise of every draw, of both sides the mean: they are one draw, and not independent."""
+    return list(mean_by(rows, ("draw",), "rise").values())
 
 
 def log_ratio(one: float, two: float) -> float:
@@ -80,12 +86,13 @@ def crossed_figures(rows: Sequence[Row], reference: float) -> list[Figure]:
 
 def _means(rows: Sequence[Row]) -> list[Row]:
     """One row for every place: the mean over draws, and the lowest and highest draw."""
-    draws: dict[Place, list[float]] = {}
+    of_place: dict[Place, list[Row]] = {}
     for row in rows:
         place = Place(str(row["model"]), str(row["matrices"]), str(row["kind"]), str(row["norm"]), float(row["radius"]))
-        draws.setdefault(place, []).append(float(row["rise"]))
+        of_place.setdefault(place, []).append(row)
     found: list[Row] = []
-    for place, values in draws.items():
+    for place, own in of_place.items():
+        values = by_draw(own)
         known = [value for value in values if math.isfinite(value)] or [math.nan]
         spread = (min(known), max(known)) if len(values) > 1 else (math.nan, math.nan)
         numbers = {"rise": sum(known) / len(known), "rise_low": spread[0], "rise_high": spread[1]}
