@@ -90,6 +90,7 @@ class Landscape(Analysis):
             line = sorted((float(row["t"]), float(row["nats_per_token"])) for row in rows if row["text"] == text)
             t, loss = map(np.asarray, zip(*line, strict=True))
             between = (t >= 0) & (t <= 1)
+            # far out on the line weights may be so large that no loss is a number
             known = np.where(np.isfinite(loss), loss, np.inf)
             numbers |= {
                 f"change/{text}": float(loss[t == 1][0] - loss[t == 0][0]),

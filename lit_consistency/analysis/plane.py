@@ -60,6 +60,7 @@ class Geometry(NamedTuple):
 
     def shares(self, x: float, y: float) -> list[float]:
         """Shares of the base and of both models in the point (x, y); they sum to 1."""
+        # d_2 has all of the coordinate across, and brings its own coordinate along
         second = y / self.across
         first = (x - second * self.along) / self.first
         return [1 - first - second, first, second]
@@ -111,6 +112,7 @@ class Plane(Analysis):
         trio = [subject.origin, *subject.models[:2]]
         where = geometry(*trio)
         if part == MODELS:
+            # shares of exactly 0 and 1: by way of the coordinates they would be off by rounding
             exact = [(of.name, *place, [float(of is other) for other in trio])
                      for of, place in zip(trio, where.places, strict=True)]  # fmt: skip
         else:
@@ -191,7 +193,7 @@ def geometry(base: ModelFiles, first: ModelFiles, second: ModelFiles) -> Geometr
             product + float(one @ two),
             of_second + float(two @ two),
         )
-    if of_first == 0:
+    if of_first == 0:  # the first model is the base; check says so
         return Geometry(0.0, 0.0, math.sqrt(of_second))
     along = product / math.sqrt(of_first)
     return Geometry(math.sqrt(of_first), along, math.sqrt(max(of_second - along**2, 0.0)))

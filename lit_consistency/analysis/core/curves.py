@@ -44,6 +44,7 @@ def curves(
         own = sorted((row for row in rows if str(row[group]) == name), key=lambda row: float(row[x]))
         points = [(float(row[x]), float(row[y])) for row in own]
         low, high = ([float(row.get(f"{y}_{end}", math.nan)) for row in own] for end in ("low", "high"))
+        # a band of nothing would make the legend and the hover text speak of intervals
         known = any(map(math.isfinite, low))
         series.append(Series(name, points, low if known else (), high if known else ()))
     x_title, y_title = x_title or x.replace("_", " "), y_title or y.replace("_", " ")

@@ -35,6 +35,7 @@ class TextLoss(NamedTuple):
         """Nats per token above ``start``, of the same items: most of their spread is common to both."""
         if not (_finite(self.items) and _finite(start.items)):
             return UNKNOWN
+        # documents differ far more from one another than a document from itself under another model
         return paired_difference(start.items, self.items, self.clusters)
 
 

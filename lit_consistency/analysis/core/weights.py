@@ -23,6 +23,7 @@ def weights_put_back(model: nn.Module, names: Collection[str] | None = None) -> 
         Name -> copy of the parameter, only to be read.
     """
     parameters = {name: p for name, p in model.named_parameters() if names is None or name in names}
+    # copies rather than the file's weights: what is put back is what was there, whoever has written it
     originals = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     try:
         yield originals
@@ -44,6 +45,7 @@ def write_mixture(model: nn.Module, files: Sequence[ModelFiles], shares: Sequenc
     """
     wanted = [(of.reader(), share) for of, share in zip(files, shares, strict=True) if share]
     for name, parameter in model.named_parameters():
+        # of bfloat16 models too: at t = -2 a sum in their own dtype would be off by more than the update
         total = torch.zeros_like(parameter, dtype=torch.float64)
         for read, share in wanted:
             total.add_(read(name).to(parameter.device, torch.float64), alpha=share)

@@ -19,6 +19,7 @@ def height_over_chord(t: np.ndarray, values: np.ndarray) -> float:
     """
     if not np.isfinite(values[[0, -1]]).all():
         return math.nan
+    # a value that is not finite between two good ends hides no more than its own point
     share = (t - t[0]) / (t[-1] - t[0])
     return float(
         np.nanmax(np.where(np.isfinite(values), values - (1 - share) * values[0] - share * values[-1], np.nan))
