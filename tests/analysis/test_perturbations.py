@@ -328,7 +328,8 @@ def test_the_crossed_table_of_two_bases(folders: list[Path], tmp_path: Path) -> 
     assert "gaussian" not in mean  # its own norm is Frobenius'
     assert numbers["base"]["perturbations/rise_native/sign"] == pytest.approx(mean["sign"])
     page = (folder.path / "index.html").read_text(encoding="utf-8")
-    assert "Models x perturbations, native norm" in page
+    assert "Models x random perturbations, native norm" in page
+    assert "Models x updates, native norm" in page
     assert "second (Muon)" in page
 
 
@@ -344,13 +345,13 @@ def test_the_interaction_is_the_distance_of_two_lines() -> None:
     ]  # fmt: skip
     figures = {figure.title: figure.rows for figure in crossed_figures(rows, 0.1)}
     assert list(figures) == [
-        "Models x perturbations, Frobenius norm", "sign against orthogonal, Frobenius norm",
+        "Models x random perturbations, Frobenius norm", "sign against orthogonal, Frobenius norm",
         "Rise under sign, Frobenius norm", "Rise under orthogonal, Frobenius norm",
         "Matrices by themselves: a", "Matrices by themselves: b",
     ]  # fmt: skip
     ratios = figures["sign against orthogonal, Frobenius norm"]
     assert ratios == (("0.1", "−0.693", "0.693"), ("0.2", "−0.693", "0.693"))
-    table = figures["Models x perturbations, Frobenius norm"]
+    table = figures["Models x random perturbations, Frobenius norm"]
     assert table == (("a (AdamW)", "0.01", "0.02"), ("b (AdamW)", "0.06", "0.03"))
     assert figures["Matrices by themselves: b"] == (("mlp.fc", "sign", "0.06"), ("mlp.fc", "orthogonal", "0.03"))
     numbers = [Perturbations().summary([row for row in rows if row["model"] == model]) for model in "ab"]

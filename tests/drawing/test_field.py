@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from lit_consistency.drawing.canvas import svg_file
+from lit_consistency.drawing.canvas import Text, svg_file, text_width
 from lit_consistency.drawing.charts.field import Field, Mark, contour, contour_levels, draw_field
 
 N = [i / 10 for i in range(-20, 21)]
@@ -48,3 +48,18 @@ def test_a_picture_shows_every_number_and_every_place() -> None:
     across, up = marks["model"][0] - marks["base"][0], marks["base"][1] - marks["model"][1]
     assert across / 1.5 == pytest.approx(up / 1.0, rel=0.1)
     assert not re.search("nan|inf", text.replace("information", ""))
+
+
+def test_names_of_two_places_do_not_lie_on_one_another() -> None:
+    names = ["base", "a model with a long name", "another one"]
+    places = [(-0.2, 0.0), (0.3, 0.0), (0.3, 0.1)]
+    field = Field(N, N, [[bowl(x, y) for x in N] for y in N], [Mark(n, *p) for n, p in zip(names, places, strict=True)])
+    texts = [mark for mark in draw_field(field, "x", "y", 400).marks if isinstance(mark, Text) and mark.bold]
+    assert len(texts) == 3
+    boxes = []
+    for text in texts:
+        width = text_width(text.text, text.size)
+        start = text.x - (width if text.anchor == "end" else 0)
+        boxes.append((start, start + width, text.y))
+    for i, (a, b, y) in enumerate(boxes):
+        assert not any(a < d and c < b and abs(y - z) < 12 for c, d, z in boxes[i + 1 :])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from lit_consistency.drawing.charts.lines import Series, draw_lines
 from lit_consistency.drawing.figure import WIDTH, Figure
@@ -36,7 +37,7 @@ def curves(
         x_title: of the axis; the column's name when not given.
         y_title: likewise.
         log_x: equal ratios are equal distances.
-        log_y: likewise.
+        log_y: likewise, if anything is positive; what is not then leaves a gap, and a band goes to the lowest number.
         levels: name -> value of y, dashed lines across.
     """
     series = []
@@ -47,12 +48,31 @@ def curves(
         # a band of nothing would make the legend and the hover text speak of intervals
         known = any(map(math.isfinite, low))
         series.append(Series(name, points, low if known else (), high if known else ()))
+    values = {row.name: dict(row.points) for row in series}  # the table keeps what the axis cannot show
+    if log_y:
+        series = _positive(series)
     x_title, y_title = x_title or x.replace("_", " "), y_title or y.replace("_", " ")
     picture = draw_lines(series, x_title, y_title, WIDTH, log_x=log_x, log_y=log_y, levels=levels)
-    values = {row.name: dict(row.points) for row in series}
     places = sorted({place for row in series for place, _ in row.points})
     table = [
         (f"{place:g}", *(short_number(values[name][place]) if place in values[name] else "" for name in values))
         for place in places
     ]
     return Figure("", "", title, caption, picture, None, (x_title, *values), tuple(table))
+
+
+def _positive(series: Sequence[Series]) -> list[Series]:
+    """The series as a logarithmic axis can show them; as they are where nothing is positive."""
+    values = [value for row in series for value in (*(y for _, y in row.points), *row.low, *row.high) if value > 0]
+    if not values:
+        return list(series)
+    floor = min(values)
+    return [
+        replace(
+            row,
+            points=[(place, value if value > 0 else math.nan) for place, value in row.points],
+            low=[value if not value <= 0 else floor for value in row.low],
+            high=[value if not value <= 0 else floor for value in row.high],
+        )
+        for row in series
+    ]

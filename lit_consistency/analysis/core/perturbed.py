@@ -15,6 +15,7 @@ from lit_consistency.drawing.scales import short_number
 from lit_consistency.records.tables import Row
 from lit_consistency.stats.seeds import MeanInterval, mean_interval
 
+RANDOM = ("sign", "orthogonal", "gaussian")
 NORM_NAMES = {"frobenius": "Frobenius norm", "native": "native norm", "absolute": "absolute norm"}
 
 
@@ -73,7 +74,9 @@ def crossed_figures(rows: Sequence[Row], reference: float) -> list[Figure]:
     for norm in dict.fromkeys(str(row["norm"]) for row in rows):
         of_norm = _means([row for row in together if row["norm"] == norm])
         if len(models) > 1:
-            drawn.append(_crossed(together, models, norm, reference))
+            for kinds, name in ((RANDOM, "random perturbations"), (("own", "other"), "updates")):
+                own_kinds = [row for row in together if row["kind"] in kinds]
+                drawn += _crossed(own_kinds, models, norm, reference, name)
             drawn += _log_ratios(of_norm, norm, str(rows[0]["text"]))
             for kind in dict.fromkeys(row["kind"] for row in of_norm):
                 drawn.append(_ladder([r for r in of_norm if r["kind"] == kind], "model", norm, str(kind), rows))
@@ -109,8 +112,10 @@ def _ladder(means: Sequence[Row], group: str, norm: str, kind: str, rows: Sequen
     return curves(means, "radius", "rise", group, title, caption, "radius", "rise, nats per token", True, True)
 
 
-def _crossed(rows: Sequence[Row], models: Sequence[str], norm: str, reference: float) -> Figure:
-    """Models x kinds."""
+def _crossed(rows: Sequence[Row], models: Sequence[str], norm: str, reference: float, name: str) -> list[Figure]:
+    """Models x kinds; updates by themselves, whose rises are others' many times."""
+    if not of_reference(rows, reference, norm):
+        return []
     by_model = {
         model: rises(of_reference([r for r in rows if r["model"] == model], reference, norm)) for model in models
     }
@@ -118,7 +123,7 @@ def _crossed(rows: Sequence[Row], models: Sequence[str], norm: str, reference: f
     kinds = list(dict.fromkeys(kind for found in by_model.values() for kind in found))
     none = mean_interval([])
     cells = [[by_model[model].get(kind, none) for kind in kinds] for model in models]
-    names = [f"{model} ({optimizers[model]})" for model in models]
+    names = [f"{model} ({optimizers.get(model, 'unknown')})" for model in models]
     heat = HeatMap(
         f"rise in nats per token at {reference:g}", "model (its optimizer)", names, "perturbation", kinds,
         [[cell.mean for cell in row] for row in cells], [[(cell.high - cell.low) / 2 for cell in row] for row in cells],
@@ -126,12 +131,12 @@ def _crossed(rows: Sequence[Row], models: Sequence[str], norm: str, reference: f
     )  # fmt: skip
     caption = (
         f"Rise of the loss of {rows[0]['text']} at {reference:g} of each matrix's {NORM_NAMES[norm]}, nats per token; "
-        "mean over draws with its 95% interval. Consistency says that sign hurts bases of AdamW less, orthogonal those "
-        "of Muon."
+        "mean over draws with its 95% interval. Consistency says that AdamW's base is hurt less by sign, Muon's by "
+        "orthogonal, and both by their own updates."
     )
     table = [(name, *(short_number(cell.mean) for cell in row)) for name, row in zip(names, cells, strict=True)]
-    title = f"Models x perturbations, {NORM_NAMES[norm]}"
-    return Figure("", "", title, caption, draw_heat_map(heat, WIDTH), None, ("model", *kinds), tuple(table))
+    title = f"Models x {name}, {NORM_NAMES[norm]}"
+    return [Figure("", "", title, caption, draw_heat_map(heat, WIDTH), None, ("model", *kinds), tuple(table))]
 
 
 def _log_ratios(means: Sequence[Row], norm: str, text: str) -> list[Figure]:

@@ -63,8 +63,9 @@ def draw_field(field: Field, x_title: str, y_title: str, width: float) -> Canvas
         taken = [(picture.x(mark.x), picture.y(mark.y)) for mark in field.marks]
         for level in contour_levels(known):
             _contour(picture, field, level, taken)
+    names: list[tuple[float, float, float]] = []
     for i, mark in enumerate(field.marks):
-        _place(picture, mark, i)
+        _place(picture, mark, i, names)
     return picture.canvas
 
 
@@ -127,11 +128,23 @@ def _between(one: tuple[float, float, float], two: tuple[float, float, float], l
     return one[0] + share * (two[0] - one[0]), one[1] + share * (two[1] - one[1])
 
 
-def _place(picture: Frame, mark: Mark, number: int) -> None:
-    x, y, look = picture.x(mark.x), picture.y(mark.y), style(number)
-    picture.canvas.add(Marker(x, y, look.shape, "ink", 5, True, mark.name))
-    # the name stands where there is more room
-    end = x > (picture.x.start + picture.x.end) / 2
-    space = x - picture.x.start if end else picture.x.end - x
-    name = shorten(mark.name, LABEL, space - 12)
-    picture.canvas.add(Text(x - 9 if end else x + 9, y - 7, name, "ink", LABEL, "end" if end else "start", True))
+def _place(picture: Frame, mark: Mark, number: int, names: list[tuple[float, float, float]]) -> None:
+    """The mark and its name, beside it where no other name stands; ``names`` grows by its ends and its height."""
+    x, y = picture.x(mark.x), picture.y(mark.y)
+    picture.canvas.add(Marker(x, y, style(number).shape, "ink", 5, True, mark.name))
+    right = x < (picture.x.start + picture.x.end) / 2
+    options = []
+    for to_right in (right, not right):
+        name = shorten(mark.name, LABEL, (picture.x.end - x if to_right else x - picture.x.start) - 12)
+        width = text_width(name, LABEL)
+        start = x + 9 if to_right else x - 9 - width
+        options += [(name, to_right, (start, start + width, y + down)) for down in (-7.0, 17.0)]
+    free = [
+        option
+        for option in options
+        if not any(option[2][0] < b and a < option[2][1] and abs(option[2][2] - c) < LABEL for a, b, c in names)
+    ]
+    name, to_right, place = (free or options)[0]
+    names.append(place)
+    anchor = "start" if to_right else "end"
+    picture.canvas.add(Text(x + 9 if to_right else x - 9, place[2], name, "ink", LABEL, anchor, True, title=mark.name))
