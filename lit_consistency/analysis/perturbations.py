@@ -25,8 +25,9 @@ most of the spread over draws. An update is taken forwards alone.
 
 How far it carries: to second order, random kinds of one Frobenius norm make the same rise on average (their second
 moments are equal), so with ``frobenius`` an interaction can come of higher orders alone; with ``native`` of the shape
-of W too, its largest entry and singular value over its Frobenius norm. What tells optimizers apart to second order are
-directions that are not random: ``own`` and ``other``.
+of W too, its largest entry and singular value over its Frobenius norm: ``log_size_ratio``, 2 log of the ratio of the
+sizes that were reached, is what a loss would make that is equally curved in all directions. What tells optimizers
+apart to second order are directions that are not random: ``own`` and ``other``.
 
 Given up: an update keeps its direction within each matrix, but not the share of each matrix in the whole; a matrix of
 which it is 0 stays as it is. Memory: the perturbed matrices three times, once in float32. At bfloat16 a small radius
@@ -51,6 +52,7 @@ from lit_consistency.analysis.core.losses import text_loss
 from lit_consistency.analysis.core.model_files import Matrix, ModelFiles, check_same_shapes
 from lit_consistency.analysis.core.perturbed import crossed_figures, log_ratio, of_reference, rises
 from lit_consistency.analysis.core.subject import Subject
+from lit_consistency.analysis.core.tables import mean_by
 from lit_consistency.analysis.core.weights import weights_put_back
 from lit_consistency.analysis.linalg.directions import (
     KINDS,
@@ -217,6 +219,8 @@ class Perturbations(Analysis):
             for one, two in (("sign", "orthogonal"), UPDATES):
                 if one in by_kind and two in by_kind:
                     numbers[f"log_ratio{suffix}/{one}_{two}"] = log_ratio(by_kind[one].mean, by_kind[two].mean)
+                    size = mean_by(of_reference(rows, self.reference, norm), ("kind",), "relative_norm")
+                    numbers[f"log_size_ratio{suffix}/{one}_{two}"] = 2 * log_ratio(size[one,], size[two,])
         return numbers
 
     def figures(self, rows: Sequence[Row]) -> list[Figure]:

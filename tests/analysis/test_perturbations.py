@@ -339,7 +339,7 @@ def test_the_interaction_is_the_distance_of_two_lines() -> None:
     rows: list[Row] = [
         {"model": model, "optimizer": "AdamW", "matrices": matrices, "kind": kind, "norm": "frobenius",
          "radius": radius, "draw": draw, "side": side, "text": "old",
-         "rise": factor * radius**2 * (1 + draw / 10) + 7 * side}
+         "rise": factor * radius**2 * (1 + draw / 10) + 7 * side, "relative_norm": radius * factor}
         for (model, kind), factor in factors.items() for radius in (0.1, 0.2) for draw in (-1, 0, 1)
         for side in (1, -1) for matrices in ("together", "mlp.fc")
     ]  # fmt: skip
@@ -357,6 +357,8 @@ def test_the_interaction_is_the_distance_of_two_lines() -> None:
     numbers = [Perturbations().summary([row for row in rows if row["model"] == model]) for model in "ab"]
     ratio_of = [number["log_ratio/sign_orthogonal"] for number in numbers]
     assert ratio_of[1] - ratio_of[0] == pytest.approx(math.log(4))
+    sizes = [number["log_size_ratio/sign_orthogonal"] for number in numbers]
+    assert sizes == pytest.approx([2 * math.log(1 / 2), 2 * math.log(2)])
 
 
 MISTAKES = [
