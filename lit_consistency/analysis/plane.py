@@ -170,7 +170,7 @@ class Plane(Analysis):
                     "Frobenius norm of the difference from the base, the stronger the colour the greater."
                 )
                 table = [(f"{x:.4g}", f"{y:.4g}", short_number(values[x, y])) for y in ys for x in xs]
-                picture = draw_field(field, "along the first model's update", "across", WIDTH)
+                picture = draw_field(field, "along the first model's update", "across, in the Frobenius norm", WIDTH)
                 drawn.append(Figure("", "", title, caption, picture, None, ("x", "y", name), tuple(table)))
         return drawn
 

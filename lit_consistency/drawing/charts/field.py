@@ -60,12 +60,14 @@ def draw_field(field: Field, x_title: str, y_title: str, width: float) -> Canvas
     known = [value for row in field.values for value in row if math.isfinite(value)]
     if known:
         _cells(picture, field, min(known), max(known))
-        taken = [(picture.x(mark.x), picture.y(mark.y)) for mark in field.marks]
-        for level in contour_levels(known):
-            _contour(picture, field, level, taken)
     names: list[tuple[float, float, float]] = []
     for i, mark in enumerate(field.marks):
         _place(picture, mark, i, names)
+    if known:
+        taken = [(picture.x(mark.x), picture.y(mark.y)) for mark in field.marks]
+        taken += [(x, y - 4) for left, right, y in names for x in (left, (left + right) / 2, right)]
+        for level in contour_levels(known):
+            _contour(picture, field, level, taken)
     return picture.canvas
 
 
