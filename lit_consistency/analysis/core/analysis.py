@@ -26,12 +26,14 @@ class Analysis(ABC):
         title: heading on the page.
         needs_base: whether it compares with the base.
         needs_text: whether it reads ``--text``.
+        uses_text: whether it does so where a text is given, and has fewer numbers where none is.
         together: whether it is asked once of all models, not once of each.
     """
 
     title: ClassVar[str]
     needs_base: ClassVar[bool] = False
     needs_text: ClassVar[bool] = False
+    uses_text: ClassVar[bool] = False
     together: ClassVar[bool] = False
 
     def check(self, subject: Subject) -> None:  # noqa: B027 (most have nothing more to check)

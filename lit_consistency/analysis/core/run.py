@@ -175,7 +175,7 @@ def _check(name: str, analysis: Analysis, subject: Subject) -> None:
             check_same_shapes(subject.base, files)
     if analysis.needs_text and not subject.texts:
         raise ValueError(f"text: {name} reads a text; expected --text TASK or FILE")
-    if analysis.needs_text:
+    if analysis.needs_text or analysis.uses_text:
         for text in subject.texts:
             subject.text(text)
     for one in [subject] if analysis.together else [subject.of(files) for files in subject.models]:
@@ -196,7 +196,7 @@ def _jobs(name: str, analysis: Analysis, subject: Subject) -> list[_Job]:
             "options": asdict(analysis) if is_dataclass(analysis) else {},
             "code": _code(),
             "version": __version__,
-            **fingerprint_parts(one, analysis.needs_text),
+            **fingerprint_parts(one, analysis.needs_text or analysis.uses_text),
         }
         if not analysis.together:
             del identity["models"]

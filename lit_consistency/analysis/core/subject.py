@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from lit_consistency.analysis.core.model_files import ModelFiles
 from lit_consistency.analysis.core.texts import Reading, Text
@@ -13,6 +14,7 @@ from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.inference.load import Loaded, load_model
 from lit_consistency.records.fingerprints import fingerprint_of
 
+T = TypeVar("T")
 IN_MEMORY = 2
 """Loaded models that are kept: a model and its base."""
 
@@ -30,6 +32,7 @@ class Shared:
         self.device, self.precision, self.reading = device, precision, reading
         self._models: OrderedDict[Path, Loaded] = OrderedDict()
         self._texts: dict[tuple[str, str, int], Text] = {}
+        self._made: dict[Hashable, Any] = {}
 
     def load(self, files: ModelFiles) -> Loaded:
         """A model in evaluation mode; whoever changes its weights puts them back."""
@@ -47,6 +50,17 @@ class Shared:
         if key not in self._texts:
             self._texts[key] = Text(name, tokenizer, files.config.block_size, self.reading)
         return self._texts[key]
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What several parts of a run need, made by the first of them and kept in memory.
+
+        Args:
+            key: all that it depends on beyond the options of the run.
+            make: makes it.
+        """
+        if key not in self._made:
+            self._made[key] = make()
+        return cast(T, self._made[key])
 
 
 @dataclass(frozen=True)
