@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command; a user's error exits with 2, an interrupt with 130."""
     argv = list(sys.argv[1:] if argv is None else argv)
     command = _parser(argv)
-    given = command.parse_args(argv).as_dict()
+    given = command.parse_args(_lists_joined(argv)).as_dict()
     given.pop("config")
     names = _split(given["what"])
     try:
@@ -124,6 +124,33 @@ def _named(argv: list[str]) -> list[str]:
             named = content.get("what") if isinstance(content, dict) else None
             found = _split([named] if isinstance(named, str) else named or found)
     return list(dict.fromkeys(found))
+
+
+def _lists_joined(argv: list[str]) -> list[str]:
+    """``--NAME.FIELD a b`` as ``--NAME.FIELD=["a", "b"]``, where an analysis has a list there, as jsonargparse reads it."""
+    import json
+    from typing import get_origin, get_type_hints
+
+    from lit_consistency.analysis.core.find import find, names
+
+    wanted = [name for name in _named(argv) if name in names()]
+    lists = {
+        f"--{name}.{key}" for name in wanted for key, kind in get_type_hints(find(name)).items() if get_origin(kind) is list
+    }
+    joined: list[str] = []
+    words: list[str] | None = None
+    for word in [*argv, "--"]:
+        if word.startswith("--") and words:
+            # one that is written as a list already stays as it is
+            joined[-1] += "=" + (words[0] if len(words) == 1 and words[0].startswith("[") else json.dumps(words))
+        if word.startswith("--"):
+            words = [] if word in lists else None
+            joined.append(word)
+        elif words is not None:
+            words.append(word)
+        else:
+            joined.append(word)
+    return joined[:-1]
 
 
 def _split(names: list[str]) -> list[str]:
