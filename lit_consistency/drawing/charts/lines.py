@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lit_consistency.drawing.canvas import Area, Canvas, Line, Marker, Point, Text
 from lit_consistency.drawing.frame import TICK, Entry, Frame, frame
@@ -68,6 +68,9 @@ def draw_lines(
         else linear(ys, include=list(levels.values()))
     )
     x_scale = logarithmic(xs) if log_x else linear(xs, pad=0.02)
+    # between layers 1 and 2 there is no layer 1.5
+    if not log_x and all(x == int(x) for x in xs if math.isfinite(x)):
+        x_scale = replace(x_scale, ticks=tuple(tick for tick in x_scale.ticks if tick == round(tick)))
     legend = [Entry(row.name, styles[row.name], row.name, f"⚠ {row.note}" if row.note else "") for row in series]
     picture = frame(
         width, height, x_scale, y_scale, x_title, y_title, legend if len(series) > 1 or series[0].note else ()
