@@ -1,0 +1,396 @@
+r"""Forecast: from the first steps of a finetuning, how much will be forgotten at its end.
+
+Reads the records of finished runs, no model. Every run gives the features at one early measurement (the forgetting so
+far, KL to the base on the new task and on the retained text, distance from the base, or whatever else
+``metrics.jsonl`` has) and ``final/forget/TASK``. Both are brought to a scale on which ratios count,
+
+.. math::
+    z = asinh(x / s), \qquad s = 0.1 \; median |x|,
+
+which is a logarithm above s and passes through 0, as forgetting may be negative. A ridge regression foretells z, and
+CV+ gives its interval (stats/ridge.py). All of it, s included, is learnt without the runs that are foretold: groups
+of runs, those of one base (or of one seed), are held out one after the other, so that no base is on both sides.
+
+Beside the regression on all features stand what it must beat: ``mean`` (the runs' mean), ``rate`` (the learning rate
+alone), ``rate_optimizer`` (with the optimizer's class), every feature alone, and ``all_rate_optimizer``, all of it
+together. Reported for each: R2 and mean absolute error in the target's unit on the runs held out (R2 below 0 is worse
+than their mean), R2 on the scale of z, the share of intervals that hold the truth, with its own interval by groups,
+and the median width of an interval. They are reported also where they are no good.
+
+Given up: anything that is not additive in z; steps before the first measurement. A measurement late in a run foretells
+little that is new: ``share`` says how far it was. Sources: Shenfeld et al. 2025, RL's Razor, arXiv 2509.04259 (KL
+foretells forgetting); Barber et al. 2021, Annals of Statistics 49(1) (CV+).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from lit_consistency.analysis.core.analysis import Advance, Analysis
+from lit_consistency.analysis.core.subject import Subject
+from lit_consistency.drawing.charts.dots import Dot, draw_dots
+from lit_consistency.drawing.charts.scatter import Spot, draw_scatter
+from lit_consistency.drawing.figure import WIDTH, Figure
+from lit_consistency.drawing.scales import short_number
+from lit_consistency.records.fingerprints import fingerprint_of
+from lit_consistency.records.run_folder import RunFolder
+from lit_consistency.records.tables import Row
+from lit_consistency.stats.intervals import estimate, ratio
+from lit_consistency.stats.ridge import cv_plus, fit_ridge
+
+FEATURES = ("kl_to_base", "kl_to_base_retained", "relative_distance/all")
+GROUPS = ("base", "seed")
+LEAST_GROUPS = 3
+"""One to foretell, two of which one is left out to learn the interval."""
+
+
+class Run(NamedTuple):
+    """A finished finetuning.
+
+    Attributes:
+        name: of its folder.
+        base: hash of the model it started from.
+        seed: of the run.
+        optimizer: class.
+        rate: learning rate, NaN if it has none.
+        step: of the early measurement.
+        share: of the run that was done by then.
+        early: feature -> value at that step.
+        final: the target.
+    """
+
+    name: str
+    base: str
+    seed: str
+    optimizer: str
+    rate: float
+    step: int
+    share: float
+    early: dict[str, float]
+    final: float
+
+
+@dataclass(frozen=True)
+class Forecast(Analysis):
+    """Forecast.
+
+    Args:
+        runs: folders of finished finetunings; or folders that hold such, of which those without an end, without a base
+            or without the target are left out and counted.
+        target: what is foretold, as ``forget/old_chains``; null: the one that the runs have.
+        features: of the early measurement, in the runs' metrics.jsonl; null: forgetting so far, and of ``kl_to_base``,
+            ``kl_to_base_retained`` and ``relative_distance/all`` those that all runs have.
+        share: of the run; the last measurement up to there is read. 0: the first one after step 0.
+        group: what is held out together: the runs of one ``base``, or of one ``seed``, with all that share a base.
+        penalty: of the ridge regression on standardised features.
+        level: of the intervals.
+    """
+
+    title: ClassVar[str] = "What will be forgotten"
+    needs_model: ClassVar[bool] = False
+    together: ClassVar[bool] = True
+
+    runs: list[str] = field(default_factory=list)
+    target: str | None = None
+    features: list[str] | None = None
+    share: float = 0.0
+    group: str = "base"
+    penalty: float = 0.01
+    level: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise ValueError("runs: expected folders of finished finetunings, or a folder that holds them")
+        if self.group not in GROUPS:
+            raise ValueError(f"group = {self.group!r}: expected one of {', '.join(GROUPS)}")
+        if not 0 <= self.share < 1:
+            raise ValueError(f"share = {self.share}: expected 0 <= share < 1")
+        if not self.penalty > 0:
+            raise ValueError(f"penalty = {self.penalty}: expected a number above 0")
+        if not 0 < self.level < 1:
+            raise ValueError(f"level = {self.level}: expected a share between 0 and 1")
+
+    def check(self, subject: Subject) -> None:
+        """All runs must have target and features, and there must be groups to hold out."""
+        runs, _, target = self._read()
+        self._features(runs, target)
+        groups = group_names(runs, self.group)
+        if len(set(groups)) < LEAST_GROUPS:
+            raise ValueError(
+                f"runs: {len(runs)} of them, in {len(set(groups))} groups by {self.group}; expected at least "
+                f"{LEAST_GROUPS} groups, of which one is held out"
+            )
+
+    def inputs(self, subject: Subject) -> list[str]:
+        """What is read of the runs."""
+        return [fingerprint_of([list(map(str, run)) for run in self._read()[0]])]
+
+    def parts(self, subject: Subject) -> list[str]:
+        """One."""
+        return ["forecast"]
+
+    def measure(self, subject: Subject, part: str, advance: Advance) -> list[Row]:
+        """A row for every run and predictor, foretold while its group is held out."""
+        runs, n_left_out, target = self._read()
+        groups = group_names(runs, self.group)
+        final = np.asarray([run.final for run in runs])
+        rows: list[Row] = []
+        columns = _columns(runs, self._features(runs, target))
+        for name, features in columns.items():
+            foretold = hold_out(features, final, groups, self.penalty, self.level)
+            for run, group, (predicted, low, high) in zip(runs, groups, foretold.tolist(), strict=True):
+                row: Row = {"predictor": name, "run": run.name, "group": group, "optimizer": run.optimizer}
+                row |= {"rate": run.rate, "early_step": run.step, "early_share": run.share, "target": target}
+                row |= {"actual": run.final, "predicted": predicted, "low": low, "high": high}
+                rows.append({**row, "n_left_out": n_left_out})
+            advance(1 / len(columns))
+        return rows
+
+    def summary(self, rows: Sequence[Row]) -> dict[str, float]:
+        """Errors and coverage of every predictor; see the file's beginning."""
+        numbers: dict[str, float] = {}
+        for name in dict.fromkeys(str(row["predictor"]) for row in rows):
+            numbers |= {f"{key}/{name}": v for key, v in _errors([r for r in rows if r["predictor"] == name]).items()}
+        own = [row for row in rows if row["predictor"] == "all"]
+        share = float(np.median([float(row["early_share"]) for row in own]))
+        n_groups = len({row["group"] for row in own})
+        return {**numbers, "n_runs": float(len(own)), "n_groups": float(n_groups), "early_share": share}
+
+    def figures(self, rows: Sequence[Row]) -> list[Figure]:
+        """Foretold against what came, and the predictors' errors."""
+        own = [row for row in rows if row["predictor"] == "all"]
+        target = str(own[0]["target"])
+        columns = ("run", "group", "optimizer", "actual", "predicted", "low", "high")
+        table = tuple(
+            (*(str(row[key]) for key in columns[:3]), *(short_number(float(row[key])) for key in columns[3:]))
+            for row in own
+        )
+        spots = [
+            Spot(str(r["run"]), str(r["optimizer"]), *(float(r[k]) for k in ("actual", "predicted", "low", "high")))
+            for r in own
+        ]
+        shares = sorted({float(row["early_share"]) for row in own})
+        early = f"{shares[0]:.0%}" if len(shares) == 1 else f"{shares[0]:.0%} to {shares[-1]:.0%}"
+        left_out = f" {own[0]['n_left_out']} folders were no such run." if own[0]["n_left_out"] else ""
+        caption = (
+            f"{target} at the end of {len(own)} runs, foretold from a measurement at {early} of each while all runs of "
+            f"its group were held out; {self.level:.0%} intervals. On the dashed line it came as foretold.{left_out}"
+        )
+        canvas = draw_scatter(spots, "as it came", "foretold", WIDTH, log=True, diagonal=True)
+        figures = [Figure("", "", "Forgetting foretold", caption, canvas, None, columns, table)]
+        names = list(dict.fromkeys(str(row["predictor"]) for row in rows))
+        errors = {name: _errors([row for row in rows if row["predictor"] == name]) for name in names}
+        said = {
+            "mae": ("Mean absolute error", "What the forecasts are off by, in the unit of the target."),
+            "r2": ("R2 on runs held out", "1 is perfect; 0 as good as the mean of all runs, below 0 worse."),
+            "coverage": (
+                "Coverage of the intervals",
+                f"Share of intervals that hold the truth, {self.level:.0%} are wanted; 95% intervals by groups.",
+            ),
+        }
+        for key, (title, caption) in said.items():
+            ends = [(e.get(f"{key}_low", math.nan), e.get(f"{key}_high", math.nan)) for e in errors.values()]
+            dots = [Dot(name, key, errors[name][key], *end) for name, end in zip(names, ends, strict=True)]
+            cells = tuple((name, short_number(errors[name][key])) for name in names)
+            figures.append(
+                Figure("", "", title, caption, draw_dots(dots, title, WIDTH), None, ("predictor", title), cells)
+            )
+        return figures
+
+    # -------------------- runs
+
+    def _read(self) -> tuple[list[Run], int, str]:
+        """The runs, how many folders are none of them, and the target."""
+        folders, loose = _folders(self.runs)
+        target = self.target or _only_target(folders)
+        runs, n_left_out = [], 0
+        for folder in folders:
+            try:
+                runs.append(read_run(folder, target, self.share))
+            except ValueError:
+                if folder not in loose:
+                    raise
+                n_left_out += 1
+        if not runs:
+            raise ValueError(f"runs, target = {target!r}: none of {len(folders)} folders is a finished finetuning with it")
+        return runs, n_left_out, target
+
+    def _features(self, runs: Sequence[Run], target: str) -> list[str]:
+        """Names of the features, which all runs have."""
+        if self.features is None:
+            there = [name for name in FEATURES if any(name in run.early for run in runs)]
+            wanted = [target, *there]
+        else:
+            wanted = self.features
+        for name in wanted:
+            if lacking := next((run for run in runs if name not in run.early), None):
+                close = [key for key in lacking.early if key.partition("/")[0] == name.partition("/")[0]]
+                raise ValueError(
+                    f"features: {name!r}: run {lacking.name} has none at step {lacking.step}; expected a number of its "
+                    f"metrics.jsonl{', as ' + ', '.join(close[:3]) if close else ''}"
+                )
+        if not wanted:
+            raise ValueError("features: expected at least one, or null")
+        return wanted
+
+
+def _folders(given: Sequence[str]) -> tuple[list[Path], set[Path]]:
+    """All folders of runs, and those among them that a folder of several held."""
+    found: list[Path] = []
+    loose: set[Path] = set()
+    for name in given:
+        path = Path(name)
+        if not path.is_dir():
+            raise ValueError(f"runs: {name}: there is no such folder")
+        if RunFolder(path).record_file.is_file():
+            found.append(path)
+            continue
+        inside = sorted(child for child in path.iterdir() if RunFolder(child).record_file.is_file())
+        if not inside:
+            raise ValueError(f"runs: {name}: expected the folder of a run (run.json), or one that holds such folders")
+        found += inside
+        loose |= set(inside)
+    return list(dict.fromkeys(found)), loose
+
+
+def _only_target(folders: Sequence[Path]) -> str:
+    names = {
+        key.removeprefix("final/")
+        for folder in folders
+        for line in RunFolder(folder).read_metrics()
+        for key in line
+        if key.startswith("final/forget/")
+    }
+    if len(names) != 1:
+        raise ValueError(f"target: the runs have {', '.join(sorted(names)) or 'no final/forget/...'}; expected one name")
+    return names.pop()
+
+
+def read_run(folder: Path, target: str, share: float) -> Run:
+    """What a run's records say.
+
+    Raises:
+        ValueError: it has not finished, is no finetuning, or lacks the target or an early measurement of it.
+    """
+    run = RunFolder(folder)
+    record, lines = run.read_record(), run.read_metrics()
+    if not run.is_finished:
+        raise ValueError(f"runs: {folder}: status is {record.get('status')}; expected a finished run")
+    if not record.get("base"):
+        raise ValueError(f"runs: {folder}: it started from no base; expected a finetuning")
+    last = [line[f"final/{target}"] for line in lines if line.get(f"final/{target}") is not None]
+    if not last:
+        raise ValueError(f"runs: {folder}: metrics.jsonl has no number final/{target}; see forgetting.retain of fit")
+    steps = int(record["steps"])
+    measured = {int(line["step"]): line for line in lines if target in line and 0 < int(line["step"]) < steps}
+    before = [step for step in sorted(measured) if step <= share * steps] if share else sorted(measured)[:1]
+    if not before:
+        raise ValueError(
+            f"runs: {folder}: {target} was measured at the steps {sorted(measured)} of {steps}; expected a measurement "
+            f"before {f'share = {share}' if share else 'the end'}"
+        )
+    line = measured[before[-1]]
+    early = {key: float(v) for key, v in line.items() if isinstance(v, (int, float)) and key != "step"}
+    return Run(
+        folder.name, str(record.get("base_hash") or record["base"]), str(record.get("seed")), str(record["optimizer"]),
+        _rate(folder), before[-1], before[-1] / steps, early, float(last[-1]),
+    )  # fmt: skip
+
+
+@cache  # parsing YAML is what takes time here
+def _rate(folder: Path) -> float:
+    model: dict[str, Any] = RunFolder(folder).read_config().get("model") or {}
+    options = (model.get("optimizer") or {}).get("init_args") or {}
+    return float(options.get("lr") or math.nan)
+
+
+def group_names(runs: Sequence[Run], by: str) -> list[str]:
+    """The group of every run: its base, or its seed; seeds that share a base are one group."""
+    if by == "base":
+        return [run.base[:12] for run in runs]
+    merged = {run.seed: run.seed for run in runs}
+    for base in dict.fromkeys(run.base for run in runs):
+        names = {merged[run.seed] for run in runs if run.base == base}
+        merged = {seed: min(names) if name in names else name for seed, name in merged.items()}
+    return [merged[run.seed] for run in runs]
+
+
+# -------------------- forecasts
+
+
+def _columns(runs: Sequence[Run], features: Sequence[str]) -> dict[str, np.ndarray]:
+    """Predictor -> its features (N, F), not yet brought to scale."""
+    rate = np.asarray([[run.rate] for run in runs])
+    kinds = sorted({run.optimizer for run in runs})
+    kind = np.asarray([[float(run.optimizer == name) for name in kinds] for run in runs])
+    alone = {name: np.asarray([[run.early[name]] for run in runs]) for name in features}
+    together = np.concatenate(list(alone.values()), 1)
+    columns = {"all": together}
+    if np.isfinite(rate).all():
+        columns |= {"all_rate_optimizer": np.concatenate([together, rate, kind], 1)}
+        columns |= {"rate": rate, "rate_optimizer": np.concatenate([rate, kind], 1)}
+    return {**columns, "mean": np.empty((len(runs), 0)), **({} if len(alone) == 1 else alone)}
+
+
+def hold_out(
+    features: np.ndarray, final: np.ndarray, groups: Sequence[str], penalty: float, level: float
+) -> np.ndarray:
+    """(N, 3): forecast and interval of every run, learnt from the other groups; NaN for an end that is not known.
+
+    Args:
+        features: (N, F).
+        final: (N,).
+        groups: of every run, at least three.
+        penalty: of the regression.
+        level: of the intervals.
+    """
+    foretold = np.full((len(final), 3), math.nan)
+    member = np.asarray(groups)
+    for group in dict.fromkeys(groups):
+        own = member == group
+        scales, scale = scale_of(features[~own]), float(scale_of(final[~own, None])[0])
+        x, y = np.arcsinh(features / scales), np.arcsinh(final / scale)
+        middle = fit_ridge(x[~own], y[~own], penalty).predict(x[own])
+        low, high = cv_plus(x[~own], y[~own], member[~own].tolist(), x[own], penalty, level)
+        with np.errstate(over="ignore"):  # what is beyond all numbers is unknown, as below
+            foretold[own] = scale * np.sinh(np.stack([middle, low, high], 1))
+    return np.where(np.isfinite(foretold), foretold, math.nan)
+
+
+def scale_of(values: np.ndarray) -> np.ndarray:
+    """(F,) of values (N, F): a tenth of the median size of each column, 1 where that is 0."""
+    middle = np.median(np.abs(values), axis=0) / 10
+    return np.where(middle > 0, middle, 1.0)
+
+
+def _errors(rows: Sequence[Row]) -> dict[str, float]:
+    """Of one predictor."""
+    actual, predicted, low, high = (
+        np.asarray([float(row[key]) for row in rows]) for key in ("actual", "predicted", "low", "high")
+    )
+    scale = float(scale_of(actual[:, None])[0])
+    known = np.isfinite(low) & np.isfinite(high)
+    held = ratio(((low <= actual) & (actual <= high))[known].astype(float))
+    groups = [str(row["group"]) for row, there in zip(rows, known, strict=True) if there]
+    coverage = estimate(held, groups, share=True) if known.any() else None
+    return {
+        "r2": _r2(actual, predicted),
+        "r2_log": _r2(np.arcsinh(actual / scale), np.arcsinh(predicted / scale)),
+        "mae": float(np.abs(actual - predicted).mean()),
+        "coverage": coverage.value if coverage else math.nan,
+        "coverage_low": coverage.low if coverage else math.nan,
+        "coverage_high": coverage.high if coverage else math.nan,
+        "width": float(np.median((high - low)[known])) if known.any() else math.nan,
+    }
+
+
+def _r2(actual: np.ndarray, predicted: np.ndarray) -> float:
+    scatter = float(((actual - actual.mean()) ** 2).sum())
+    return 1 - float(((actual - predicted) ** 2).sum()) / scatter if scatter > 0 else math.nan
