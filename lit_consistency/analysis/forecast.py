@@ -208,19 +208,7 @@ class Forecast(Analysis):
 
     def _read(self) -> tuple[list[Run], int, str]:
         """The runs, how many folders are none of them, and the target."""
-        folders, loose = _folders(self.runs)
-        target = self.target or _only_target(folders)
-        runs, n_left_out = [], 0
-        for folder in folders:
-            try:
-                runs.append(read_run(folder, target, self.share))
-            except ValueError:
-                if folder not in loose:
-                    raise
-                n_left_out += 1
-        if not runs:
-            raise ValueError(f"runs, target = {target!r}: none of {len(folders)} folders is a finished finetuning with it")
-        return runs, n_left_out, target
+        return read_runs(tuple(self.runs), self.target, self.share)
 
     def _features(self, runs: Sequence[Run], target: str) -> list[str]:
         """Names of the features, which all runs have."""
@@ -239,6 +227,28 @@ class Forecast(Analysis):
         if not wanted:
             raise ValueError("features: expected at least one, or null")
         return wanted
+
+
+@cache  # a study that goes on adds runs: what was checked is what is measured
+def read_runs(given: tuple[str, ...], target: str | None, share: float) -> tuple[list[Run], int, str]:
+    """The runs of some folders, how many of those in a folder of several are left out, and the target.
+
+    Raises:
+        ValueError: a folder that is named is no finished finetuning with the target, or none is.
+    """
+    folders, loose = _folders(given)
+    target = target or _only_target(folders)
+    runs, n_left_out = [], 0
+    for folder in folders:
+        try:
+            runs.append(read_run(folder, target, share))
+        except ValueError:
+            if folder not in loose:
+                raise
+            n_left_out += 1
+    if not runs:
+        raise ValueError(f"runs, target = {target!r}: none of {len(folders)} folders is a finished finetuning with it")
+    return runs, n_left_out, target
 
 
 def _folders(given: Sequence[str]) -> tuple[list[Path], set[Path]]:
@@ -304,7 +314,6 @@ def read_run(folder: Path, target: str, share: float) -> Run:
     )  # fmt: skip
 
 
-@cache  # parsing YAML is what takes time here
 def _rate(folder: Path) -> float:
     model: dict[str, Any] = RunFolder(folder).read_config().get("model") or {}
     options = (model.get("optimizer") or {}).get("init_args") or {}

@@ -105,8 +105,8 @@ class Memorization(Analysis):
 
     def _row(self, subject: Subject, files: ModelFiles, name: str, task: str) -> Row:
         loaded = subject.load()
-        measured = subject.text(task).measure(loaded.model, subject.batch_tokens, loaded.device)
-        estimates = measured.estimates()
+        text = subject.text(task)
+        estimates = text.measure(loaded.model, subject.batch_tokens, loaded.device).estimates()
         exact = estimates["exact"]
         return {
             "model": files.name,
@@ -114,7 +114,7 @@ class Memorization(Analysis):
             "optimizer": files.optimizer,
             "step": files.step,
             "set": name,
-            "n": len(measured.golds),
+            "n": len(text.items),
             "accuracy": exact.value,
             "low": exact.low,
             "high": exact.high,

@@ -80,8 +80,8 @@ class Probes(Analysis):
 
     Args:
         tasks: labelled tasks of ``configs/evaluation``: ``agnews`` and ``sst2`` need their files; models of a world
-            read ``probes/chain`` and ``probes/next`` (Markov chains), ``probes/arithmetic`` and
-            ``probes/arithmetic_held_out``, or ``probes/hobby`` and ``probes/major`` (biographies).
+            read those of ``configs/evaluation/probes``, as ``probes/markov/chain`` and ``probes/markov/next``,
+            or ``probes/biographies/hobby`` and ``probes/biographies/major``.
         label: ``answer``, the text of the right answer; or ``group``, the task's key of this name.
         questions: of each task at most, whole clusters drawn by the seed; 0: all.
     """

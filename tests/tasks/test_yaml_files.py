@@ -25,7 +25,7 @@ from tests.tasks.tiny import tiny_model
 
 FOLDER = ROOT / "configs" / "evaluation"
 WORLDS = ("biographies", "arithmetic", "markov")
-LOCAL = sorted({path.stem for path in FOLDER.glob("*.yaml")} - {*WORLDS, "probes", "seen"})  # of worlds too
+LOCAL = sorted({path.stem for path in FOLDER.glob("*.yaml")} - {*WORLDS})
 FILES = sorted(FOLDER.rglob("*.yaml"))
 HUB = sorted(path.stem for path in (FOLDER / "hub").glob("*.yaml"))
 QUESTION = {"id": "7", "question": "Why?", "question_stem": "Fog is", "answerKey": "B"}
