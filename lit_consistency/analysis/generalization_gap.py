@@ -31,7 +31,7 @@ from lit_consistency.analysis.core.subject import Subject
 from lit_consistency.analysis.core.texts import Text
 from lit_consistency.analysis.core.time_scale import tau_of_pretraining
 from lit_consistency.drawing.charts.dots import Dot, draw_dots
-from lit_consistency.drawing.charts.lines import Series, draw_lines
+from lit_consistency.drawing.charts.scatter import Spot, draw_scatter
 from lit_consistency.drawing.figure import WIDTH, Figure
 from lit_consistency.drawing.scales import short_number
 from lit_consistency.inference.evaluation_mode import evaluation_mode
@@ -110,10 +110,11 @@ class GeneralizationGap(Analysis):
             sums.append(self._score(subject, items, owners))
             drawn.append(unit)
             advance(0.4)
-        gap = difference(*sums)
-        low, high = bca_interval(*sums, self.level, seed_of(subject.seed, "bootstrap"))
+        gap = difference(sums[0], sums[1])
+        low, high = bca_interval(sums[0], sums[1], self.level, seed_of(subject.seed, "bootstrap"))
         return [
             {
+                "optimizer": subject.model.optimizer,
                 "seen": self.seen,
                 "held_out": self.held_out,
                 "n_tokens": n,
@@ -154,12 +155,16 @@ class GeneralizationGap(Analysis):
         dots = [Dot(str(r["model"]), "gap", *(float(r[key]) for key in keys[:3])) for r in rows]
         title = "gap in nats per token"
         figures = [Figure("", "", "Gap", caption, draw_dots(dots, title, WIDTH), None, columns, table)]
-        for key, said in (("tau", "last training"), ("tau_pretraining", "pretraining")):
-            known = sorted((r for r in rows if math.isfinite(float(r.get(key, math.nan)))), key=lambda r: float(r[key]))
+        # of models that were trained once, both are the same
+        twice = all(r.get("tau") == r["tau_pretraining"] for r in rows)
+        for key, said in (("tau_pretraining", "pretraining"), ("tau", "last training"))[: 1 if twice else 2]:
+            known = [r for r in rows if math.isfinite(float(r.get(key, math.nan)))]
             if len({r[key] for r in known}) > 1:
-                points = [(float(r[key]), float(r["gap"])) for r in known]
-                series = Series("gap", points, *([float(r[end]) for r in known] for end in ("low", "high")))
-                canvas = draw_lines([series], "tau, in passes over the data", title, WIDTH, log_x=True)
+                spots = [
+                    Spot(str(r["model"]), str(r["optimizer"]), *(float(r[name]) for name in (key, *keys[:3])))
+                    for r in known
+                ]
+                canvas = draw_scatter(spots, "tau, in passes over the data", title, WIDTH, log_x=True)
                 figures.append(Figure("", "", f"Gap over tau of the {said}", caption, canvas, None, columns, table))
         return figures
 

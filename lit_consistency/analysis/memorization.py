@@ -84,15 +84,13 @@ class Memorization(Analysis):
                 longest = max(int(item.candidates[item.gold].supervised.sum()) for item in text.items)
                 if longest > 1:
                     raise ValueError(
-                        f"{name} = {task!r}: an answer has {longest} tokens in the tokenizer of {files.folder}; expected "
-                        "the world that it was trained on, as --world '{p: 31}'"
+                        f"{name} = {task!r}: an answer has {longest} tokens in the tokenizer of {files.folder}; "
+                        "expected the world that it was trained on, as --world '{p: 31}'"
                     )
 
     def inputs(self, subject: Subject) -> list[str]:
         """All questions, for every model."""
-        return [
-            subject.of(files).text(task).fingerprint for files in subject.models for task in self.tasks.values()
-        ]
+        return [subject.of(files).text(task).fingerprint for files in subject.models for task in self.tasks.values()]
 
     def parts(self, subject: Subject) -> list[str]:
         """One a model."""

@@ -132,7 +132,7 @@ class Probes(Analysis):
                 features = states[pool][layer].astype(np.float64)
                 probe = fit_probe(features, asked.labels, sides)
                 control = fit_probe(features, permuted, sides)
-                own = {"task": part, "pool": pool, "layer": layer, "place": place}
+                own: Row = {"task": part, "pool": pool, "layer": layer, "place": place}
                 rows.append({**own, **_numbers(asked, sides, probe, control)})
                 advance(0.75 / len(places) / len(POOLS))
         return rows

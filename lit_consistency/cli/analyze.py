@@ -127,22 +127,26 @@ def _named(argv: list[str]) -> list[str]:
 
 
 def _lists_joined(argv: list[str]) -> list[str]:
-    """``--NAME.FIELD a b`` as ``--NAME.FIELD=["a", "b"]``, where an analysis has a list there, as jsonargparse reads it."""
+    """``--NAME.FIELD a b`` as ``--NAME.FIELD=["a", "b"]``, which jsonargparse reads, where an analysis has a list."""
     import json
-    from typing import get_origin, get_type_hints
+    from typing import get_args, get_origin, get_type_hints
 
     from lit_consistency.analysis.core.find import find, names
 
     wanted = [name for name in _named(argv) if name in names()]
     lists = {
-        f"--{name}.{key}" for name in wanted for key, kind in get_type_hints(find(name)).items() if get_origin(kind) is list
+        f"--{name}.{key}"
+        for name in wanted
+        for key, kind in get_type_hints(find(name)).items()
+        if list in [get_origin(one) for one in (kind, *get_args(kind))]
     }
     joined: list[str] = []
     words: list[str] | None = None
     for word in [*argv, "--"]:
         if word.startswith("--") and words:
-            # one that is written as a list already stays as it is
-            joined[-1] += "=" + (words[0] if len(words) == 1 and words[0].startswith("[") else json.dumps(words))
+            # what is written as YAML already stays as it is
+            is_yaml = len(words) == 1 and (words[0].startswith("[") or words[0] == "null")
+            joined[-1] += "=" + (words[0] if is_yaml else json.dumps(words))
         if word.startswith("--"):
             words = [] if word in lists else None
             joined.append(word)

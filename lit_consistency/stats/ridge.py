@@ -9,8 +9,8 @@ penalty,
 Interval: CV+ (Barber, Candes, Ramdas and Tibshirani 2021, Predictive inference with the jackknife+, Annals of
 Statistics 49(1), section 3). With mu_{-k} fitted without group k, and R_i = |y_i - mu_{-k(i)}(x_i)| the error on a row
 of that group, the interval at x runs from the floor(alpha (n + 1))-th smallest of mu_{-k(i)}(x) - R_i to the
-ceil((1 - alpha) (n + 1))-th smallest of mu_{-k(i)}(x) + R_i. It needs no normal errors; of exchangeable rows it holds at
-least 1 - 2 alpha - sqrt(2 / n) and typically 1 - alpha. Given up: that guarantee for rows of one group that go
+ceil((1 - alpha) (n + 1))-th smallest of mu_{-k(i)}(x) + R_i. It needs no normal errors; of exchangeable rows it holds
+at least 1 - 2 alpha - sqrt(2 / n) and typically 1 - alpha. Given up: that guarantee for rows of one group that go
 together, so coverage is to be checked on groups of their own.
 """
 

@@ -65,7 +65,9 @@ def test_the_interval_is_scipys() -> None:
     sides = [Sums(n * rng.gamma(2, 1, len(n)), n) for n in (rng.integers(5, 60, size=25) * 1.0, np.full(14, 20.0))]
 
     def statistic(i: np.ndarray, j: np.ndarray, axis: int = -1) -> np.ndarray:
-        first, second = (side.nll[at].sum(axis) / side.n_tokens[at].sum(axis) for side, at in zip(sides, (i, j), strict=True))
+        first, second = (
+            side.nll[at].sum(axis) / side.n_tokens[at].sum(axis) for side, at in zip(sides, (i, j), strict=True)
+        )
         return second - first
 
     indices = (np.arange(25), np.arange(14))

@@ -118,7 +118,9 @@ def test_a_chain_is_read_without_its_tag(tmp_path: Path) -> None:
     numbers = probes.summary(rows)
     layers = [row for row in rows if row["pool"] == "last_token" and row["layer"] > 0]
     best = max(row["validation_accuracy"] for row in layers)
-    assert numbers["accuracy/best/probes/markov/chain"] in [r["accuracy"] for r in layers if r["validation_accuracy"] == best]
+    assert numbers["accuracy/best/probes/markov/chain"] in [
+        r["accuracy"] for r in layers if r["validation_accuracy"] == best
+    ]
     assert numbers["accuracy/final"] == of_place["last_token", "final norm"]["accuracy"]
     assert len(probes.figures(rows)) == 2
 
@@ -126,9 +128,7 @@ def test_a_chain_is_read_without_its_tag(tmp_path: Path) -> None:
 def test_the_answer_is_never_read(tmp_path: Path) -> None:
     of = subject(write_model(tmp_path / "model", **VOCABULARY))
     text = of.text("probes/markov/next")
-    for question, item, tokens in zip(
-        text.questions, text.items, labelled(text, "answer").tokens, strict=True
-    ):
+    for question, item, tokens in zip(text.questions, text.items, labelled(text, "answer").tokens, strict=True):
         assert of.load().tokenizer.decode(torch.as_tensor(tokens)).strip() == question.prompt.strip()
         assert item.candidates[item.gold].tokens[: len(tokens)].tolist() == tokens.tolist()
         assert len(item.candidates[item.gold].tokens) == len(tokens) + 1
@@ -137,7 +137,11 @@ def test_the_answer_is_never_read(tmp_path: Path) -> None:
 ROW = '{{"text": "{}", "label": "{}", "topic": "{}"}}\n'
 WRONG = {
     "one class": (("ba be", "yes", "t"), "answer", "all 12 questions have the label 'yes'"),
-    "no labels": (("ba {}", "a{}", "t"), "answer", "12 questions of 12 classes; expected at least two questions a class"),
+    "no labels": (
+        ("ba {}", "a{}", "t"),
+        "answer",
+        "12 questions of 12 classes; expected at least two",
+    ),
     "no group": (("ba be", "yes", "t"), "group", "the task has no key `group`"),
 }
 
@@ -180,9 +184,8 @@ def test_a_question_with_prompts_of_its_own_is_refused(tmp_path: Path) -> None:
     row = '{"text": "ba", "label": "ba", "topic": "be", "right": %d}\n'
     data.write_text("".join(row % (i % 2) for i in range(12)))
     task = tmp_path / "task.yaml"
-    task.write_text(
-        f'kind: choice\ndata: {{path: {data}}}\ncontexts: ["{{label}}", "{{topic}}"]\nchoices: ["{{text}}"]\ngold: "{{right}}"\n'
-    )
+    keys = 'contexts: ["{label}", "{topic}"]\nchoices: ["{text}"]\ngold: "{right}"\n'
+    task.write_text(f"kind: choice\ndata: {{path: {data}}}\n{keys}")
     of = subject(write_model(tmp_path / "model", **VOCABULARY))
     text: Text = of.text(str(task))
     with pytest.raises(ValueError, match="prompts of their own, which would tell the right one"):

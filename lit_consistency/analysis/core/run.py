@@ -123,9 +123,7 @@ def _subject(options: Options) -> Subject:
     base = _base(options, last)
     reading = Reading(options.limit, options.seed, options.world, options.data_dir)
     shared = Shared(options.device, options.precision, reading)
-    return Subject(
-        last, base, models, list(options.text), shared, options.batch_tokens, options.seed, options.output
-    )
+    return Subject(last, base, models, list(options.text), shared, options.batch_tokens, options.seed, options.output)
 
 
 def _models(options: Options) -> list[ModelFiles]:

@@ -36,7 +36,13 @@ class Spot:
 
 
 def draw_scatter(
-    spots: Sequence[Spot], x_title: str, y_title: str, width: float, log: bool = False, diagonal: bool = False
+    spots: Sequence[Spot],
+    x_title: str,
+    y_title: str,
+    width: float,
+    log_x: bool = False,
+    log_y: bool = False,
+    diagonal: bool = False,
 ) -> Canvas:
     """Points in the colours and shapes of their groups.
 
@@ -45,22 +51,23 @@ def draw_scatter(
         x_title: written below.
         y_title: written above.
         width: of the picture.
-        log: equal ratios are equal distances, where every x and y is positive; an interval's end below the axis is cut.
-        diagonal: both axes have one range, and a dashed line stands where x and y are the same.
+        log_x: equal ratios of x are equal distances, if every x is positive.
+        log_y: likewise of y; the end of an interval that lies far below all points is cut.
+        diagonal: both axes are alike in range and scale, and a dashed line stands where x and y are the same.
     """
     known = [spot for spot in spots if math.isfinite(spot.x) and math.isfinite(spot.y)]
     looks = {group: style(i) for i, group in enumerate(dict.fromkeys(spot.group for spot in spots))}
-    log = log and min((min(spot.x, spot.y) for spot in known), default=0) > 0
     xs, ys = [spot.x for spot in known], [spot.y for spot in known]
     ends = [end for spot in known for end in (spot.low, spot.high) if math.isfinite(end)]
-    if log:
+    if diagonal:
+        xs = ys = xs + ys
+        log_x = log_y = log_x and log_y
+    log_x, log_y = log_x and min(xs, default=0) > 0, log_y and min(ys, default=0) > 0
+    if log_y:
         # an end near 0 would push all points together; a decade below them is enough to see that it is far
-        floor = min(xs + ys) / 10
-        ends = [max(end, floor) for end in ends]
-    both = [*xs, *ys, *ends]
-    of_axis = decades if log else linear
-    x_scale = of_axis(both if diagonal else xs)
-    y_scale = of_axis(both if diagonal else [*ys, *ends])
+        ends = [max(end, min(ys) / 10) for end in ends]
+    y_scale = (decades if log_y else linear)([*ys, *ends])
+    x_scale = y_scale if diagonal else (decades if log_x else linear)(xs)
     legend = [Entry(group, look, group) for group, look in looks.items()]
     picture = frame(width, HEIGHT, x_scale, y_scale, x_title, y_title, legend if len(looks) > 1 else ())
     x, y, canvas = picture.x, picture.y, picture.canvas
