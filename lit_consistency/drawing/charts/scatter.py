@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from lit_consistency.drawing.canvas import Canvas, Line, Marker
 from lit_consistency.drawing.frame import Entry, frame
 from lit_consistency.drawing.palette import style
-from lit_consistency.drawing.scales import decades, linear, short_number
+from lit_consistency.drawing.scales import decades, linear, logarithmic, short_number
 
 HEIGHT = 260.0
 
@@ -67,7 +67,8 @@ def draw_scatter(
         # an end near 0 would push all points together; a decade below them is enough to see that it is far
         ends = [max(end, min(ys) / 10) for end in ends]
     y_scale = (decades if log_y else linear)([*ys, *ends])
-    x_scale = y_scale if diagonal else (decades if log_x else linear)(xs)
+    # what is swept has few values, which stand below the axis themselves
+    x_scale = y_scale if diagonal else (logarithmic if log_x else linear)(xs)
     legend = [Entry(group, look, group) for group, look in looks.items()]
     picture = frame(width, HEIGHT, x_scale, y_scale, x_title, y_title, legend if len(looks) > 1 else ())
     x, y, canvas = picture.x, picture.y, picture.canvas
