@@ -7,6 +7,7 @@ import pytest
 from lit_consistency.drawing.canvas import Line, Marker, Text
 from lit_consistency.drawing.charts.dots import Dot, draw_dots
 from lit_consistency.drawing.charts.lines import Series, draw_lines
+from lit_consistency.drawing.charts.panels import both_arrangements
 from lit_consistency.drawing.scales import decades
 
 NAN = math.nan
@@ -59,3 +60,21 @@ def test_rows_and_groups_keep_their_order_and_no_dot_hides_another() -> None:
     heights = [mark.y for mark in markers]
     assert heights == sorted(heights)
     assert min(b - a for a, b in zip(heights, heights[1:], strict=False)) >= 8
+
+
+def test_panels_share_one_legend_and_stay_within_the_picture() -> None:
+    panels = {
+        name: [Series(model, [(0.0, value), (1.0, 2 * value)]) for model, value in (("a", 1.0), ("b", 3.0))]
+        for name, _ in (("attn.qkv", 0), ("attn.proj", 1), ("mlp.fc", 2))
+    }
+    for canvas in both_arrangements(panels, "layer", "kurtosis"):
+        texts = [mark.text for mark in canvas.marks if isinstance(mark, Text)]
+        assert [texts.count(name) for name in (*panels, "a", "b")] == [1, 1, 1, 1, 1]
+        assert all(0 <= m.x <= canvas.width and 0 <= m.y <= canvas.height for m in canvas.marks if isinstance(m, Text))
+        colors = {mark.color for mark in canvas.marks if isinstance(mark, Line) and mark.series == "b"}
+        assert len(colors) == 1
+
+
+def test_there_is_no_tick_between_whole_numbers() -> None:
+    canvas = draw_lines([Series("a", [(0.0, 5.0), (1.0, 7.0)])], "layer", "rank", 400)
+    assert [mark.text for mark in canvas.marks if isinstance(mark, Text) and mark.anchor == "middle"] == ["0", "1"]
