@@ -24,6 +24,7 @@ class Analysis(ABC):
 
     Attributes:
         title: heading on the page.
+        needs_model: whether it asks a model; one that reads the records of runs may not.
         needs_base: whether it compares with the base.
         needs_text: whether it reads ``--text``.
         uses_text: whether it does so where a text is given, and has fewer numbers where none is.
@@ -31,6 +32,7 @@ class Analysis(ABC):
     """
 
     title: ClassVar[str]
+    needs_model: ClassVar[bool] = True
     needs_base: ClassVar[bool] = False
     needs_text: ClassVar[bool] = False
     uses_text: ClassVar[bool] = False
@@ -43,6 +45,13 @@ class Analysis(ABC):
             ValueError: naming the option, its value and what is allowed; or both sides that do not fit.
         """
 
+    def inputs(self, subject: Subject) -> list[str]:
+        """Fingerprints of what else the numbers depend on, beside models, options and ``--text``.
+
+        Called after ``check``; as a text that an option names, or the records of runs.
+        """
+        return []
+
     @abstractmethod
     def parts(self, subject: Subject) -> list[str]:
         """Names of the parts that are computed, and kept, one by one: those of a large model take minutes each."""
@@ -52,7 +61,8 @@ class Analysis(ABC):
         """The rows of one part; a function of the subject, the options and the part alone.
 
         Columns of text say what a row is of (``layer``, ``matrix``, ``head``), the others are numbers, NaN where there
-        is none, never infinite. ``model`` and ``step`` are added to the rows.
+        is none, never infinite. ``model``, ``step`` and ``tau`` (time_scale.py) are added to the rows, but where models
+        are analysed ``together``.
         """
 
     @abstractmethod

@@ -68,7 +68,7 @@ class Subject:
     """What an analysis is asked of.
 
     Args:
-        model: that is analysed; of analyses of several together the last one.
+        analysed: the model that is analysed; of analyses of several together the last one; None if none is asked.
         base: from which it was trained; None if there is none.
         models: all of the run.
         texts: names of ``--text``; the first is what the models should retain.
@@ -78,7 +78,7 @@ class Subject:
         output: folder of the run, for what is too large for a table.
     """
 
-    model: ModelFiles
+    analysed: ModelFiles | None
     base: ModelFiles | None
     models: Sequence[ModelFiles]
     texts: Sequence[str]
@@ -86,6 +86,12 @@ class Subject:
     batch_tokens: int = 16384
     seed: int = 0
     output: Path = field(default=Path())
+
+    @property
+    def model(self) -> ModelFiles:
+        """The model that is analysed, which ``needs_model`` promises."""
+        assert self.analysed is not None
+        return self.analysed
 
     def load(self, files: ModelFiles | None = None) -> Loaded:
         """The model, or another one, in evaluation mode on its device; whoever changes its weights puts them back."""
@@ -102,7 +108,7 @@ class Subject:
 
     def of(self, model: ModelFiles) -> Subject:
         """The same for another of the models."""
-        return replace(self, model=model)
+        return replace(self, analysed=model)
 
     @property
     def origin(self) -> ModelFiles:
@@ -114,7 +120,7 @@ class Subject:
 def fingerprint_parts(subject: Subject, with_texts: bool) -> Mapping[str, object]:
     """What of a subject the numbers of an analysis may depend on, as JSON."""
     return {
-        "model": subject.model.hash,
+        "model": subject.analysed.hash if subject.analysed else None,
         "base": subject.base.hash if subject.base else None,
         "models": [files.hash for files in subject.models],
         "texts": [subject.text(name).fingerprint for name in subject.texts] if with_texts else [],
