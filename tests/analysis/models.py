@@ -19,7 +19,7 @@ from lit_consistency.records.provenance import Provenance
 WORLD = {"n_documents": 20, "length": 16, "n_symbols": 8, "n_chains": 2}
 """Fields of the world that the texts ``markov/old`` and ``markov/new`` come from in these tests."""
 TEXTS = ("markov/old", "markov/new")
-SHAPE = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 32, "padded_vocab_size": 64, "vocab_size": 64}
+SHAPE = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 32, "padded_vocab_size": 384, "vocab_size": 378}
 
 
 def config(name: str = "pythia-14m", **overrides: Any) -> Config:

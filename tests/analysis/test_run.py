@@ -139,3 +139,24 @@ def test_tau_stands_in_every_table(tmp_path: Path) -> None:
     Provenance("m", "AdamW", "full", "pretrain", steps=500, tokens=9, optimizer_options=options).write(model)
     folder = analyze(Options({"attention_rank": AttentionRank()}, tmp_path / "out", model))
     assert [row["tau"] for row in folder.read_table("attention_rank")] == [pytest.approx(2)] * 24
+
+
+def test_a_model_with_fewer_tokens_than_its_tokenizer_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write_model(tmp_path / "model", padded_vocab_size=64, vocab_size=64)
+    with pytest.raises(SystemExit):
+        main(
+            [
+                "analyze",
+                "--model",
+                str(model),
+                "--what",
+                "activations",
+                "--text",
+                "markov/old",
+                "--output",
+                str(tmp_path / "out"),
+            ]
+        )
+    assert "padded_vocab_size = 64, and its tokenizer has 378 tokens" in capsys.readouterr().err

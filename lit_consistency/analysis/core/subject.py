@@ -44,8 +44,17 @@ class Shared:
         return self._models[files.folder]
 
     def text(self, name: str, files: ModelFiles) -> Text:
-        """A text as tokens of this model."""
+        """A text as tokens of this model.
+
+        Raises:
+            ValueError: the model has fewer tokens than its tokenizer.
+        """
         tokenizer = Tokenizer(files.folder)
+        if tokenizer.vocab_size > files.config.padded_vocab_size:
+            raise ValueError(
+                f"{files.folder}: padded_vocab_size = {files.config.padded_vocab_size}, and its tokenizer has "
+                f"{tokenizer.vocab_size} tokens; expected a model that knows all of them"
+            )
         key = (name, fingerprint_of(tokenizer.fingerprint()), files.config.block_size)
         if key not in self._texts:
             self._texts[key] = Text(name, tokenizer, files.config.block_size, self.reading)
