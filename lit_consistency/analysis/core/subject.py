@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from lit_consistency.analysis.core.texts import Reading, Text
 from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.inference.load import Loaded, load_model
 from lit_consistency.records.fingerprints import fingerprint_of
+from lit_consistency.records.tables import Row
 
 IN_MEMORY = 2
 """Loaded models that are kept: a model and its base."""
@@ -30,6 +31,7 @@ class Shared:
         self.device, self.precision, self.reading = device, precision, reading
         self._models: OrderedDict[Path, Loaded] = OrderedDict()
         self._texts: dict[tuple[str, str, int], Text] = {}
+        self._once: dict[tuple[object, ...], list[Row]] = {}
 
     def load(self, files: ModelFiles) -> Loaded:
         """A model in evaluation mode; whoever changes its weights puts them back."""
@@ -39,6 +41,17 @@ class Shared:
             self._models[files.folder] = load_model(files.folder, self.device, self.precision)
         self._models.move_to_end(files.folder)
         return self._models[files.folder]
+
+    def once(self, key: tuple[object, ...], compute: Callable[[], list[Row]]) -> list[Row]:
+        """Rows that are the same for all models of the run, as those of their base: computed for the first one.
+
+        Args:
+            key: all that they depend on.
+            compute: measures them.
+        """
+        if key not in self._once:
+            self._once[key] = compute()
+        return [dict(row) for row in self._once[key]]
 
     def text(self, name: str, files: ModelFiles) -> Text:
         """A text as tokens of this model."""
@@ -85,6 +98,15 @@ class Subject:
             ValueError: it does not fit the model.
         """
         return self.shared.text(name if name is not None else self.texts[0], self.model)
+
+    def check_same_tokens(self, other: ModelFiles) -> None:
+        """ValueError with both sides where another model reads other tokens: their losses would not be of one text."""
+        for name in self.texts:
+            if self.shared.text(name, other).fingerprint != self.text(name).fingerprint:
+                raise ValueError(
+                    f"text = {name!r}: {self.model.folder} and {other.folder} make other tokens of it; expected one "
+                    "tokenizer and block_size"
+                )
 
     def of(self, model: ModelFiles) -> Subject:
         """The same for another of the models."""
