@@ -4,7 +4,7 @@ L is the mean loss of a text in nats per scored token, H its Hessian and G its g
 the parameters of the chosen roles (core/hessian.py has the equations), at the model and at its base.
 
 - Eigenvalues: the largest, and the most negative one of H, by Lanczos with full reorthogonalisation, each with its
-  residual, which bounds the distance to an eigenvalue. ``converged`` says whether all are within the tolerance.
+  residual, within which an eigenvalue lies. ``converged`` says whether all are within the tolerance.
 - Trace: Hutchinson's estimate from random signs, with its standard error; trace / n is the mean eigenvalue.
 - Update u = W - W_base, from the base's point of view on the same text: what a quadratic model of L says that the
   update costs, beside what it does cost,
@@ -180,12 +180,11 @@ class Curvature(Analysis):
     def _eigenvalues(
         self, subject: Subject, kind: Kind, loss: TextLoss, products: Products, advance: Advance
     ) -> list[Row]:
-        start = torch.randn(len(loss.point), generator=_generator(subject), dtype=torch.float64).to(loss.point)
-        # all eigenvalues of G are above 0: its smallest one says nothing
-        smallest = kind == "hessian"
+        smallest = kind == "hessian"  # all eigenvalues of G are above 0: its smallest one says nothing
         spectrum = lanczos(
-            lambda vector: products(vector[None], lambda share: advance(share / self.steps))[0], start,
-            n_largest=self.eigenvalues, smallest=smallest, tolerance=self.tolerance, max_steps=self.steps,
+            lambda vector: products(vector[None], lambda share: advance(share / self.steps))[0],
+            len(loss.point), n_largest=self.eigenvalues, smallest=smallest, tolerance=self.tolerance,
+            max_steps=self.steps, generator=_generator(subject), dtype=loss.dtype, device=loss.device,
         )  # fmt: skip
         ranks = list(range(1, min(self.eigenvalues, len(spectrum.values)) + 1))
         chosen = [("largest", rank, rank - 1) for rank in ranks] + ([("most negative", 1, -1)] if smallest else [])
@@ -291,11 +290,7 @@ def _relative(rows: Sequence[Row], numbers: dict[str, float]) -> dict[str, float
     return relative
 
 
-# -------------------- pictures
-
-
 def _figures(rows: Sequence[Row], behind: str) -> list[Figure]:
-    """Of one text."""
     drawn = [_eigenvalue_figure(rows, kind, behind) for kind in get_args(Kind)]
     drawn += [_trace_figure(rows, behind), _rise_figure(rows, behind), _path_figure(rows, behind)]
     return [figure for figure in drawn if figure is not None]
@@ -310,17 +305,19 @@ def _eigenvalue_figure(rows: Sequence[Row], kind: Kind, behind: str) -> Figure |
     own = [row for row in rows if row["quantity"] == "eigenvalue" and row["kind"] == kind]
     if not own:
         return None
-    by_rank: dict[str, dict[float, float]] = {_of(row): {} for row in own}
+    # one mark for the base, which stands in the rows of every model
+    dots = {}
     for row in own:
-        if row["end"] == "largest":
-            by_rank[_of(row)][float(row["rank"])] = float(row["value"])
+        label = "most negative" if row["end"] != "largest" else f"largest, {row['rank']}"
+        value, residual = float(row["value"]), float(row["residual"])
+        dots[label, _of(row)] = Dot(label, _of(row), value, value - residual, value + residual)
     short = ", ".join(dict.fromkeys(_of(row) for row in own if not row["converged"]))
-    series = [Series(name, list(points.items())) for name, points in by_rank.items()]
+    note = f" Not all within the tolerance: {short}." if short else ""
     columns = ("model", "point", "end", "rank", "value", "residual", "steps")
     return Figure(
         "", "", f"Top eigenvalues of the {NAMES[kind]}{behind}",
-        f"The largest by Lanczos.{f' Not all within the tolerance: {short}.' if short else ''}",
-        draw_lines(series, "rank", "eigenvalue", WIDTH), None, columns, table_of(own, columns),
+        f"By Lanczos; the bars are residuals, within which an eigenvalue lies.{note}",
+        draw_dots(list(dots.values()), "eigenvalue", WIDTH), None, columns, table_of(own, columns),
     )  # fmt: skip
 
 
@@ -328,7 +325,6 @@ def _trace_figure(rows: Sequence[Row], behind: str) -> Figure | None:
     own = [row for row in rows if row["quantity"] == "trace"]
     if not own:
         return None
-    # one mark for the base, which stands in the rows of every model
     dots = {}
     for row in own:
         kind, name, value, half = NAMES[str(row["kind"])], _of(row), float(row["value"]), 1.96 * float(row["stderr"])

@@ -42,31 +42,37 @@ class Spectrum(NamedTuple):
 
 def lanczos(
     product: Callable[[Tensor], Tensor],
-    start: Tensor,
+    n: int,
     *,
     n_largest: int,
     smallest: bool,
     tolerance: float,
     max_steps: int,
+    generator: torch.Generator,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Spectrum:
     """The largest eigenvalues, and the smallest one if it is asked for.
 
     Args:
         product: maps (n,) to A times it.
-        start: (n,) not zero, a random vector; its dtype and device are those of the basis.
+        n: of A.
         n_largest: how many of the largest must converge.
         smallest: whether the smallest one must, too.
         tolerance: of residuals, relative to the eigenvalue of largest magnitude.
         max_steps: products at most.
+        generator: of the first vector, on the CPU, so that it is the same on every device.
+        dtype: of the basis.
+        device: likewise.
     """
-    n_steps = min(max_steps, len(start))
-    basis = torch.zeros(n_steps, len(start), dtype=start.dtype, device=start.device)
+    n_steps = min(max_steps, n)
+    basis = torch.zeros(n_steps, n, dtype=dtype, device=device)
     tridiagonal = torch.zeros(n_steps, n_steps, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(0)
-    q, spectrum = start / start.norm(), None
+    q, spectrum = torch.randn(n, generator=generator, dtype=torch.float64).to(basis), None
+    q = q / q.norm()
     for j in range(n_steps):
         basis[j] = q
-        w = product(q).to(start.dtype)
+        w = product(q).to(basis)
         tridiagonal[j, j] = float(q.double() @ w.double())
         w = _orthogonal(w, basis[: j + 1])
         beta = float(w.double().norm())
@@ -74,9 +80,9 @@ def lanczos(
         if spectrum.converged or j + 1 == n_steps:
             break
         # the basis is invariant under A: go on beside it, where equal eigenvalues have their other vectors
-        if beta <= 10 * torch.finfo(start.dtype).eps * float(spectrum.values.abs().max()):
-            fresh = torch.randn(len(start), generator=generator, dtype=torch.float64)
-            w, beta = _orthogonal(fresh.to(w), basis[: j + 1]), 0.0
+        if beta <= 10 * torch.finfo(dtype).eps * float(spectrum.values.abs().max()):
+            fresh = torch.randn(n, generator=generator, dtype=torch.float64).to(basis)
+            w, beta = _orthogonal(fresh, basis[: j + 1]), 0.0
         tridiagonal[j, j + 1] = tridiagonal[j + 1, j] = beta
         q = w / w.norm()
     assert spectrum is not None
