@@ -354,7 +354,7 @@ def _rise_figure(rows: Sequence[Row], behind: str) -> Figure | None:
     return Figure(
         "", "", f"Forgetting, predicted at the base and true{behind}",
         "Rise of the loss from the base to the model, all parameters moved, and those of the chosen roles alone.",
-        draw_dots(dots, "nats per token", WIDTH), None, columns, table_of(own, columns),
+        draw_dots(dots, "nats per token", WIDTH, log=True), None, columns, table_of(own, columns),
     )  # fmt: skip
 
 

@@ -343,7 +343,7 @@ def _changed_figure(rows: Sequence[Row], text: str) -> Figure | None:
     dots = []
     for row in own[:SHOWN]:
         # the end of the context, behind which the two differ
-        end = json.loads(str(row["context"]))[-20:].replace("\n", "↵")
+        end = json.loads(str(row["context"]))[-16:].replace("\n", "↵")
         before, after = (f"{row[f'{who}_top']} {float(row[f'{who}_top_probability']):.2f}" for who in ("base", "model"))
         place = f"{row['rank']}. …{end}: {before} → {after}, true {row['true']}"
         dots += [Dot(place, way, float(row[way])) for way in ("forward", "reverse")]
