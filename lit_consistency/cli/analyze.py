@@ -56,7 +56,7 @@ OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
 def main(argv: list[str] | None = None) -> None:
     """Run the command; a user's error exits with 2, an interrupt with 130."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    command = _parser(argv)
+    command = parser(argv)
     given = command.parse_args(argv).as_dict()
     given.pop("config")
     names = _split(given["what"])
@@ -68,7 +68,21 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(130)
 
 
-def _parser(argv: list[str]) -> ShortErrors:
+def checked(argv: list[str]) -> dict[str, Any]:
+    """Complete options of a call, those of its analyses checked; nothing is read.
+
+    Raises:
+        ValueError: an option of an analysis is out of its range.
+    """
+    from lit_consistency.analysis.core.find import find
+
+    given = parser(argv).parse_args(argv).as_dict()
+    for name in _split(given["what"]):
+        find(name)(**plain_options(given.get(name) or {}))
+    return given
+
+
+def parser(argv: list[str]) -> ShortErrors:
     """All options, those of the named analyses among them."""
     command = _plain_parser()
     names = _named(argv)

@@ -162,7 +162,10 @@ def _parse_fit(arguments: Sequence[str]) -> dict[str, Any]:
 def _parse_other(kind: str, arguments: Sequence[str]) -> dict[str, Any]:
     from importlib import import_module
 
-    command = import_module(f"lit_consistency.cli.{kind}").parser()
-    parsed = plain_options(command.parse_args(list(arguments)))
+    module = import_module(f"lit_consistency.cli.{kind}")
+    if kind == "analyze":
+        parsed = plain_options(module.checked(list(arguments)))
+    else:
+        parsed = plain_options(module.parser().parse_args(list(arguments)))
     parsed = json.loads(json.dumps(parsed, default=str))  # what was parsed is kept as JSON, paths as texts
     return {key: value for key, value in parsed.items() if key != "config"}  # the files are in the options

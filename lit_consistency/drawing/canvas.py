@@ -178,10 +178,11 @@ def with_title(canvas: Canvas, title: str) -> Canvas:
     margin, head = 16.0, 44.0
     width = canvas.width + 2 * margin
     marks: list[Mark] = [Text(margin, 28, shorten(title, 14, canvas.width), size=14, bold=True)]
-    return Canvas(width, canvas.height + head + margin, [*marks, *(_moved(m, margin, head) for m in canvas.marks)])
+    return Canvas(width, canvas.height + head + margin, [*marks, *(moved(m, margin, head) for m in canvas.marks)])
 
 
-def _moved(mark: Mark, dx: float, dy: float) -> Mark:
+def moved(mark: Mark, dx: float, dy: float) -> Mark:
+    """The mark elsewhere."""
     if isinstance(mark, Marker | Text):
         return replace(mark, x=mark.x + dx, y=mark.y + dy)
     return replace(mark, points=[(x + dx, y + dy) for x, y in mark.points])

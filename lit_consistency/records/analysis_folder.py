@@ -85,7 +85,9 @@ class AnalysisFolder:
 
     def numbers(self) -> dict[str, float]:
         """Numbers of the last model, and those of all models together, as a study reads them; NaN for none."""
-        numbers: dict[str, dict[str, Any]] = self.read_record().get("numbers", {})
-        own = [name for name in numbers if name != ALL]
-        joined = {**(numbers[own[-1]] if own else {}), **numbers.get(ALL, {})}
+        record = self.read_record()
+        numbers: dict[str, dict[str, Any]] = record.get("numbers", {})
+        # not the last that has numbers: some analyses have those of the base too
+        models = [model["name"] for model in record.get("models", [])] or [name for name in numbers if name != ALL]
+        joined = {**(numbers.get(models[-1], {}) if models else {}), **numbers.get(ALL, {})}
         return {key: math.nan if value is None else float(value) for key, value in joined.items()}

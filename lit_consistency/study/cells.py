@@ -12,7 +12,7 @@ from typing import Any
 from lit_consistency.records.model_folder import model_fingerprint
 from lit_consistency.records.run_folder import RunFolder
 from lit_consistency.study.axes import Axis, AxisValue, number_name
-from lit_consistency.study.identity import contents, identity
+from lit_consistency.study.identity import TASK_KEYS, contents, identity
 from lit_consistency.study.options import CHECKPOINT, ORDER, SEED, Replicates, Stage, dotted_options
 from lit_consistency.study.values import CARRY, StageValues, arguments
 
@@ -70,8 +70,19 @@ class Cell:
             base = [f"--model.checkpoint_dir={model}", "--model.name=null"] if model else []
             run = [f"--run.root={cells}", f"--run.name={self.name}", f"--run.save_model={str(save_model).lower()}"]
             return ("fit", *self.given, *base, *run, "--trainer.enable_progress_bar=false", "--ckpt_path=auto")
-        option = {"evaluate": "--model", "sequence": "--base"}[self.kind]
-        return (self.kind, *self.given, f"{option}={model}", f"--output={folder}")
+        option = {"evaluate": "--model", "analyze": "--model", "sequence": "--base"}[self.kind]
+        # what is analysed is compared with what it was trained from
+        above = self.base.model_in(cells) if self.kind == "analyze" and isinstance(self.base, Cell) else None
+        compared = [f"--base={above}"] if above else []
+        return (self.kind, *self.given, f"{option}={model}", *compared, f"--output={folder}")
+
+    @property
+    def origins(self) -> list[Cell]:
+        """The cells whose models it needs: its base, and of an analysis the base's base."""
+        if not isinstance(self.base, Cell):
+            return []
+        above = self.base.base if self.kind == "analyze" else None
+        return [self.base, *([above] if isinstance(above, Cell) else [])]
 
     def command(self, cells: Path, save_model: bool = True) -> str:
         """The command by hand."""
@@ -198,6 +209,8 @@ class StagePlan:
         """What a replicate changes."""
         vary = self.replicates.vary
         changed: dict[str, Any] = {}
+        if self.stage.kind == "analyze" and "order" in vary:
+            changed["seed"] = start.seed
         if self.stage.kind == "fit":
             if "world" in vary and options.get("world.class_path"):
                 changed["world.init_args.seed"] = start.seed
@@ -208,7 +221,7 @@ class StagePlan:
                 changed["seed_everything"] = changed.get("seed_everything", options["seed_everything"]) + (
                     start.order * ORDERS_APART
                 )
-        elif self.stage.kind == "evaluate" and "world" in vary:
+        elif self.stage.kind in ("evaluate", "analyze") and "world" in vary:
             changed["world"] = {**(options.get("world") or {}), "seed": start.seed}
         elif self.stage.kind == "sequence" and "order" in vary:
             changed["seeds"] = [start.seed]  # one sequence a cell
@@ -266,7 +279,9 @@ def _files(options: Mapping[str, Any]) -> Mapping[str, str]:
 
 
 def _kind_of_key(key: str) -> str:
-    return key if key == "model.checkpoint_dir" or not key.startswith("forgetting.") else "forgetting.tasks"
+    if key.startswith("forgetting.") or key in TASK_KEYS:
+        return "tasks"  # names of tasks, whose files are looked up
+    return key
 
 
 @lru_cache(maxsize=4096)

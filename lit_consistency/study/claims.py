@@ -7,7 +7,8 @@ cannot be relied on (a level that is not bracketed, a best rate at the edge) has
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from lit_consistency.stats.effects import Contrast, at_level, over_seeds
 from lit_consistency.stats.verdicts import decision_p, holm, holm_levels, seeds_needed, verdict
 from lit_consistency.study.axes import Axis
-from lit_consistency.study.options import Claim, Reading, StudyOptions, at_least, one_of
+from lit_consistency.study.options import METRIC, Claim, Reading, StudyOptions, at_least, one_of
 from lit_consistency.study.points import Group
 from lit_consistency.study.reading import Where, read_group, table_of
 from lit_consistency.study.report.content import ClaimResult
@@ -33,31 +34,37 @@ class Decided(NamedTuple):
     note: str
 
 
-def check_claims(study: StudyOptions, axes: Mapping[str, Axis]) -> None:
+def check_claims(study: StudyOptions, axes: Mapping[str, Mapping[str, Axis]]) -> None:
     """See that every claim is about cells and numbers that the study has.
 
     Args:
         study: its options.
-        axes: of the stage that is read.
+        axes: stage -> its axes.
 
     Raises:
         ValueError: naming the claim, the key, the value and what is allowed.
     """
-    if study.claims and study.read is None:
-        raise ValueError("claims: expected read, which says how the cells are read")
     for name, claim in study.claims.items():
         key = f"claims.{name}"
         at_least(f"{key}.smallest_effect", claim.smallest_effect, 0)
-        assert study.read is not None
-        _check_place(key, claim, study.read)
-        sides = _sides(key, claim)
-        allowed = [*study.read.panel, *study.read.group]
-        if claim.at == "end" and claim.contrast == "difference" and study.read.rate:
-            allowed.append(study.read.rate)
-        for side, given in sides.items():
+        if claim.stage is not None:
+            one_of(f"{key}.stage", claim.stage, axes)
+            if claim.metric is None and METRIC not in claim.columns:
+                raise ValueError(f"{key}.metric: expected the number of stages.{claim.stage} that is claimed")
+            stage, allowed = claim.stage, list(axes[claim.stage])
+        elif study.read is None:
+            raise ValueError("claims: expected read, which says how the cells are read; or stage in every claim")
+        else:
+            _check_place(key, claim, study.read)
+            stage, allowed = study.read.stage, [*study.read.panel, *study.read.group]
+            if claim.at == "end" and claim.contrast == "difference" and study.read.rate:
+                allowed.append(study.read.rate)
+        for side, given in _sides(key, claim).items():
             for axis, values in given.items():
+                if axis == METRIC and side == "columns":
+                    continue  # which numbers an analysis has is known when it has run
                 one_of(f"{key}.{side}", axis, allowed)
-                names = [value.name for branch in axes[axis].values.values() for value in branch]
+                names = [value.name for branch in axes[stage][axis].values.values() for value in branch]
                 for value in values:
                     one_of(f"{key}.{side}.{axis}", str(value), names)
 
@@ -86,17 +93,38 @@ def _check_place(key: str, claim: Claim, reading: Reading) -> None:
         raise ValueError(f"{key}.at = {claim.at}: expected {missing[0]} too")
 
 
-def claim_results(study: StudyOptions, groups: Sequence[Group], command: str) -> list[ClaimResult]:
-    """Every claim with its verdict, in the order of the study's file."""
-    if study.read is None:
-        return []
-    decided = {name: _decided(claim, groups, study.read) for name, claim in study.claims.items()}
+GroupsOf = Callable[[str, Reading], Sequence[Group]]
+"""Groups of a stage's cells as a reading has them."""
+
+
+def claim_results(study: StudyOptions, groups_of_stage: GroupsOf, command: str) -> list[ClaimResult]:
+    """Every claim with its verdict, in the order of the study's file.
+
+    Args:
+        study: its options.
+        groups_of_stage: the cells that have been run.
+        command: that makes the numbers.
+    """
+    readings = {name: _reading(claim, study.read) for name, claim in study.claims.items()}
+    decided = {
+        name: _decided(claim, groups_of_stage(readings[name].stage, readings[name]), readings[name])
+        for name, claim in study.claims.items()
+    }
     tested = [
         decision_p(entry.contrast, study.claims[name].smallest_effect) if not entry.note else math.nan
         for name, entry in decided.items()
     ]
     rows = zip(decided.items(), holm(tested), holm_levels(tested), strict=True)
     return [_result(name, study.claims[name], entry, p, level, command) for (name, entry), p, level in rows]
+
+
+def _reading(claim: Claim, reading: Reading | None) -> Reading:
+    """The study's reading, or of a claim with a stage its own: cells are grouped by the axes that it names."""
+    if claim.stage is None:
+        assert reading is not None
+        return reading
+    named = [axis for side in (claim.rows, claim.columns, claim.of, claim.against) for axis in side if axis != METRIC]
+    return Reading(claim.stage, "", claim.metric or "", panel=[], group=list(dict.fromkeys(named)))
 
 
 def _result(name: str, claim: Claim, decided: Decided, p: float, level: float, command: str) -> ClaimResult:
@@ -126,7 +154,8 @@ def _result(name: str, claim: Claim, decided: Decided, p: float, level: float, c
 
 
 def _decided(claim: Claim, groups: Sequence[Group], reading: Reading) -> Decided:
-    where = Where(claim.at, claim.metric or reading.forgetting, claim.scale, claim.itself)
+    at = claim.at if claim.stage is None else "end"
+    where = Where(at, claim.metric or reading.forgetting, claim.scale, claim.itself)
     try:
         differences, marks = (
             _interaction(claim, groups, where, reading)
@@ -155,6 +184,9 @@ def _note(contrast: Contrast, marks: Sequence[str]) -> str:
 def _interaction(claim: Claim, groups: Sequence[Group], where: Where, reading: Reading) -> tuple[np.ndarray, list[str]]:
     row_axis, row_names = next(iter(claim.rows.items()))
     column_axis, column_names = next(iter(claim.columns.items()))
+    if column_axis == METRIC:
+        cells = {row: _matching(groups, {row_axis: row}) for row in row_names}
+        return _interaction_of_metrics([cells[row] for row in row_names], column_names, where, reading)
     seeds, table = table_of(groups, (row_axis, row_names), (column_axis, column_names), where, reading)
     marks = [
         read_group(group, seed, where, reading).mark
@@ -165,14 +197,37 @@ def _interaction(claim: Claim, groups: Sequence[Group], where: Where, reading: R
     return table[:, 0, 0] + table[:, 1, 1] - table[:, 0, 1] - table[:, 1, 0], marks
 
 
+def _interaction_of_metrics(
+    rows: Sequence[Sequence[Group]], metrics: Sequence[str], where: Where, reading: Reading
+) -> tuple[np.ndarray, list[str]]:
+    """By seed, of two numbers of the same cells: the first less the second in the first row beyond the second row."""
+    seeds = _common_seeds([*rows[0], *rows[1]])
+    total, marks = np.zeros(len(seeds)), []
+    for i, j in ((0, 0), (1, 1), (0, 1), (1, 0)):
+        values, found = _means(rows[i], seeds, replace(where, metric=metrics[j]), reading)
+        total += values if i == j else -values
+        marks += found
+    return total, marks
+
+
 def _difference(claim: Claim, groups: Sequence[Group], where: Where, reading: Reading) -> tuple[np.ndarray, list[str]]:
     """By seed, the mean of the first cells less that of the second; pairs agree in what neither names."""
     of, against = _matching(groups, claim.of), _matching(groups, claim.against)
+    seeds = _common_seeds([*of, *against])
+    (first, marks), (second, more) = (_means(side, seeds, where, reading) for side in (of, against))
+    return first - second, [*marks, *more]
+
+
+def _common_seeds(groups: Sequence[Group]) -> list[str]:
     # an arm of fewer seeds is compared on those; what was planned and is missing counts as missing
-    seeds = sorted(set.intersection(*(set(group.planned or group.seeds) for group in (*of, *against))), key=int)
-    sides = [[[read_group(group, seed, where, reading) for group in side] for seed in seeds] for side in (of, against)]
-    means = [np.asarray([np.mean([entry.value for entry in row]) for row in side], dtype=np.float64) for side in sides]
-    return means[0] - means[1], [entry.mark for side in sides for row in side for entry in row]
+    return sorted(set.intersection(*(set(group.planned or group.seeds) for group in groups)), key=int)
+
+
+def _means(side: Sequence[Group], seeds: Sequence[str], where: Where, reading: Reading) -> tuple[np.ndarray, list[str]]:
+    """By seed, the mean over some groups, and why it cannot be relied on."""
+    read = [[read_group(group, seed, where, reading) for group in side] for seed in seeds]
+    means = np.asarray([np.mean([entry.value for entry in row]) for row in read], dtype=np.float64)
+    return means, [entry.mark for row in read for entry in row]
 
 
 def _matching(groups: Sequence[Group], wanted: Mapping[str, str]) -> list[Group]:

@@ -43,6 +43,8 @@ FREE = (
     "weights_only",
 )
 """Keys of ``fit`` that change no number of a cell."""
+TASK_KEYS = ("tasks", "text", "probes.tasks", "generalization_gap.seen", "generalization_gap.held_out")
+"""Options whose words may be names of tasks, besides those of ``forgetting``."""
 ROOMS = (
     "callbacks",
     "data",
@@ -55,6 +57,8 @@ ROOMS = (
     "optimizers",
     "tasks",
 )
+ROOMS_OF = {"evaluate": (*ROOMS, "evaluation"), "analyze": (*ROOMS, "analysis")}
+"""Kind of command -> the rooms that compute its numbers; of a training ``ROOMS``."""
 LARGE = 1 << 28
 """Bytes above which a file counts by its size and time: a corpus is not read to plan a study."""
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -69,13 +73,15 @@ def is_free(key: str) -> bool:
 # -------------------- code
 
 
-def code_version(cache: Path | None = None) -> str:
+def code_version(cache: Path | None = None, kind: str = "fit") -> str:
     """Hash (12 digits) of the syntax of the rooms that compute weights and numbers.
 
     Args:
         cache: file that remembers it for as long as no source file changes; parsing all of them takes a second.
+        kind: of command.
     """
-    files = [file for name in ROOMS for file in _sources(PACKAGE / name)]
+    files = [file for name in ROOMS_OF.get(kind, ROOMS) for file in _sources(PACKAGE / name)]
+    cache = cache.with_name(f"{cache.stem}.{kind}{cache.suffix}") if cache and kind in ROOMS_OF else cache
     stamp = fingerprint_of([[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files])
     if cache is not None and cache.is_file():
         known = json.loads(cache.read_text(encoding="utf-8"))
@@ -120,7 +126,7 @@ def contents(
             continue
         for text in _texts(value):
             task = tasks / f"{text.partition('/')[0].partition(':')[0]}.yaml"
-            watched = (key == "tasks" or key.startswith("forgetting.")) and task.is_file()
+            watched = (key in TASK_KEYS or key.startswith("forgetting.")) and task.is_file()
             for path in _named_files(task if watched else Path(text)):
                 _add(found, path, data)
     return dict(sorted(found.items()))

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 Scale = Literal["points", "log-odds", "log"]
+METRIC = "metric"
+"""In the place of an axis of a claim's columns: two numbers of the same cells."""
 SEED, ORDER, CHECKPOINT = "seed", "order", "checkpoint"
 """Coordinates that a cell may have beside its axes: the replicate, the repeated run with another order of the data, the
 step of the base's series from which it starts."""
@@ -62,7 +64,7 @@ class Stage:
         devices: GPUs of a cell, or a share of one.
     """
 
-    kind: Literal["fit", "evaluate", "sequence"] = "fit"
+    kind: Literal["fit", "evaluate", "sequence", "analyze"] = "fit"
     config: list[str] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
     axes: dict[str, Any] = field(default_factory=dict)
@@ -134,10 +136,12 @@ class Claim:
         contrast: ``interaction``: of the crossed table ``rows`` x ``columns``, matched minus mismatched pairs beyond
             both main effects; ``difference``: of the cells ``of`` minus the cells ``against``, by seed.
         rows: one axis -> two of its values; the first belongs to the first of ``columns``.
-        columns: one axis -> two of its values.
+        columns: one axis -> two of its values, or ``metric`` -> two numbers of the same cells.
         of: axis -> value; with ``at: end`` the reading's rate may be one of the axes.
         against: axis -> value.
         metric: the number; the reading's forgetting when not given.
+        stage: whose cells are read at their ends, grouped by the axes that the claim names; the reading's when not
+            given.
         at: where it is read: ``learning`` (at the reading's level, along the rates), ``front`` (at that level, along
             the front over rates, steps and interpolation), ``divergence``, ``end``, or ``best`` (at the best rate).
         itself: read the number itself, not its change from the base; of what is better higher its negative, so that
@@ -154,6 +158,7 @@ class Claim:
     of: dict[str, str] = field(default_factory=dict)
     against: dict[str, str] = field(default_factory=dict)
     metric: str | None = None
+    stage: str | None = None
     at: Literal["learning", "front", "divergence", "end", "best"] = "learning"
     itself: bool = False
     scale: Scale = "points"

@@ -75,7 +75,8 @@ class Plan:
         self._check_carrying(key, stage, [parsed.plain, *(change.keys for change in parsed.changes.values())])
         if stage.checkpoints == "all":
             stage = replace(stage, checkpoints=self._series(key, str(stage.base)))
-        codes = dict.fromkeys([self.code, *self.study.accept_code])
+        code = code_version(self.study.cells / ".code.json", stage.kind)
+        codes = dict.fromkeys([code, *self.study.accept_code])
         machines = [machine(code, stage.threads, stage.devices) for code in codes]
         return StagePlan(name, stage, axes, parsed, self.study.replicates, machines, self._is_finished)
 
@@ -201,9 +202,9 @@ class Plan:
         pending = [every[name] for name in chosen]
         while pending:
             cell = pending.pop()
-            if isinstance(cell.base, Cell) and cell.base.name not in chosen:
-                chosen.add(cell.base.name)
-                pending.append(cell.base)
+            new = [base for base in cell.origins if base.name not in chosen]
+            chosen.update(base.name for base in new)
+            pending += new
         root = self.study.cells
         # seed by seed, so that what is there early is a whole replicate
         seeds = {str(seed): i for i, seed in enumerate(self.study.replicates.seeds)}
@@ -213,7 +214,7 @@ class Plan:
                 name=cell.name,
                 folder=root / cell.name,
                 argv=cell.argv(root, save_model=cell.name in bases),
-                needs=(cell.base.name,) if isinstance(cell.base, Cell) else (),
+                needs=tuple(base.name for base in cell.origins),
                 threads=cell.threads,
                 devices=cell.devices,
                 stage=cell.stage,

@@ -66,6 +66,8 @@ class Point:
         Raises:
             ValueError: a scale that the metric does not have.
         """
+        if self.result.analysed:
+            return self._as_it_is(metric, scale)
         if not metric.startswith(JUDGED):
             if scale != "points":
                 raise ValueError(f"scale {scale} of {metric}: expected points, or retain/NAME in the place of a change")
@@ -74,6 +76,13 @@ class Point:
         base, now = (self._on(metric, numbers, scale) for numbers in (self.result.base, self.metrics))
         base = 0.0 if itself or not self.result.base else base
         return base - now if self.result.more_is_better(metric) else now - base
+
+    def _as_it_is(self, metric: str, scale: Scale) -> float:
+        """A number of an analysis, or its logarithm; NaN where it has none."""
+        if scale == "log-odds":
+            raise ValueError(f"scale {scale} of {metric}: expected points or log; it is no share of right answers")
+        value = self.number(metric)
+        return value if scale == "points" else math.log(value) if value > 0 else math.nan
 
     def error(self, metric: str) -> float:
         """Standard error over items of a change in points; NaN where it was not recorded."""

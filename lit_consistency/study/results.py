@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from lit_consistency.records.analysis_folder import AnalysisFolder
 from lit_consistency.records.results import higher_is_better, read_results
 from lit_consistency.records.run_folder import RunFolder
 from lit_consistency.study.execute.state import State, read_attempts, seconds_of, state_of
@@ -34,6 +35,7 @@ class CellResult:
         judged_by: ``learn/NAME`` or ``retain/NAME`` -> the metric that judges this task.
         items: ``learn/NAME`` or ``retain/NAME`` -> number of items scored.
         interpolated: share of the way from start to end -> numbers.
+        analysed: whether the numbers are those of an analysis, of which none is better by itself.
         seconds: wall time of the run.
         error: what went wrong.
     """
@@ -44,6 +46,7 @@ class CellResult:
     judged_by: Mapping[str, str] = field(default_factory=dict)
     items: Mapping[str, int] = field(default_factory=dict)
     interpolated: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    analysed: bool = False
     seconds: float = math.nan
     error: str = ""
 
@@ -62,6 +65,8 @@ class CellResult:
         Raises:
             ValueError: nothing says so; names the metric and those that are known.
         """
+        if self.analysed:
+            return False  # numbers are compared as they are
         if metric.startswith(CHANGES):
             return True
         if metric.startswith(WORSE):
@@ -116,6 +121,9 @@ def _read(folder: Path, state: State) -> CellResult:
         return _of_sequence(folder, state)
     if (folder / "results").is_dir():
         return _of_evaluation(folder, state)
+    if (analysis := AnalysisFolder(folder)).record_file.is_file():
+        numbers = analysis.numbers() if state == State.FINISHED else {}
+        return CellResult(state, numbers, analysed=True, seconds=seconds_of(folder), error=_error(folder, {}))
     record = RunFolder(folder).read_record()
     finished = state == State.FINISHED
     judges = record.get("judged_by", {})

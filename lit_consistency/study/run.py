@@ -66,6 +66,7 @@ class StudyRun:
         self.plan = Plan(study, parse)
         if study.read is not None:
             self._check_reading()
+        check_claims(self.study, {name: self.plan.axes_of(name) for name in self.plan.stages})
         self.results = Results(study.cells)
         self._reopened: set[str] = set()
 
@@ -98,7 +99,6 @@ class StudyRun:
         known = {axis for name in self.plan.stages for axis in self.plan.axes_of(name)}
         for axis in reading.tuned.values():
             one_of("read.tuned", axis, known)
-        check_claims(self.study, axes)
 
     # -------------------- the plan
 
@@ -182,8 +182,8 @@ class StudyRun:
         """Bases that have not kept what a cell is to start from, weights or the optimizer's state, run again."""
         needed: dict[str, bool] = {}
         for cell in (cell for of_stage in cells.values() for cell in of_stage if self._is_open(cell.name)):
-            if isinstance(cell.base, Cell):
-                needed[cell.base.name] = needed.get(cell.base.name, False) or bool(cell.options.get(CARRY))
+            for base in cell.origins:
+                needed[base.name] = needed.get(base.name, False) or bool(cell.options.get(CARRY))
         for name, with_state in needed.items():
             run = RunFolder(self.study.cells / name)
             kept = run.model.is_dir() and (not with_state or (run.model / OPTIMIZER_STATE).is_file())
@@ -230,7 +230,7 @@ class StudyRun:
         """Remove models on which no cell depends that is still to be run."""
         cells = self.cells()
         every = [cell for of_stage in cells.values() for cell in of_stage]
-        needed = {cell.base.name for cell in every if isinstance(cell.base, Cell) and self._is_open(cell.name)}
+        needed = {base.name for cell in every if self._is_open(cell.name) for base in cell.origins}
         waiting = bool(self.plan.waiting)
         removed = 0
         for cell in every:

@@ -50,11 +50,11 @@ class Change:
 def arguments(kind: str, config: Sequence[str], options: Mapping[str, Any]) -> list[str]:
     """Files and options as arguments of a command; what is no text is JSON, which YAML reads.
 
-    The lists of ``evaluate`` are words, as ``--tasks piqa blimp``.
+    The lists of ``evaluate`` and ``analyze`` are words, as ``--tasks piqa blimp``.
     """
     given = [part for file in config for part in ("--config", str(file))]
     for key, value in options.items():
-        if kind == "evaluate" and isinstance(value, list):
+        if kind in ("evaluate", "analyze") and isinstance(value, list) and "." not in key:
             given += [f"--{key}", *map(spelled, value)]
         elif kind == "evaluate" and value is True:
             given += [f"--{key}"]

@@ -74,7 +74,10 @@ def subject(
     files = ModelFiles(model)
     shared = Shared("cpu", "auto", Reading(limit=limit, world=WORLD))
     models = [*(ModelFiles(other) for other in others), files]
-    return Subject(files, ModelFiles(base, "base") if base else None, models, list(texts), shared, batch_tokens=512)
+    return Subject(
+        files, ModelFiles(base, "base") if base else None, models, list(texts), shared, batch_tokens=512,
+        output=model.parent / "analysis",
+    )  # fmt: skip
 
 
 def nothing(share: float) -> None:

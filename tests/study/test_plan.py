@@ -16,7 +16,7 @@ NOTHING = lambda cell: None  # noqa: E731
 @pytest.fixture(autouse=True)
 def _code(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parsing all source files takes a second."""
-    monkeypatch.setattr("lit_consistency.study.plan.code_version", lambda cache: "0123456789ab")
+    monkeypatch.setattr("lit_consistency.study.plan.code_version", lambda cache, kind="fit": "0123456789ab")
 
 
 def test_cells_are_the_product_and_say_what_they_are(tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_cells_of_code_that_computes_the_same_count(tmp_path: Path, monkeypatch:
     before = Plan(study, FakeParser()).cells(NOTHING)
     done = before["pretrain"][0]
     write_run(study.cells, done, {})
-    monkeypatch.setattr("lit_consistency.study.plan.code_version", lambda cache: "ba9876543210")
+    monkeypatch.setattr("lit_consistency.study.plan.code_version", lambda cache, kind="fit": "ba9876543210")
     assert done.name not in {cell.name for cell in Plan(study, FakeParser()).cells(NOTHING)["pretrain"]}
     study.accept_code = ["0123456789ab"]
     after = Plan(study, FakeParser()).cells(NOTHING)

@@ -10,6 +10,7 @@ from scipy import stats as scipy_stats
 
 from lit_consistency.records.atomic import write_json
 from lit_consistency.records.results import Result, write_result
+from lit_consistency.study.axes import Axis
 from lit_consistency.study.claims import check_claims, claim_results
 from lit_consistency.study.execute.state import Attempt, State, write_attempts
 from lit_consistency.study.options import Claim, Replicates, StudyOptions
@@ -36,7 +37,7 @@ SEEDS = range(6)
 
 @pytest.fixture(autouse=True)
 def _code(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lit_consistency.study.plan.code_version", lambda cache: "0123456789ab")
+    monkeypatch.setattr("lit_consistency.study.plan.code_version", lambda cache, kind="fit": "0123456789ab")
 
 
 def kept(base: str, finetuner: str, seed: int, order: int = 0) -> float:
@@ -130,7 +131,7 @@ def test_verdicts_follow_the_bounds_and_holm(tmp_path: Path) -> None:
     study = crossed_study(tmp_path, SEEDS, RATES, claims=claims)
     study.read.divergence, study.read.divergence_level = "kl_to_base", 1.0
     groups, _ = run_all(study)
-    results = {result.name: result for result in claim_results(study, groups, "study")}
+    results = {result.name: result for result in claim_results(study, lambda *_: groups, "study")}
     assert {name: result.verdict for name, result in results.items()} == {
         "consistency": "supported",
         "opposite": "contradicted",
@@ -142,7 +143,7 @@ def test_verdicts_follow_the_bounds_and_holm(tmp_path: Path) -> None:
     assert "0 seeds" in results["nowhere"].note
     # Holm: the interval of a claim among several is wider than one by itself
     alone = claim_results(
-        crossed_study(tmp_path, SEEDS, RATES, claims={"consistency": claims["consistency"]}), groups, "study"
+        crossed_study(tmp_path, SEEDS, RATES, claims={"consistency": claims["consistency"]}), lambda *_: groups, "study"
     )[0]
     assert results["consistency"].high - results["consistency"].low > alone.high - alone.low
     assert results["consistency"].p > alone.p
@@ -158,7 +159,7 @@ def test_failed_cells_are_no_points_and_too_many_lost_seeds_no_verdict(tmp_path:
     plan = Plan(study, FakeParser())
     groups = groups_of(plan.cells(lambda cell: None)["finetune"], study.read, Results(study.cells))
     assert {p.seed for p in groups[0].points} == {"2", "3", "4", "5"}
-    result = claim_results(study, groups, "study")[0]
+    result = claim_results(study, lambda *_: groups, "study")[0]
     assert result.verdict == "no verdict"
     assert "2 of 6 seeds lack a number" in result.note
 
@@ -216,13 +217,18 @@ def test_spread_is_parted_into_bases_and_orders(tmp_path: Path) -> None:
 def test_a_claim_on_what_is_not_there_is_refused(tmp_path: Path, claim: Claim, message: str) -> None:
     study = crossed_study(tmp_path, claims={"c": claim})
     with pytest.raises(ValueError, match=message):
-        check_claims(study, Plan(study, FakeParser()).axes_of("finetune"))
+        check_claims(study, axes_of_stages(study))
+
+
+def axes_of_stages(study: StudyOptions) -> dict[str, dict[str, Axis]]:
+    plan = Plan(study, FakeParser())
+    return {name: plan.axes_of(name) for name in plan.stages}
 
 
 def contrast(groups: list[Group], study: StudyOptions, **claim: object) -> tuple[float, int]:
     study.claims = {"claim": Claim("A sentence.", **claim)}
-    check_claims(study, Plan(study, FakeParser()).axes_of("finetune"))
-    (result,) = claim_results(study, groups, "")
+    check_claims(study, axes_of_stages(study))
+    (result,) = claim_results(study, lambda *_: groups, "")
     assert result.note == ""
     return result.value, result.n
 
@@ -260,7 +266,7 @@ def test_an_arm_of_fewer_seeds_is_compared_on_those(tmp_path: Path) -> None:
     # of a planned seed that is missing the claim says so: 1 of 4 is more than a selection may lose
     missing = [replace(g, points=[p for p in g.points if g.name != "muon" or p.seed != "3"]) for g in groups]
     study.claims = {"claim": Claim("A sentence.", of={"finetuner": "muon"}, against={"finetuner": "adamw"})}
-    (result,) = claim_results(study, missing, "")
+    (result,) = claim_results(study, lambda *_: missing, "")
     assert "1 of 4 seeds lack a number" in result.note
 
 

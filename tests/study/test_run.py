@@ -20,7 +20,7 @@ CLAIM = {"consistency": Claim("Matched pairs forget less.", "interaction", **CRO
 
 @pytest.fixture(autouse=True)
 def _code(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lit_consistency.study.plan.code_version", lambda cache: "0123456789ab")
+    monkeypatch.setattr("lit_consistency.study.plan.code_version", lambda cache, kind="fit": "0123456789ab")
 
 
 def a_run(study: StudyOptions) -> StudyRun:

@@ -91,7 +91,7 @@ def test_every_study_has_its_cells_claims_and_names(place: Path, monkeypatch: py
 
     What the values mean is planned by the slow test.
     """
-    monkeypatch.setattr("lit_consistency.study.plan.code_version", lambda cache: "0123456789ab")
+    monkeypatch.setattr("lit_consistency.study.plan.code_version", lambda cache, kind="fit": "0123456789ab")
     monkeypatch.setattr("lit_consistency.study.cells.model_fingerprint", str)
     assert set(SIZES) <= set(STUDIES)
     for name in SIZES:

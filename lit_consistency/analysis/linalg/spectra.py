@@ -49,3 +49,12 @@ def pseudo_rank(values: Tensor, share: float) -> int:
         return 0
     # as many sums lie below the share, plus one; rounding must not ask for more than there are
     return min(int((values.cumsum(0) < share * total * (1 - 1e-12)).sum()) + 1, len(values))
+
+
+def participation_ratio(values: Tensor) -> float:
+    r""":math:`(\sum \lambda_i)^2 / \sum \lambda_i^2` of a covariance's eigenvalues: as many as there are equal ones.
+
+    Source: Gao et al. 2017, A theory of multineuronal dimensionality, dynamics and measurement, bioRxiv 214262; NaN of
+    a zero matrix.
+    """
+    return float(values.sum() ** 2 / (values**2).sum())

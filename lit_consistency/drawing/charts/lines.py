@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lit_consistency.drawing.canvas import Area, Canvas, Line, Marker, Point, Text
 from lit_consistency.drawing.frame import TICK, Entry, Frame, frame
@@ -43,6 +43,7 @@ def draw_lines(
     log_y: bool = False,
     levels: Mapping[str, float] | None = None,
     height: float = HEIGHT,
+    named: bool = True,
 ) -> Canvas:
     """One picture of several lines.
 
@@ -56,6 +57,7 @@ def draw_lines(
         log_y: likewise; every value must be positive, or the axis is linear.
         levels: name -> value of y, dashed lines across.
         height: of the data's part.
+        named: whether the legend stands below, where there is more to tell apart than one line.
     """
     styles = styles or {row.name: style(i) for i, row in enumerate(series)}
     levels = levels or {}
@@ -68,10 +70,13 @@ def draw_lines(
         else linear(ys, include=list(levels.values()))
     )
     x_scale = logarithmic(xs) if log_x else linear(xs, pad=0.02)
+    if all(float(x).is_integer() for x in xs):  # there is no layer 0.5
+        x_scale = replace(x_scale, ticks=tuple(tick for tick in x_scale.ticks if abs(tick - round(tick)) < 1e-9))
     legend = [Entry(row.name, styles[row.name], row.name, f"⚠ {row.note}" if row.note else "") for row in series]
     picture = frame(
-        width, height, x_scale, y_scale, x_title, y_title, legend if len(series) > 1 or series[0].note else ()
-    )
+        width, height, x_scale, y_scale, x_title, y_title,
+        legend if named and (len(series) > 1 or series[0].note) else (),
+    )  # fmt: skip
     for name, level in levels.items():
         _level(picture, name, level)
     for row in series:
