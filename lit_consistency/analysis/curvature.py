@@ -71,7 +71,7 @@ class Curvature(Analysis):
     """Curvature.
 
     Args:
-        roles: of the parameters, among hidden, embedding, head, norm and bias; ``all``: every parameter.
+        roles: of the parameters, as ``[hidden,norm]``; others are embedding, head and bias, ``[all]`` is every one.
         points: where the curvature is taken, ``base`` (where one is known), ``model`` or both.
         kinds: of curvature, ``hessian``, ``gauss_newton`` or both.
         eigenvalues: how many of the largest; 0: none.
