@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command; a user's error exits with 2, an interrupt with 130."""
     argv = list(sys.argv[1:] if argv is None else argv)
     command = parser(argv)
-    given = command.parse_args(argv).as_dict()
+    given = command.parse_args(_lists_joined(argv)).as_dict()
     given.pop("config")
     names = _split(given["what"])
     try:
@@ -76,7 +76,7 @@ def checked(argv: list[str]) -> dict[str, Any]:
     """
     from lit_consistency.analysis.core.find import find
 
-    given = parser(argv).parse_args(argv).as_dict()
+    given = parser(argv).parse_args(_lists_joined(argv)).as_dict()
     for name in _split(given["what"]):
         find(name)(**plain_options(given.get(name) or {}))
     return given
@@ -138,6 +138,37 @@ def _named(argv: list[str]) -> list[str]:
             named = content.get("what") if isinstance(content, dict) else None
             found = _split([named] if isinstance(named, str) else named or found)
     return list(dict.fromkeys(found))
+
+
+def _lists_joined(argv: list[str]) -> list[str]:
+    """``--NAME.FIELD a b`` as ``--NAME.FIELD=["a", "b"]``, which jsonargparse reads, where an analysis has a list."""
+    import json
+    from typing import get_args, get_origin, get_type_hints
+
+    from lit_consistency.analysis.core.find import find, names
+
+    wanted = [name for name in _named(argv) if name in names()]
+    lists = {
+        f"--{name}.{key}"
+        for name in wanted
+        for key, kind in get_type_hints(find(name)).items()
+        if list in [get_origin(one) for one in (kind, *get_args(kind))]
+    }
+    joined: list[str] = []
+    words: list[str] | None = None
+    for word in [*argv, "--"]:
+        if word.startswith("--") and words:
+            # what is written as YAML already stays as it is
+            is_yaml = len(words) == 1 and (words[0].startswith("[") or words[0] == "null")
+            joined[-1] += "=" + (words[0] if is_yaml else json.dumps(words))
+        if word.startswith("--"):
+            words = [] if word in lists else None
+            joined.append(word)
+        elif words is not None:
+            words.append(word)
+        else:
+            joined.append(word)
+    return joined[:-1]
 
 
 def _split(names: list[str]) -> list[str]:

@@ -119,3 +119,23 @@ def test_the_record_says_what_was_analysed(tmp_path: Path) -> None:
     assert record["command"] == "the command"
     assert record["models"][0]["weights_sha256"] == ModelFiles(model).hash
     assert record["options"] == {"attention_rank": {"share": 0.95}}
+
+
+def test_lists_of_an_analysis_are_written_word_by_word() -> None:
+    from lit_consistency.cli.analyze import _lists_joined
+
+    given = ["--what", "probes", "--probes.tasks", "agnews", "sst2", "--forecast.runs", "a", "--seed", "1"]
+    joined = ["--what", "probes", '--probes.tasks=["agnews", "sst2"]', "--forecast.runs", "a", "--seed", "1"]
+    assert _lists_joined(given) == joined
+    own = ["--what", "forecast", "--forecast.runs", "[a, b]", "--forecast.features", "null"]
+    assert _lists_joined(own) == ["--what", "forecast", "--forecast.runs=[a, b]", "--forecast.features=null"]
+
+
+def test_tau_stands_in_every_table(tmp_path: Path) -> None:
+    from lit_consistency.records.provenance import Provenance
+
+    model = write_model(tmp_path / "model")
+    options = {"lr": 0.01, "weight_decay": 0.1}
+    Provenance("m", "AdamW", "full", "pretrain", steps=500, tokens=9, optimizer_options=options).write(model)
+    folder = analyze(Options({"attention_rank": AttentionRank()}, tmp_path / "out", model))
+    assert [row["tau"] for row in folder.read_table("attention_rank")] == [pytest.approx(2)] * 24

@@ -24,14 +24,18 @@ class Analysis(ABC):
 
     Attributes:
         title: heading on the page.
+        needs_model: whether it asks a model; one that reads the records of runs may not.
         needs_base: whether it compares with the base.
         needs_text: whether it reads ``--text``.
+        uses_text: whether it does so where a text is given, and has fewer numbers where none is.
         together: whether it is asked once of all models, not once of each.
     """
 
     title: ClassVar[str]
+    needs_model: ClassVar[bool] = True
     needs_base: ClassVar[bool] = False
     needs_text: ClassVar[bool] = False
+    uses_text: ClassVar[bool] = False
     together: ClassVar[bool] = False
 
     def check(self, subject: Subject) -> None:  # noqa: B027 (most have nothing more to check)
@@ -40,6 +44,13 @@ class Analysis(ABC):
         Raises:
             ValueError: naming the option, its value and what is allowed; or both sides that do not fit.
         """
+
+    def inputs(self, subject: Subject) -> list[str]:
+        """Fingerprints of what else the numbers depend on, beside models, options and ``--text``.
+
+        Called after ``check``; as a text that an option names, or the records of runs.
+        """
+        return []
 
     @abstractmethod
     def parts(self, subject: Subject) -> list[str]:
@@ -50,7 +61,8 @@ class Analysis(ABC):
         """The rows of one part; a function of the subject, the options and the part alone.
 
         Columns of text say what a row is of (``layer``, ``matrix``, ``head``), the others are numbers, NaN where there
-        is none, never infinite. ``model`` and ``step`` are added to the rows.
+        is none, never infinite. ``model``, ``step`` and ``tau`` (time_scale.py) are added to the rows, but where models
+        are analysed ``together``.
         """
 
     @abstractmethod

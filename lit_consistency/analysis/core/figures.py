@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lit_consistency.analysis.core.tables import grouped
+from lit_consistency.drawing.charts.dots import Dot, draw_dots
 from lit_consistency.drawing.charts.lines import Series, draw_lines
 from lit_consistency.drawing.figure import WIDTH, Figure
 from lit_consistency.drawing.scales import short_number
@@ -50,3 +51,29 @@ def table_of(rows: Sequence[Row], columns: Sequence[str]) -> tuple[tuple[str, ..
         return short_number(value) if isinstance(value, float) else str(value)
 
     return tuple(tuple(cell(row.get(column, "")) for column in columns) for row in rows)
+
+
+def dots_by(
+    rows: Sequence[Row], row: str, number: str, title: str, caption: str, group: str = "model", log: bool = False
+) -> Figure:
+    """A number for every value of the column ``row``, one mark for every value of ``group``: mean and range.
+
+    Args:
+        rows: with the columns ``row``, ``group`` and the number.
+        row: the column whose values stand below one another, as ``matrix``.
+        number: which.
+        title: of the picture.
+        caption: how to read it.
+        group: the column that tells marks apart.
+        log: equal ratios are equal distances.
+    """
+    found = {key: values for key, values in grouped(rows, (row, group), number).items() if values}
+    dots = [
+        Dot(name, of, sum(v) / len(v), *((min(v), max(v)) if len(v) > 1 else ())) for (name, of), v in found.items()
+    ]
+    picture = draw_dots(dots, number.replace("_", " "), WIDTH, log=log)
+    groups = list(dict.fromkeys(dot.group for dot in dots))
+    values = {(dot.row, dot.group): short_number(dot.value) for dot in dots}
+    table = [(name, *(values.get((name, of), "") for of in groups)) for name in dict.fromkeys(dot.row for dot in dots)]
+    said = f"{caption} Mean and range over the layers."
+    return Figure("", "", title, said, picture, None, (row, *groups), tuple(table))

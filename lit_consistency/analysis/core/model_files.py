@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -121,6 +121,16 @@ class ModelFiles:
                 raise ValueError(f"{path}: no weight {name}; expected those of model_config.yaml")
             tensor = mapped[name].clone()
         return tensor if dtype is None else tensor.to(dtype)
+
+    def reader(self) -> Callable[[str], Tensor]:
+        """Reads one weight after the other, as they are in the file; pickled weights are mapped once for all of them.
+
+        Returned tensors may be views of the file: they are only to be read, and pages count as used while it is kept.
+        """
+        if weights_path(self.folder).suffix == ".safetensors":
+            return lambda name: self.tensor(name, None)
+        mapped = self._mapped()
+        return lambda name: mapped[name]
 
     def _mapped(self) -> dict[str, Tensor]:
         return load_weights(self.folder)

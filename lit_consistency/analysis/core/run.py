@@ -23,6 +23,7 @@ from lit_consistency.analysis.core.model_files import ModelFiles, check_same_sha
 from lit_consistency.analysis.core.show import print_numbers, write_page, write_scalars
 from lit_consistency.analysis.core.subject import Shared, Subject, fingerprint_parts
 from lit_consistency.analysis.core.texts import Reading
+from lit_consistency.analysis.core.time_scale import tau
 from lit_consistency.drawing.figure import Figure, named, write_figures
 from lit_consistency.inference.load import PRECISIONS, find_device
 from lit_consistency.records.analysis_folder import ALL, AnalysisFolder
@@ -67,7 +68,8 @@ class Options:
             raise ValueError(f"precision = {self.precision!r}: expected one of auto, {', '.join(PRECISIONS)}")
         if not self.what:
             raise ValueError("what: expected at least one analysis")
-        if self.model is None and not self.models and self.series is None:
+        has_model = self.model is not None or self.models or self.series is not None
+        if not has_model and any(analysis.needs_model for analysis in self.what.values()):
             raise ValueError("model, models, series: expected at least one model")
 
 
@@ -117,12 +119,11 @@ def analyze(options: Options) -> AnalysisFolder:
 
 def _subject(options: Options) -> Subject:
     models = _models(options)
-    base = _base(options, models[-1])
+    last = models[-1] if models else None
+    base = _base(options, last)
     reading = Reading(options.limit, options.seed, options.world, options.data_dir)
     shared = Shared(options.device, options.precision, reading)
-    return Subject(
-        models[-1], base, models, list(options.text), shared, options.batch_tokens, options.seed, options.output
-    )
+    return Subject(last, base, models, list(options.text), shared, options.batch_tokens, options.seed, options.output)
 
 
 def _models(options: Options) -> list[ModelFiles]:
@@ -145,19 +146,19 @@ def _models(options: Options) -> list[ModelFiles]:
 def _names(paths: Sequence[Path]) -> list[str]:
     """Names that differ: the end of each path, without the folder ``model`` of a run, as long as it must be."""
     parts = [[part for part in path.parts if part not in ("model", "series", "/")] or [str(path)] for path in paths]
-    for length in range(1, max(map(len, parts)) + 1):
+    for length in range(1, max(map(len, parts), default=0) + 1):
         names = ["/".join(words[-length:]) for words in parts]
         if len(set(names)) == len(names):
             return names
     return [str(path) for path in paths]
 
 
-def _base(options: Options, model: ModelFiles) -> ModelFiles | None:
+def _base(options: Options, model: ModelFiles | None) -> ModelFiles | None:
     """The base that is named, or the one that the model's provenance names, if it stands there unchanged."""
     if options.base is not None:
         return ModelFiles(options.base, "base", "base")
-    provenance = model.provenance
-    if provenance is None or provenance.base is None or not Path(provenance.base).is_dir():
+    provenance = model.provenance if model else None
+    if model is None or provenance is None or provenance.base is None or not Path(provenance.base).is_dir():
         return None
     found = ModelFiles(Path(provenance.base), "base", "base")
     if provenance.base_hash is not None and found.hash != provenance.base_hash:
@@ -175,7 +176,7 @@ def _check(name: str, analysis: Analysis, subject: Subject) -> None:
             check_same_shapes(subject.base, files)
     if analysis.needs_text and not subject.texts:
         raise ValueError(f"text: {name} reads a text; expected --text TASK or FILE")
-    if analysis.needs_text:
+    if analysis.needs_text or analysis.uses_text:
         for text in subject.texts:
             subject.text(text)
     for one in [subject] if analysis.together else [subject.of(files) for files in subject.models]:
@@ -196,7 +197,8 @@ def _jobs(name: str, analysis: Analysis, subject: Subject) -> list[_Job]:
             "options": asdict(analysis) if is_dataclass(analysis) else {},
             "code": _code(),
             "version": __version__,
-            **fingerprint_parts(one, analysis.needs_text),
+            "inputs": analysis.inputs(one),
+            **fingerprint_parts(one, analysis.needs_text or analysis.uses_text),
         }
         if not analysis.together:
             del identity["models"]
@@ -247,7 +249,7 @@ def _one(analysis: Analysis, job: _Job, progress: Progress, bar: TaskID) -> list
     if analysis.together:
         return measured
     files = job.subject.model
-    return [{"model": files.name, "step": files.step, **row} for row in measured]
+    return [{"model": files.name, "step": files.step, "tau": tau(files), **row} for row in measured]
 
 
 # -------------------- what came out

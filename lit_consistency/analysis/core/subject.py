@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from lit_consistency.analysis.core.model_files import ModelFiles
 from lit_consistency.analysis.core.texts import Reading, Text
 from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.inference.load import Loaded, load_model
 from lit_consistency.records.fingerprints import fingerprint_of
-from lit_consistency.records.tables import Row
 
+T = TypeVar("T")
 IN_MEMORY = 2
 """Loaded models that are kept: a model and its base."""
 
@@ -31,7 +32,7 @@ class Shared:
         self.device, self.precision, self.reading = device, precision, reading
         self._models: OrderedDict[Path, Loaded] = OrderedDict()
         self._texts: dict[tuple[str, str, int], Text] = {}
-        self._once: dict[tuple[object, ...], list[Row]] = {}
+        self._made: dict[Hashable, Any] = {}
 
     def load(self, files: ModelFiles) -> Loaded:
         """A model in evaluation mode; whoever changes its weights puts them back."""
@@ -42,17 +43,6 @@ class Shared:
         self._models.move_to_end(files.folder)
         return self._models[files.folder]
 
-    def once(self, key: tuple[object, ...], compute: Callable[[], list[Row]]) -> list[Row]:
-        """Rows that are the same for all models of the run, as those of their base: computed for the first one.
-
-        Args:
-            key: all that they depend on.
-            compute: measures them.
-        """
-        if key not in self._once:
-            self._once[key] = compute()
-        return [dict(row) for row in self._once[key]]
-
     def text(self, name: str, files: ModelFiles) -> Text:
         """A text as tokens of this model."""
         tokenizer = Tokenizer(files.folder)
@@ -61,13 +51,24 @@ class Shared:
             self._texts[key] = Text(name, tokenizer, files.config.block_size, self.reading)
         return self._texts[key]
 
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What several parts of a run need, made by the first of them and kept in memory.
+
+        Args:
+            key: all that it depends on beyond the options of the run.
+            make: makes it.
+        """
+        if key not in self._made:
+            self._made[key] = make()
+        return cast(T, self._made[key])
+
 
 @dataclass(frozen=True)
 class Subject:
     """What an analysis is asked of.
 
     Args:
-        model: that is analysed; of analyses of several together the last one.
+        analysed: the model that is analysed; of analyses of several together the last one; None if none is asked.
         base: from which it was trained; None if there is none.
         models: all of the run.
         texts: names of ``--text``; the first is what the models should retain.
@@ -77,7 +78,7 @@ class Subject:
         output: folder of the run, for what is too large for a table.
     """
 
-    model: ModelFiles
+    analysed: ModelFiles | None
     base: ModelFiles | None
     models: Sequence[ModelFiles]
     texts: Sequence[str]
@@ -85,6 +86,12 @@ class Subject:
     batch_tokens: int = 16384
     seed: int = 0
     output: Path = field(default=Path())
+
+    @property
+    def model(self) -> ModelFiles:
+        """The model that is analysed, which ``needs_model`` promises."""
+        assert self.analysed is not None
+        return self.analysed
 
     def load(self, files: ModelFiles | None = None) -> Loaded:
         """The model, or another one, in evaluation mode on its device; whoever changes its weights puts them back."""
@@ -110,7 +117,7 @@ class Subject:
 
     def of(self, model: ModelFiles) -> Subject:
         """The same for another of the models."""
-        return replace(self, model=model)
+        return replace(self, analysed=model)
 
     @property
     def origin(self) -> ModelFiles:
@@ -122,7 +129,7 @@ class Subject:
 def fingerprint_parts(subject: Subject, with_texts: bool) -> Mapping[str, object]:
     """What of a subject the numbers of an analysis may depend on, as JSON."""
     return {
-        "model": subject.model.hash,
+        "model": subject.analysed.hash if subject.analysed else None,
         "base": subject.base.hash if subject.base else None,
         "models": [files.hash for files in subject.models],
         "texts": [subject.text(name).fingerprint for name in subject.texts] if with_texts else [],

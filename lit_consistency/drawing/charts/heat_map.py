@@ -97,7 +97,10 @@ def draw_heat_map(heat: HeatMap, width: float) -> Canvas:
             canvas.add(Text(left + cell * (j + 0.5), y, texts[i][j], size=LABEL, anchor="middle"))
             if halves[i][j]:
                 canvas.add(Text(left + cell * (j + 0.5), y + 14, halves[i][j], "muted", TICK, "middle"))
-    canvas.add(Text(left, canvas.height - 10, colors_said(heat), "muted", TICK))
+    said = colors_said(heat)
+    # below the columns, or as far to the left as it needs where these are few
+    at = max(min(left, picture_width - text_width(said, TICK)), 0.0)
+    canvas.add(Text(at, canvas.height - 10, said, "muted", TICK))
     return canvas
 
 
