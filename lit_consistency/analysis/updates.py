@@ -69,14 +69,15 @@ DRAWN_FROM = 1e-4
 """Singular values below this share of the first are drawn here: of low rank they are rounding errors."""
 MEANS = (
     "relative_operator", "stable_rank", "stable_rank_share", "svd_entropy", "sign_likeness", "sign_likeness_moved",
-    "top_energy", "cosine_distance", "overlap_both_ratio", "intruders", "input_alignment", "operator_bound_used", "max_bound_used",
+    "top_energy", "cosine_distance", "overlap_both_ratio", "intruders", "input_alignment", "operator_bound_used",
+    "max_bound_used",
 )  # fmt: skip
 """Numbers whose mean over matrices stands for a model."""
 SHAPES = {
     "stable_rank_share": (
         "Stable rank of updates, over the full rank",
-        "|D|_F^2 / s_1^2 over the number of singular values: 1 is flat; a Gaussian square matrix has .25, one direction "
-        "alone near 0.",
+        "|D|_F^2 / s_1^2 over the number of singular values: 1 is flat; a Gaussian square matrix has .25, one "
+        "direction alone near 0.",
     ),
     "svd_entropy": (
         "SVD entropy of updates",
@@ -274,7 +275,8 @@ class Updates(Analysis):
         """Spectra, shapes by kind, size over the layers, effects on inputs."""
         matrices = [row for row in rows if "operator" in row]
         drawn = _spectra(matrices)
-        drawn += [dots_by(matrices, "matrix", number, *said) for number, said in SHAPES.items()]
+        # there is nothing to draw where no matrix moved, or all are too large for their whole spectrum
+        drawn += [dots_by(matrices, "matrix", n, *said) for n, said in SHAPES.items() if _known(matrices, n)]
         drawn.append(
             lines_over_layers(
                 [row for row in matrices if row["role"] == "hidden"],
@@ -287,7 +289,7 @@ class Updates(Analysis):
         drawn += [
             dots_by(matrices, "matrix", number, *said, log=number == "relative_weighted")
             for number, said in EFFECTS.items()
-            if any(number in row for row in matrices)
+            if _known(matrices, number)
         ]
         return drawn
 
@@ -322,8 +324,17 @@ def _spectra(rows: Sequence[Row]) -> list[Figure]:
     """A picture for each kind of matrix, a line for each model; of one model a line for each kind."""
     models, kinds = (list(dict.fromkeys(str(row[key]) for row in rows)) for key in ("model", "matrix"))
     if len(models) == 1:
-        return [_spectrum(rows, "matrix", "Spectra of the update")]
-    return [_spectrum([row for row in rows if row["matrix"] == k], "model", f"Spectra of updates, {k}") for k in kinds]
+        return [_spectrum(rows, "matrix", "Spectra of the update")] if _known(rows, "spectrum_000") else []
+    of_kind = {kind: [row for row in rows if row["matrix"] == kind] for kind in kinds}
+    return [
+        _spectrum(own, "model", f"Spectra of updates, {kind}")
+        for kind, own in of_kind.items()
+        if _known(own, "spectrum_000")
+    ]
+
+
+def _known(rows: Sequence[Row], number: str) -> bool:
+    return any(not math.isnan(float(row[number])) for row in rows if number in row)
 
 
 def _spectrum(rows: Sequence[Row], group: str, title: str) -> Figure:

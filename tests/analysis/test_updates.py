@@ -215,6 +215,21 @@ def test_what_did_not_move_has_no_direction(tmp_path: Path) -> None:
         assert not any(math.isinf(value) for value in row.values() if isinstance(value, float))
 
 
+def test_pictures_leave_out_what_has_no_numbers(tmp_path: Path) -> None:
+    """LoRA leaves embedding and head as they are; a model may have moved nowhere, or be too large for whole spectra."""
+    base = write_model(tmp_path / "base")
+    model = write_model(tmp_path / "model", 1, base=base, scale=0.1)
+    shape = ("Stable rank of updates, over the full rank", "Sign-likeness of updates")
+    for of, analysis, titles in (
+        (model, Updates(exact_up_to=0), (*shape, "Size of the update over the layers")),
+        (base, Updates(), ("Size of the update over the layers",)),
+    ):
+        rows: list[Row] = [{"model": "one", "step": 1, **row} for row in rows_of(analysis, of, base).values()]
+        assert tuple(figure.title for figure in analysis.figures(rows)) == titles
+        others: list[Row] = [{**row, "model": "two"} for row in rows]
+        assert tuple(figure.title for figure in analysis.figures(rows + others)) == titles
+
+
 # -------------------- decompositions
 
 

@@ -46,6 +46,7 @@ def entrywise(base: Tensor, change: Tensor, threshold: float) -> dict[str, float
     n = change.numel()
     sums = torch.zeros(6, dtype=torch.float64)
     largest = 0.0
+    # row by row in chunks: an embedding's temporaries in float64 would take several times its own memory
     for w, d in zip(row_chunks(base.view(len(base), -1)), row_chunks(change.view(len(change), -1)), strict=True):
         size = d.abs()
         moved = size > 0, size > threshold * w.abs()
@@ -98,7 +99,7 @@ def overlap(change: Tensor, left: Tensor, right: Tensor) -> Mapping[str, float]:
         right: V (n, k).
     """
     energy = float(torch.linalg.vector_norm(change, dtype=torch.float64)) ** 2
-    through = product(change, right)
+    through = product(change, right)  # (m, k); D between both sides is U^T of it
     shares = {
         "left": (transposed_product(change, left), left.size(1) / left.size(0)),
         "right": (through, right.size(1) / right.size(0)),
@@ -142,7 +143,7 @@ def bounds_used(change: Tensor, inputs: Tensor, operator: float, largest: float)
     x = inputs.double()
     squared = x.new_zeros(len(x))
     peak = x.new_zeros(len(x))
-    for rows in row_chunks(change):
+    for rows in row_chunks(change):  # of a head, all outputs at once are positions x vocabulary
         out = x @ rows.T
         squared += out.square().sum(1)
         peak = torch.maximum(peak, out.abs().amax(1))

@@ -85,6 +85,7 @@ class GramSVD:
         eigenvalues, vectors = torch.linalg.eigh(gram(matrix))
         self.values = eigenvalues.clamp(min=0).sqrt().flip(0)
         self._vectors = vectors.flip(1)  # (r, r), of the shorter side
+        # eigenvalues have errors of r eps s_1^2; directions below them are arbitrary
         noise = (len(self.values) * torch.finfo(torch.float64).eps) ** 0.5
         self.rank = int((self.values > noise * self.values[0]).sum())
 
