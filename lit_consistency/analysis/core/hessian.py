@@ -10,7 +10,7 @@ parameters,
 H v is the derivative of g(w)^T v for a fixed v (Pearlmutter 1994, Fast Exact Multiplication by the Hessian, Neural
 Computation 6(1)). G, the generalised Gauss-Newton matrix (Schraudolph 2002, Neural Computation 14(7)), is H without
 the curvature of the network itself and never negative; J v is the derivative by u of (J^T u)^T v, so that it too
-needs backward passes alone. Forward mode gives the same (1e-7 in float32) and was 1.3 to 1.7 times slower on a CPU.
+needs backward passes alone. Forward mode gives the same (4e-7 in float32) and was 1.3 to 1.7 times slower on a CPU.
 
 Nothing is sampled: batches are summed in float64 and divided by N once. Attention runs in its plain form
 (``SDPBackend.MATH``), as the flash kernels have no second derivative. The model itself is not changed: the forward is
