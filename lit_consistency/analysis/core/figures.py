@@ -44,6 +44,15 @@ def lines_over_layers(
     return Figure("", "", title, caption, picture, None, columns, tuple(table))
 
 
+def table_of(rows: Sequence[Row], columns: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """The numbers below a picture: text as it is, numbers shortened, nothing where a row lacks one."""
+
+    def cell(value: str | int | float) -> str:
+        return short_number(value) if isinstance(value, float) else str(value)
+
+    return tuple(tuple(cell(row.get(column, "")) for column in columns) for row in rows)
+
+
 def dots_by(
     rows: Sequence[Row], row: str, number: str, title: str, caption: str, group: str = "model", log: bool = False
 ) -> Figure:

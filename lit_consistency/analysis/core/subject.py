@@ -115,6 +115,15 @@ class Subject:
         """
         return self.shared.text(name if name is not None else self.texts[0], self.model)
 
+    def check_same_tokens(self, other: ModelFiles) -> None:
+        """ValueError with both sides where another model reads other tokens: their losses would not be of one text."""
+        for name in self.texts:
+            if self.shared.text(name, other).fingerprint != self.text(name).fingerprint:
+                raise ValueError(
+                    f"text = {name!r}: {self.model.folder} and {other.folder} make other tokens of it; expected one "
+                    "tokenizer and block_size"
+                )
+
     def of(self, model: ModelFiles) -> Subject:
         """The same for another of the models."""
         return replace(self, analysed=model)
