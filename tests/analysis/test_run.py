@@ -160,3 +160,32 @@ def test_a_model_with_fewer_tokens_than_its_tokenizer_is_refused(
             ]
         )
     assert "padded_vocab_size = 64, and its tokenizer has 378 tokens" in capsys.readouterr().err
+
+
+def test_a_series_is_drawn_over_its_steps_and_holds_every_model_once(tmp_path: Path) -> None:
+    """Three models of one run, of which the last is the end of the run too."""
+    from shutil import copytree
+
+    import yaml
+
+    run = tmp_path / "run"
+    for seed, step in enumerate((10, 20, 30)):
+        folder = write_model(run / "series" / f"step-{step:08d}", seed)
+        content = yaml.safe_load((folder / "provenance.yaml").read_text())
+        (folder / "provenance.yaml").write_text(yaml.safe_dump({**content, "run": "run"}))
+    copytree(folder, run / "model")
+    out = tmp_path / "out"
+    main(["analyze", "--series", str(run), "--what", "attention_rank", "--output", str(out)])
+    rows = AnalysisFolder(out).read_table("attention_rank")
+    assert list(dict.fromkeys(row["step"] for row in rows)) == [10, 20, 30]
+    page = (out / "index.html").read_text(encoding="utf-8")
+    assert "Over step" in page
+    events = EventAccumulator(str(out / "tensorboard" / "run")).Reload()
+    scalars = events.Scalars("analysis/attention_rank/pseudo_rank/vo")
+    expected = [
+        sum(values) / len(values)
+        for step in (10, 20, 30)
+        if (values := [r["pseudo_rank"] for r in rows if r["step"] == step and r["product"] == "vo"])
+    ]
+    assert [scalar.step for scalar in scalars] == [10, 20, 30]
+    assert [scalar.value for scalar in scalars] == pytest.approx(expected)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from lit_consistency import __version__
 from lit_consistency.analysis.core.analysis import Analysis
 from lit_consistency.analysis.core.model_files import ModelFiles, check_same_shapes
-from lit_consistency.analysis.core.show import print_numbers, write_page, write_scalars
+from lit_consistency.analysis.core.over_models import figure_over_models
+from lit_consistency.analysis.core.show import numbers_of, print_numbers, write_page, write_scalars
 from lit_consistency.analysis.core.subject import Shared, Subject, fingerprint_parts
 from lit_consistency.analysis.core.texts import Reading
 from lit_consistency.analysis.core.time_scale import tau
@@ -28,7 +29,7 @@ from lit_consistency.drawing.figure import Figure, named, write_figures
 from lit_consistency.inference.load import PRECISIONS, find_device
 from lit_consistency.records.analysis_folder import ALL, AnalysisFolder
 from lit_consistency.records.fingerprints import fingerprint_of, sha256_once
-from lit_consistency.records.provenance import current_versions
+from lit_consistency.records.provenance import current_versions, read_provenance
 from lit_consistency.records.run_folder import RunFolder
 from lit_consistency.records.tables import Row
 
@@ -100,7 +101,9 @@ def analyze(options: Options) -> AnalysisFolder:
     jobs = [job for name, analysis in options.what.items() for job in _jobs(name, analysis, subject)]
     rows = _measure(jobs, options, folder)
     numbers = _numbers(options, rows)
-    figures = named([_placed(figure, name) for name, a in options.what.items() for figure in a.figures(rows[name])])
+    figures = named(
+        [figure for name in options.what for figure in _figures(name, options, subject, rows[name], numbers)]
+    )
     for name in options.what:
         folder.write_table(name, rows[name])
     problems = write_figures(figures, folder.figures)
@@ -130,10 +133,13 @@ def _models(options: Options) -> list[ModelFiles]:
     paths = [("models", path) for path in options.models]
     if options.series is not None:
         run = RunFolder(options.series)
-        steps = list(run.series_models().values())
-        if not steps:
+        series = run.series_models()
+        if not series:
             raise ValueError(f"series = {options.series}: it holds no series of models; see checkpoint.series of fit")
-        paths += [("series", path) for path in [*steps, *([run.model] if run.has_model else [])]]
+        paths += [("series", path) for path in series.values()]
+        last = read_provenance(run.model) if run.has_model else None
+        # the series may hold the last step by itself
+        paths += [("series", run.model)] if last and last.steps not in series else []
     if options.model is not None:
         paths.append(("model", options.model))
     resolved = [(option, Path(path)) for option, path in paths]
@@ -268,8 +274,18 @@ def _numbers(options: Options, rows: Mapping[str, Sequence[Row]]) -> dict[str, d
     return numbers
 
 
-def _placed(figure: Figure, analysis: str) -> Figure:
-    return Figure(**{**figure.__dict__, "section": analysis})
+def _figures(
+    name: str,
+    options: Options,
+    subject: Subject,
+    rows: Sequence[Row],
+    numbers: Mapping[str, Mapping[str, float]],
+) -> list[Figure]:
+    """What an analysis draws, and before it its numbers over steps, decays or rates, where models differ in them."""
+    of_models = {model: numbers_of(name, values) for model, values in numbers.items() if model != ALL}
+    over = figure_over_models(subject.models, {model: own for model, own in of_models.items() if own})
+    drawn = [*([over] if over else []), *options.what[name].figures(rows)]
+    return [replace(figure, section=name) for figure in drawn]
 
 
 def _record(options: Options, subject: Subject, numbers: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:

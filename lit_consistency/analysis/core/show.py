@@ -35,7 +35,7 @@ def _by_number(numbers: Mapping[str, Mapping[str, float]]) -> list[tuple[str, li
     return [(key, [short_number(v[key]) if key in v else "" for v in numbers.values()]) for key in keys]
 
 
-def _of(analysis: str, values: Mapping[str, float]) -> dict[str, float]:
+def numbers_of(analysis: str, values: Mapping[str, float]) -> dict[str, float]:
     """The numbers of one analysis, without its name."""
     return {k.partition("/")[2]: v for k, v in values.items() if k.startswith(f"{analysis}/")}
 
