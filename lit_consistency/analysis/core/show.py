@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,25 @@ from lit_consistency.drawing.figure import Figure
 from lit_consistency.drawing.page import figure_context, page_environment, write_page_file
 from lit_consistency.drawing.scales import short_number
 
+PRINTED = 12
+"""Numbers of an analysis in the terminal: more are not read there."""
+
 
 def print_numbers(numbers: Mapping[str, Mapping[str, float]]) -> None:
-    """One row for every number, one column for every model; nothing is cut where no terminal sets a width."""
+    """One row for every number, one column for every model, of each analysis the first; nothing of them is cut."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)
     table = Table("number", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for model in numbers:
         table.add_column(model, justify="right", overflow="fold")
-    for key, values in _by_number(numbers):
-        table.add_row(key, *values)
+    rows = _by_number(numbers)
+    for analysis, own in groupby(rows, key=lambda row: row[0].partition("/")[0]):
+        of_analysis = list(own)
+        for key, values in of_analysis[:PRINTED]:
+            table.add_row(key, *values)
+        if len(of_analysis) > PRINTED:
+            table.add_row(f"{analysis}: {len(of_analysis) - PRINTED} more in analysis.json", style="dim")
     console.print(table, markup=False)
 
 
