@@ -267,8 +267,14 @@ def _most_changed(read: _Read, n_shown: int, n_context: int, by: Tensor) -> list
 
 
 def _quoted(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
-    """Text in quotation marks, which show its spaces and keep ``nan`` or ``7`` from being read as numbers."""
-    return json.dumps(tokenizer.decode(torch.tensor(tokens)), ensure_ascii=False)
+    """Text in quotation marks, which show its spaces and keep ``nan`` or ``7`` from being read as numbers.
+
+    A control token alone has no text; its name is shown.
+    """
+    text = tokenizer.decode(torch.tensor(tokens))
+    if not text and len(tokens) == 1 and tokenizer.backend == "huggingface":
+        text = tokenizer.processor.id_to_token(tokens[0]) or ""
+    return json.dumps(text, ensure_ascii=False)
 
 
 # -------------------- pictures

@@ -274,6 +274,8 @@ class Updates(Analysis):
     def figures(self, rows: Sequence[Row]) -> list[Figure]:
         """Spectra, shapes by kind, size over the layers, effects on inputs."""
         matrices = [row for row in rows if "operator" in row]
+        # what optimizers treat apart comes last: the layers are what one looks for
+        matrices.sort(key=lambda row: row["role"] != "hidden")
         drawn = _spectra(matrices)
         # there is nothing to draw where no matrix moved, or all are too large for their whole spectrum
         drawn += [dots_by(matrices, "matrix", n, *said) for n, said in SHAPES.items() if _known(matrices, n)]

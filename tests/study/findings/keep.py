@@ -1,0 +1,58 @@
+"""Keep of a study's report what its claims rest on, as a table that is committed beside this file.
+
+python -m tests.study.findings.keep mechanisms_markov
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gzip
+import io
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[3]
+FOLDER = Path(__file__).resolve().parent
+
+
+def study(name: str) -> dict[str, Any]:
+    """The file of a study."""
+    content: dict[str, Any] = yaml.safe_load((ROOT / "configs" / "studies" / f"{name}.yaml").read_text("utf-8"))
+    return content
+
+
+def numbers_of_claims(content: dict[str, Any]) -> set[str]:
+    """Names of the numbers that a study's claims are about."""
+    read = content.get("read") or {}
+    names = {read[key] for key in ("learning", "forgetting") if key in read}
+    for claim in content["claims"].values():
+        names |= {claim["metric"]} if "metric" in claim else set()
+        names |= set((claim.get("columns") or {}).get("metric", []))
+    return names | {name.replace("retain/", "forget/", 1) for name in names}
+
+
+def main() -> None:
+    """Write ``NAME.csv.gz``: a row for every finished cell of a stage that a claim reads."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name")
+    name = parser.parse_args().name
+    content = study(name)
+    stages = {claim.get("stage") or content["read"]["stage"] for claim in content["claims"].values()}
+    wanted = numbers_of_claims(content)
+    with open(ROOT / content["output"] / "report" / "results.csv", encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["state"] == "finished" and row["stage"] in stages]
+    columns = [c for c in rows[0] if c in ("name", "stage") or c.startswith("axis.") or c in wanted]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    path = FOLDER / f"{name}.csv.gz"
+    path.write_bytes(gzip.compress(text.getvalue().encode("utf-8"), mtime=0))
+    print(f"wrote {path}: {len(rows)} rows, {len(columns)} columns, {path.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Every number that the README says a study has found, computed anew from its table, by other code than the study's."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tests.study.findings.keep import FOLDER, ROOT, study
+
+NAMES = sorted(path.name.removesuffix(".csv.gz") for path in FOLDER.glob("*.csv.gz"))
+Row = dict[str, str]
+
+
+def table(name: str) -> list[Row]:
+    with gzip.open(FOLDER / f"{name}.csv.gz", "rt", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(io.StringIO(file.read())))
+
+
+def matching(rows: list[Row], **wanted: str) -> list[Row]:
+    return [row for row in rows if all(row.get(f"axis.{axis}") == str(value) for axis, value in wanted.items())]
+
+
+def at_level(rows: list[Row], read: dict[str, Any], change: Any) -> float:
+    """Between the first two neighbouring rates around the level, on the logarithm of what is learned."""
+    points = sorted((float(row[f"axis.{read['rate']}"]), float(row[read["learning"]]), change(row)) for row in rows)
+    for (_, l0, f0), (_, l1, f1) in zip(points, points[1:], strict=False):
+        if (l0 - read["level"]) * (l1 - read["level"]) < 0:
+            weight = (math.log(read["level"]) - math.log(l0)) / (math.log(l1) - math.log(l0))
+            return f0 + weight * (f1 - f0)
+    return math.nan
+
+
+def value(rows: list[Row], claim: dict[str, Any], content: dict[str, Any], metric: str) -> float:
+    """Of the cells of one side and seed."""
+    log = claim.get("scale") == "log"
+    if "stage" in claim:
+        numbers = [float(row[metric]) for row in rows]
+        return float(np.mean([math.log(x) if log else x for x in numbers])) if numbers else math.nan
+    kept = content["read"]["forgetting"]
+
+    def change(row: Row) -> float:
+        now = float(row[kept])
+        base = now - float(row[kept.replace("retain/", "forget/", 1)])
+        return math.log(now) - math.log(base) if log else now - base
+
+    return at_level([row for row in rows if row.get("axis.order", "0") in ("0", "")], content["read"], change)
+
+
+def differences(name: str, claim: dict[str, Any], content: dict[str, Any]) -> np.ndarray:
+    """The claim's contrast of every seed."""
+    stage = claim.get("stage") or content["read"]["stage"]
+    rows = [row for row in table(name) if row["stage"] == stage]
+    metric = claim.get("metric") or (content.get("read") or {}).get("forgetting")
+    if claim.get("contrast") == "interaction":
+        ((row_axis, (r0, r1)),) = claim["rows"].items()
+        ((column_axis, (c0, c1)),) = claim["columns"].items()
+        terms = [(r0, c0, 1), (r1, c1, 1), (r0, c1, -1), (r1, c0, -1)]
+        sides = [
+            ({row_axis: r}, c, sign) if column_axis == "metric" else ({row_axis: r, column_axis: c}, metric, sign)
+            for r, c, sign in terms
+        ]
+    else:
+        sides = [(claim["of"], metric, 1), (claim["against"], metric, -1)]
+    seeds = set.intersection(*({row["axis.seed"] for row in matching(rows, **where)} for where, _, _ in sides))
+    return np.array([
+        sum(sign * averaged(matching(rows, **where, seed=seed), claim, content, of) for where, of, sign in sides)
+        for seed in sorted(seeds, key=int)
+    ])  # fmt: skip
+
+
+def averaged(rows: list[Row], claim: dict[str, Any], content: dict[str, Any], metric: str) -> float:
+    """Mean over what the claim does not name, as the base; rates and orders are read together."""
+    beside = ("axis.seed", f"axis.{(content.get('read') or {}).get('rate', 'lr')}", "axis.order")
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(v for k, v in row.items() if k.startswith("axis.") and k not in beside), []).append(row)
+    return float(np.mean([value(own, claim, content, metric) for own in groups.values()]))
+
+
+def verdicts(name: str) -> dict[str, tuple[float, float, float, str]]:
+    """Claim -> value, interval at Holm's level, verdict."""
+    content = study(name)
+    effects, p_values = {}, {}
+    for key, claim in content["claims"].items():
+        values = differences(name, claim, content)
+        values = values[np.isfinite(values)]
+        mean, error = values.mean(), stats.sem(values)
+        bound = claim["smallest_effect"]
+        effects[key] = (mean, error, len(values), bound, claim.get("expect", "below"))
+        p_values[key] = 2 * stats.t.sf(abs(abs(mean) - bound) / error, len(values) - 1)
+    found, stopped, share = {}, False, 0.05
+    for i, key in enumerate(sorted(p_values, key=lambda k: p_values[k])):
+        if not stopped:
+            share = 0.05 / (len(p_values) - i)
+            stopped = p_values[key] > share
+        mean, error, n, bound, expect = effects[key]
+        low, high = stats.t.interval(1 - share, n - 1, loc=mean, scale=error)
+        if low > bound or high < -bound:
+            said = "supported" if (low > bound) == (expect == "above") else "contradicted"
+        else:
+            said = "equivalent" if -bound < low and high < bound else "undecided"
+        found[key] = (mean, low, high, said)
+    return found
+
+
+def published(name: str) -> dict[str, tuple[str, str, str, str]]:
+    """Claim -> value, interval and verdict as the README's table of the study has them."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    part = re.search(rf"<!-- findings {name} -->(.*?)<!-- end -->", text, re.DOTALL)
+    assert part, f"README has no table between <!-- findings {name} --> and <!-- end -->"
+    number = r"([+−]?[\d.]+)"
+    row = rf"^\| `(\w+)` \|.*\| {number} \[{number}, {number}\] \| (\w+)"
+    return {found[1]: found.groups()[1:] for found in re.finditer(row, part[1], re.MULTILINE)}  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_readme_says_what_the_table_says(name: str) -> None:
+    said, found = published(name), verdicts(name)
+    assert set(said) == set(found)
+    for key, (*numbers, word) in said.items():
+        *expected, verdict = found[key]
+        assert word == verdict, key
+        for text, exact in zip(numbers, expected, strict=True):
+            digits = len(text.partition(".")[2])
+            assert float(text.replace("−", "-")) == pytest.approx(exact, abs=0.51 * 10**-digits), key
+
+
+def test_there_are_findings() -> None:
+    assert NAMES
+    assert all((Path(ROOT) / "configs" / "studies" / f"{name}.yaml").is_file() for name in NAMES)
