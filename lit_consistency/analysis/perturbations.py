@@ -53,7 +53,7 @@ from lit_consistency.analysis.core.model_files import Matrix, ModelFiles, check_
 from lit_consistency.analysis.core.perturbed import crossed_figures, log_ratio, of_reference, rises
 from lit_consistency.analysis.core.subject import Subject
 from lit_consistency.analysis.core.tables import mean_by
-from lit_consistency.analysis.core.weights import weights_put_back
+from lit_consistency.analysis.core.weights import move, weights_put_back
 from lit_consistency.analysis.linalg.directions import (
     KINDS,
     NATIVE,
@@ -264,26 +264,6 @@ def unit_size(norm: str, weight: Tensor, direction: Tensor, native: Callable[[Te
         return frobenius_norm(weight)
     unit = native(direction)
     return native(weight) / unit if unit > 0 else 0.0
-
-
-def move(
-    moved: Sequence[Tensor], before: Sequence[Tensor], directions: Sequence[Tensor], sizes: Sequence[float]
-) -> float:
-    """Write W + size D of every matrix in place; returns the norm of what changed over that of the matrices.
-
-    Args:
-        moved: views of a model's weights, which are overwritten.
-        before: what they were.
-        directions: of Frobenius norm 1.
-        sizes: of the perturbations in the Frobenius norm.
-    """
-    changed, whole = 0.0, 0.0
-    for target, weight, direction, size in zip(moved, before, directions, sizes, strict=True):
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        target.copy_(torch.add(weight.to(wide), direction.to(wide), alpha=size))
-        changed += float((target.double() - weight.double()).square().sum())
-        whole += float(weight.double().square().sum())
-    return math.sqrt(changed / whole) if whole > 0 else math.nan
 
 
 # -------------------- updates

@@ -15,6 +15,7 @@ from lit_consistency.analysis.core.losses import TextLoss
 from lit_consistency.analysis.core.perturbed import by_draw, crossed_figures, rises
 from lit_consistency.analysis.core.run import Options, analyze
 from lit_consistency.analysis.core.subject import Subject
+from lit_consistency.analysis.core.weights import move
 from lit_consistency.analysis.linalg.directions import (
     KINDS,
     frobenius_norm,
@@ -22,7 +23,7 @@ from lit_consistency.analysis.linalg.directions import (
     operator_norm,
     random_direction,
 )
-from lit_consistency.analysis.perturbations import Draw, Perturbations, move, unit_size
+from lit_consistency.analysis.perturbations import Draw, Perturbations, unit_size
 from lit_consistency.inference.load import load_model
 from lit_consistency.model import load_weights
 from lit_consistency.records.provenance import read_provenance

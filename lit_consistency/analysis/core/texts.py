@@ -21,7 +21,7 @@ from lit_consistency.tasks.measured import Measured
 from lit_consistency.tasks.question import EncodedQuestion
 from lit_consistency.tasks.watched import PreparedTask, WatchedTask
 
-SUFFIXES = (".txt", ".md", ".jsonl", ".json", ".parquet")
+SUFFIXES = (".txt", ".md", ".jsonl", ".json", ".csv", ".parquet", ".gz", ".zip")
 """Endings of files that are texts by themselves; anything else is the name of a task, or its YAML file."""
 
 

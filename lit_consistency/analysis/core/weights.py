@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -50,3 +51,23 @@ def write_mixture(model: nn.Module, files: Sequence[ModelFiles], shares: Sequenc
         for read, share in wanted:
             total.add_(read(name).to(parameter.device, torch.float64), alpha=share)
         parameter.data.copy_(total)
+
+
+def move(
+    moved: Sequence[Tensor], before: Sequence[Tensor], directions: Sequence[Tensor], sizes: Sequence[float]
+) -> float:
+    """Write W + size D of every matrix in place; returns the norm of what changed over that of the matrices.
+
+    Args:
+        moved: views of a model's weights, which are overwritten.
+        before: what they were.
+        directions: of Frobenius norm 1.
+        sizes: of the perturbations in the Frobenius norm.
+    """
+    changed, whole = 0.0, 0.0
+    for target, weight, direction, size in zip(moved, before, directions, sizes, strict=True):
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        target.copy_(torch.add(weight.to(wide), direction.to(wide), alpha=size))
+        changed += float((target.double() - weight.double()).square().sum())
+        whole += float(weight.double().square().sum())
+    return math.sqrt(changed / whole) if whole > 0 else math.nan

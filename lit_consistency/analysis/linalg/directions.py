@@ -1,4 +1,4 @@
-r"""Random matrices of three kinds, and the norms in which they are as large as they can be.
+r"""Random matrices of three kinds, steepest directions of three norms, and the norms themselves.
 
 All three have the same second moment: with m rows and n columns and |D|_F = r,
 
@@ -42,6 +42,31 @@ def random_direction(kind: str, shape: tuple[int, int], generator: torch.Generat
     q, r = torch.linalg.qr(tall)
     q = q * r.diagonal().sign()
     return (q if rows >= columns else q.T) / math.sqrt(min(shape))
+
+
+def steepest_direction(kind: str, gradient: Tensor) -> Tensor:
+    r"""The direction in which a loss falls fastest to first order, of Frobenius norm 1, on the gradient's device.
+
+    Per unit of the norm of the kind: ``sign`` is :math:`-\mathrm{sign}(G)` (largest entry, as AdamW at its first step),
+    ``orthogonal`` :math:`-U V^T` of :math:`G = U S V^T` (operator norm, as Muon), ``gaussian`` -G itself (Frobenius
+    norm, as SGD). All 0 where the gradient is.
+
+    Args:
+        kind: one of ``KINDS``.
+        gradient: (m, n).
+
+    Source: Bernstein and Newhouse 2024, Old Optimizer, New Norm: An Anthology, arXiv 2409.20325.
+    """
+    wide = gradient.double()
+    if kind == "sign":
+        wide = wide.sign()
+    elif kind == "orthogonal" and bool(wide.any()):
+        u, values, vt = torch.linalg.svd(wide, full_matrices=False)
+        # directions that the gradient does not have are not made up
+        u = u * (values > values[0] * max(wide.shape) * torch.finfo(gradient.dtype).eps)
+        wide = u @ vt
+    norm = wide.norm()
+    return -(wide / norm if norm > 0 else wide).float()
 
 
 def max_norm(matrix: Tensor) -> float:
