@@ -16,7 +16,14 @@ Outcome = Callable[[Cell], CellResult | None]
 """What came out of a cell that has ended, without numbers where it failed or diverged; None of one that has not."""
 
 
-def picked(stage: str, pick: Pick, cells: Sequence[Cell], outcome: Outcome, notes: list[str]) -> list[Cell]:
+def picked(
+    stage: str,
+    pick: Pick,
+    cells: Sequence[Cell],
+    outcome: Outcome,
+    notes: list[str],
+    is_settled: Callable[[Cell], bool] = lambda cell: True,
+) -> list[Cell]:
     """The cells that are picked so far.
 
     Args:
@@ -25,6 +32,7 @@ def picked(stage: str, pick: Pick, cells: Sequence[Cell], outcome: Outcome, note
         cells: of the base's stage.
         outcome: what came out of them.
         notes: gets a sentence for every group of which none is picked, and for every best one at an edge.
+        is_settled: whether no search may still add a cell beside this one, which might be picked in its place.
     """
     kept = [
         cell
@@ -34,7 +42,9 @@ def picked(stage: str, pick: Pick, cells: Sequence[Cell], outcome: Outcome, note
     kept = [cell for cell in kept if cell.coordinates.get(ORDER, "0") == "0"]  # a repeated order is no base of its own
     if not pick.over:
         return kept
-    return _best(stage, pick, kept, outcome, notes) if pick.best else _nearest(stage, pick, kept, cells, outcome, notes)
+    # a cell that has ended counts as one that has not as long as a better one may come
+    known = outcome if all(map(is_settled, kept)) else lambda cell: outcome(cell) if is_settled(cell) else None
+    return _best(stage, pick, kept, known, notes) if pick.best else _nearest(stage, pick, kept, cells, known, notes)
 
 
 def _best(stage: str, pick: Pick, cells: Sequence[Cell], outcome: Outcome, notes: list[str]) -> list[Cell]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from lit_consistency.study.axes import Axis, AxisValue, number_name, read_axes
@@ -56,6 +57,7 @@ class Plan:
         for name, stage in study.stages.items():
             self.stages[name] = self._stage(name, stage, values)
         self.waiting: list[str] = []
+        self._searches: dict[str, list[dict[str, str]]] = {}
 
     def _stage(self, name: str, stage: Stage, values: Values) -> StagePlan:
         key = f"stages.{name}"
@@ -137,12 +139,20 @@ class Plan:
     def cells(self, outcome: Outcome) -> dict[str, list[Cell]]:
         """Stage -> its cells that are known now; ``waiting`` says what further ones depend on."""
         self.waiting = []
+        self._searches = {name: [] for name in self.stages}
         cells: dict[str, list[Cell]] = {}
         for name, plan in self.stages.items():
             base = plan.stage.base
-            bases = picked(name, plan.stage.pick, cells[base], outcome, self.waiting) if base in cells else None
+            bases = None
+            if base in cells:
+                settled = partial(self._is_settled, str(base))
+                bases = picked(name, plan.stage.pick, cells[str(base)], outcome, self.waiting, settled)
             cells[name] = self._expanded(plan, plan.starts(bases), outcome)
         return cells
+
+    def _is_settled(self, stage: str, cell: Cell) -> bool:
+        """Whether no search of the stage goes on among the cells beside this one."""
+        return not any(open_search.items() <= dict(cell.coordinates).items() for open_search in self._searches[stage])
 
     def _expanded(self, plan: StagePlan, starts: Sequence[Start], outcome: Outcome) -> list[Cell]:
         searching = next((axis for axis in plan.axes if axis.search), None)
@@ -183,6 +193,7 @@ class Plan:
         more = more_is_better(metric, [outcome(cell) for value in axis.values_for(coordinates) for cell in at(value)])
         values, ended = searched(axis, axis.values_for(coordinates), results, more)
         if not ended:
+            self._searches[plan.name].append(coordinates)
             where = ", ".join(f"{key} {value}" for key, value in coordinates.items())
             self.waiting.append(f"{plan.name}: more values of {axis.name} ({where}) follow from the results")
         return [cell for value in values for cell in at(value)]

@@ -132,6 +132,41 @@ def test_rates_are_searched_until_the_best_is_bracketed(tmp_path: Path) -> None:
     assert not any(saves[cell.name] for cell in cells["finetune"])
 
 
+def test_nothing_is_picked_from_a_seed_as_long_as_the_search_over_all_seeds_goes_on(tmp_path: Path) -> None:
+    """Seed 0 has run; what seed 1 says may add a rate that meets the level better, of seed 0 too."""
+    study = crossed_study(tmp_path, seeds=(0, 1), read=None)
+    rate = {
+        "key": "model.optimizer.init_args.lr",
+        "values": [0.1, 0.2],
+        "search": {"kind": "level", "metric": "learn/new", "level": 0.5, "factor": 2},
+    }
+    study.stages = {
+        "pretrain": Stage(axes={"lr": rate}),
+        "finetune": Stage(base="pretrain", pick=Pick(over="lr", metric="learn/new", level=0.5)),
+    }
+    plan, results = Plan(study, FakeParser()), Results(study.cells)
+
+    def outcome(cell):  # type: ignore[no-untyped-def]
+        return result if (result := results.of(cell.name)).has_ended else None
+
+    asked = 0
+    while fresh := [cell for cell in plan.cells(outcome)["pretrain"] if outcome(cell) is None]:
+        first = [cell for cell in fresh if cell.coordinates["seed"] == "0"] or fresh
+        for cell in first:
+            learned = float(cell.coordinates["lr"]) + (0.15 if cell.coordinates["seed"] == "0" else 0)
+            write_run(study.cells, cell, {"learn/new": learned})
+        cells = plan.cells(outcome)
+        if any(outcome(cell) is None for cell in cells["pretrain"]):
+            asked += 1
+            assert not cells["finetune"]
+            assert plan.waiting
+    assert asked >= 3
+    cells = plan.cells(outcome)
+    rates = {cell.coordinates["lr"] for cell in cells["pretrain"]}
+    nearest = {seed: min(rates, key=lambda lr: abs(float(lr) - aim)) for seed, aim in (("0", 0.35), ("1", 0.5))}
+    assert {cell.coordinates["seed"]: cell.coordinates["lr"] for cell in cells["finetune"]} == nearest
+
+
 def test_a_base_is_matched_to_the_number_of_another(tmp_path: Path) -> None:
     study = crossed_study(tmp_path, read=None)
     study.stages["pretrain"].axes["steps"] = {"key": "trainer.max_steps", "values": [10, 20, 40]}
