@@ -1,6 +1,6 @@
 """Keep of a study's report what its claims rest on, as a table that is committed beside this file.
 
-python -m tests.study.findings.keep mechanisms_markov
+python -m tests.study.findings.keep mechanisms_markov --also activations/effective_rank/all kl/forward/markov/old
 """
 
 from __future__ import annotations
@@ -38,10 +38,12 @@ def main() -> None:
     """Write ``NAME.csv.gz``: a row for every finished cell of a stage that a claim reads."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name")
-    name = parser.parse_args().name
+    parser.add_argument("--also", nargs="*", default=[], help="further numbers")
+    given = parser.parse_args()
+    name = given.name
     content = study(name)
     stages = {claim.get("stage") or content["read"]["stage"] for claim in content["claims"].values()}
-    wanted = numbers_of_claims(content)
+    wanted = numbers_of_claims(content) | set(given.also)
     with open(ROOT / content["output"] / "report" / "results.csv", encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["state"] == "finished" and row["stage"] in stages]
     columns = [c for c in rows[0] if c in ("name", "stage") or c.startswith("axis.") or c in wanted]

@@ -134,6 +134,32 @@ def test_the_readme_says_what_the_table_says(name: str) -> None:
             assert float(text.replace("−", "-")) == pytest.approx(exact, abs=0.51 * 10**-digits), key
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_means_in_the_readme_are_those_of_the_table(name: str) -> None:
+    """Tables headed by a stage: one column for every base, or base and finetuner; mean and standard deviation."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    part = re.search(rf"<!-- findings {name} -->(.*?)<!-- end -->", text, re.DOTALL)
+    assert part
+    checked = 0
+    columns: list[str] = []
+    for line in part[1].splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if cells[0].startswith("stage "):
+            columns = cells
+        elif columns and re.fullmatch(r"`[\w./-]+`", cells[0]) and "±" in cells[1]:
+            for head, cell in zip(columns[1:], cells[1:], strict=True):
+                where = dict(zip(("optimizer", "finetuner"), head.lower().split(", "), strict=False))
+                rows = [row for row in table(name) if row["stage"] == columns[0].removeprefix("stage ")]
+                values = [float(row[cells[0].strip("`")]) for row in matching(rows, **where)]
+                for text_of, exact in zip(cell.split(" ± "), (np.mean(values), np.std(values, ddof=1)), strict=True):
+                    digits = len(text_of.partition(".")[2])
+                    assert float(text_of) == pytest.approx(exact, abs=0.51 * 10**-digits), (cells[0], head)
+                    checked += 1
+        elif not line.startswith("|"):
+            columns = []
+    assert checked or "±" not in part[1]
+
+
 def test_there_are_findings() -> None:
     assert NAMES
     assert all((Path(ROOT) / "configs" / "studies" / f"{name}.yaml").is_file() for name in NAMES)
