@@ -145,6 +145,8 @@ def _lists_joined(argv: list[str]) -> list[str]:
     import json
     from typing import get_args, get_origin, get_type_hints
 
+    if not _named(argv):
+        return argv  # without an analysis nothing is imported: --help is there at once
     from lit_consistency.analysis.core.find import find, names
 
     wanted = [name for name in _named(argv) if name in names()]
