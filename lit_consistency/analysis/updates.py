@@ -40,8 +40,8 @@ from torch import Tensor
 
 from lit_consistency.analysis.core.analysis import Advance, Analysis
 from lit_consistency.analysis.core.figures import dots_by, lines_over_layers
-from lit_consistency.analysis.core.inputs import linear_modules, sample_inputs, second_moments
-from lit_consistency.analysis.core.model_files import Matrix
+from lit_consistency.analysis.core.inputs import linear_modules, moments, sample_inputs
+from lit_consistency.analysis.core.model_files import Matrix, layer_and_kind
 from lit_consistency.analysis.core.subject import Subject
 from lit_consistency.analysis.core.tables import grouped, mean_by
 from lit_consistency.analysis.linalg.changes import (
@@ -177,8 +177,7 @@ class Updates(Analysis):
         rows: list[Row] = []
         for name, shape in subject.model.shapes.items():
             if len(shape) != 2:
-                words = name.removeprefix("transformer.").split(".")
-                layer, kind = (int(words[1]), ".".join(words[2:])) if words[0] == "h" else (-1, ".".join(words))
+                layer, kind = layer_and_kind(name)
                 base = subject.origin.tensor(name)
                 rows.append({
                     "block": kind if layer < 0 else f"{layer}.{kind}", "layer": layer, "matrix": kind,
@@ -237,9 +236,9 @@ class Updates(Analysis):
                 ("updates", text.name, self.positions),
                 lambda: sample_inputs(subject, subject.origin, text, self.positions),
             )
-            moments = second_moments(subject, subject.origin, text, None, advance)[matrix.module].to(base.device)
-            weighted, base_weighted = weighted_norm(change, moments), weighted_norm(base, moments)
-            isotropic = float(moments.trace()) / len(moments)
+            second = moments(subject, subject.origin, text, None, advance)[matrix.module].second.to(base.device)
+            weighted, base_weighted = weighted_norm(change, second), weighted_norm(base, second)
+            isotropic = float(second.trace()) / len(second)
             used = bounds_used(change, inputs[matrix.module].to(base.device), operator, largest)
         return {
             "weighted": weighted,

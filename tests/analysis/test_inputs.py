@@ -13,15 +13,14 @@ from torch import Tensor
 from lit_consistency.analysis.core import inputs
 from lit_consistency.analysis.core.inputs import (
     item_of_position,
-    layer_and_kind,
     layer_inputs,
     linear_modules,
     moments,
     moments_file,
     moments_folder,
     sample_inputs,
-    second_moments,
 )
+from lit_consistency.analysis.core.model_files import layer_and_kind
 from lit_consistency.analysis.core.subject import Subject
 from tests.analysis.models import subject, write_model
 
@@ -91,14 +90,14 @@ def test_layers_read_what_the_modules_before_them_give(family: str, tmp_path: Pa
     expected = [read_by_hand(of, tokens) for tokens, _ in text.rows]
     n = sum(len(tokens) for tokens, _ in text.rows)
     assert set(expected[0]) == set(linear_modules(of.model))
-    seconds, whole = second_moments(of, of.model, text), moments(of, of.model, text)
+    whole = moments(of, of.model, text)
     sampled = sample_inputs(of, of.model, text, 10**6)
     for name in linear_modules(of.model):
         rows = np.concatenate([row[name].double().numpy() for row in expected])
         torch.testing.assert_close(sampled[name], torch.tensor(rows, dtype=torch.float32), rtol=1e-4, atol=1e-5)
         by_loop = sum(np.outer(x, x) for x in rows) / n
-        torch.testing.assert_close(seconds[name], torch.tensor(by_loop), rtol=1e-4, atol=1e-6)
-        assert seconds[name].dtype == torch.float64
+        torch.testing.assert_close(whole[name].second, torch.tensor(by_loop), rtol=1e-4, atol=1e-6)
+        assert whole[name].second.dtype == torch.float64
         torch.testing.assert_close(
             whole[name].covariance, torch.tensor(np.cov(rows.T, bias=True)), rtol=1e-3, atol=1e-5
         )
@@ -136,16 +135,16 @@ def test_moments_are_kept_for_weights_and_text(tmp_path: Path, monkeypatch: pyte
     assert folder != moments_folder(of, other.model, of.text())
     assert folder != moments_folder(of, of.model, of.text("markov/old"))
     first, second = ("transformer.h.0.mlp.fc_1", "transformer.h.0.mlp.fc_2")
-    kept = second_moments(of, of.model, of.text(), [second])[second]
+    kept = moments(of, of.model, of.text(), [second])[second].second
     assert moments_file(folder, first).is_file()
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("computed again")
 
     monkeypatch.setattr(inputs, "layer_inputs", refuse)
-    assert (second_moments(of, of.model, of.text(), [first])[first] == kept).all()
+    assert (moments(of, of.model, of.text(), [first])[first].second == kept).all()
     with pytest.raises(AssertionError):
-        second_moments(of, of.model, of.text(), ["transformer.h.1.mlp.fc_1"])
+        moments(of, of.model, of.text(), ["transformer.h.1.mlp.fc_1"])
 
 
 def test_a_sample_is_of_the_same_positions_in_every_module_and_model(tmp_path: Path) -> None:

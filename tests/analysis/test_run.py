@@ -189,3 +189,21 @@ def test_a_series_is_drawn_over_its_steps_and_holds_every_model_once(tmp_path: P
     ]
     assert [scalar.step for scalar in scalars] == [10, 20, 30]
     assert [scalar.value for scalar in scalars] == pytest.approx(expected)
+
+
+def test_another_configuration_of_the_same_weights_is_measured_again(tmp_path: Path) -> None:
+    """Rotary angles, eps of norms and the like change answers, not the weights' hash."""
+    from lit_consistency.analysis.core.run import _jobs, _subject
+
+    def mark(model: Path) -> str:
+        analysis = AttentionRank()
+        subject = _subject(Options({"attention_rank": analysis}, tmp_path / "out", model))
+        return _jobs("attention_rank", analysis, subject)[0].fingerprint
+
+    model = write_model(tmp_path / "model")
+    before = mark(model)
+    assert mark(model) == before
+    file = model / "model_config.yaml"
+    assert "rope_base: 10000" in file.read_text()
+    file.write_text(file.read_text().replace("rope_base: 10000", "rope_base: 500000"))
+    assert mark(model) != before

@@ -12,12 +12,11 @@ from lit_consistency.analysis.core.inputs import (
     batches,
     feed,
     item_of_position,
-    layer_and_kind,
     linear_modules,
     moments,
     residual_streams,
 )
-from lit_consistency.analysis.core.model_files import ModelFiles
+from lit_consistency.analysis.core.model_files import ModelFiles, layer_and_kind
 from lit_consistency.analysis.core.subject import Subject
 from lit_consistency.analysis.core.texts import Text
 from lit_consistency.analysis.core.token_means import TokenMeans

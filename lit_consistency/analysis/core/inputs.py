@@ -59,12 +59,6 @@ def linear_modules(files: ModelFiles) -> list[str]:
     return [name for name, module in files.skeleton.named_modules() if isinstance(module, nn.Linear)]
 
 
-def layer_and_kind(module: str) -> tuple[int, str]:
-    """As (0, ``attn.qkv``) of ``transformer.h.0.attn.qkv``; layer -1 outside of the layers."""
-    words = module.removeprefix("transformer.").split(".")
-    return (int(words[1]), ".".join(words[2:])) if words[0] == "h" and len(words) > 2 else (-1, ".".join(words))
-
-
 def residual_streams(files: ModelFiles) -> dict[str, int]:
     """Module that reads the residual stream -> how many blocks came before: 0 .. n_layer."""
     depth = files.config.n_layer
@@ -270,34 +264,6 @@ class MomentsOnDisk(Mapping[str, Moments]):
         return len(self.modules)
 
 
-class SecondMoments(Mapping[str, Tensor]):
-    """Module -> (d, d) float64, E[x x^T]; as ``MomentsOnDisk``."""
-
-    def __init__(self, moments: Mapping[str, Moments]) -> None:
-        self.moments = moments
-
-    def __getitem__(self, module: str) -> Tensor:
-        return self.moments[module].second
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.moments)
-
-    def __len__(self) -> int:
-        return len(self.moments)
-
-
-def second_moments(
-    subject: Subject,
-    files: ModelFiles,
-    text: Text,
-    modules: Sequence[str] | None = None,
-    advance: Advance | None = None,
-    memory: int = MEMORY,
-) -> Mapping[str, Tensor]:
-    """Module -> E[x x^T] (d, d) float64 on the CPU, of what linear layers read on a text; see ``moments``."""
-    return SecondMoments(moments(subject, files, text, modules, advance, memory))
-
-
 def moments(
     subject: Subject,
     files: ModelFiles,
@@ -337,7 +303,7 @@ def moments(
 
 def moments_folder(subject: Subject, files: ModelFiles, text: Text) -> Path:
     """Where the moments of a model on a text are kept."""
-    depends_on = [files.hash, text.fingerprint, subject.shared.precision, sha256_once(Path(__file__))]
+    depends_on = [files.fingerprint, text.fingerprint, subject.shared.precision, sha256_once(Path(__file__))]
     return subject.output / FOLDER / fingerprint_of(depends_on)[:24]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lit_consistency.methods.base_folder import base_folder
 from lit_consistency.model import GPT, check_checkpoint_dir, load_weights, model_config
 from lit_consistency.optimizers.groups import parameter_groups
-from lit_consistency.records.model_folder import weights_hash, weights_path
+from lit_consistency.records.model_folder import model_fingerprint, weights_hash, weights_path
 from lit_consistency.records.provenance import Provenance, read_provenance
 
 
@@ -99,6 +99,11 @@ class ModelFiles:
         """SHA-256 of the weights."""
         return weights_hash(self.folder)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of all that its answers depend on: weights, configuration, tokenizer."""
+        return model_fingerprint(self.folder)
+
     # -------------------- weights
 
     def tensor(self, name: str, dtype: torch.dtype | None = torch.float32) -> Tensor:
@@ -169,9 +174,14 @@ class ModelFiles:
         return sorted(found, key=lambda matrix: (order[matrix.parameter], matrix.start))
 
 
+def layer_and_kind(name: str) -> tuple[int, str]:
+    """As (0, ``attn.qkv``) of the module ``transformer.h.0.attn.qkv``; layer -1 outside of the layers."""
+    words = name.removeprefix("transformer.").split(".")
+    return (int(words[1]), ".".join(words[2:])) if words[0] == "h" and len(words) > 2 else (-1, ".".join(words))
+
+
 def _blocks(name: str, role: str, split: Sequence[int] | None, shape: tuple[int, ...]) -> list[Matrix]:
-    words = name.removesuffix(".weight").removeprefix("transformer.").split(".")
-    layer, kind = (int(words[1]), ".".join(words[2:])) if words[0] == "h" else (-1, ".".join(words))
+    layer, kind = layer_and_kind(name.removesuffix(".weight"))
     if split is None:
         return [Matrix(name, kind, layer, role, 0, shape[0], shape[1])]
     edges = [sum(split[:i]) for i in range(len(split) + 1)]

@@ -64,10 +64,8 @@ def write_page(
     numbers: Mapping[str, Mapping[str, float]] = record["numbers"]
     sections = []
     for name, heading in headings.items():
-        own = {
-            model: {k: v for k, v in values.items() if k.startswith(f"{name}/")} for model, values in numbers.items()
-        }
-        own = {model: values for model, values in own.items() if values}
+        of_models = {model: numbers_of(name, values) for model, values in numbers.items()}
+        own = {model: values for model, values in of_models.items() if values}
         sections.append({
             "key": name,
             "title": heading,

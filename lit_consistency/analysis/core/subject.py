@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 from lit_consistency.analysis.core.model_files import ModelFiles
 from lit_consistency.analysis.core.texts import Reading, Text
 from lit_consistency.data.tokens.tokenizer import Tokenizer
-from lit_consistency.inference.load import Loaded, load_model
+from lit_consistency.inference.load import Loaded, find_device, load_model
 from lit_consistency.records.fingerprints import fingerprint_of
 
 T = TypeVar("T")
@@ -138,11 +138,12 @@ class Subject:
 def fingerprint_parts(subject: Subject, with_texts: bool) -> Mapping[str, object]:
     """What of a subject the numbers of an analysis may depend on, as JSON."""
     return {
-        "model": subject.analysed.hash if subject.analysed else None,
-        "base": subject.base.hash if subject.base else None,
-        "models": [files.hash for files in subject.models],
+        "model": subject.analysed.fingerprint if subject.analysed else None,
+        "base": subject.base.fingerprint if subject.base else None,
+        "models": [files.fingerprint for files in subject.models],
         "texts": [subject.text(name).fingerprint for name in subject.texts] if with_texts else [],
         "seed": subject.seed,
         "precision": subject.shared.precision,
+        "device": find_device(subject.shared.device).type,
         "reading": repr(subject.shared.reading),
     }
