@@ -23,7 +23,7 @@ from lit_consistency.records.tables import Row
 
 def drift_rows(subject: Subject, text: Text, advance: Advance) -> list[Row]:
     """A row for the residual stream before every block and after the last one, model against base."""
-    streams = residual_streams(subject.model)
+    streams = residual_streams(subject.model.config.n_layer)
     passes = in_passes(dict.fromkeys(streams, 3 * 8 * subject.model.config.n_embd**2))
     found: dict[int, Row] = {}
     for names in passes:
@@ -38,7 +38,7 @@ def _drift(subject: Subject, text: Text, names: Sequence[str], advance: Advance)
     products = {name: CrossProducts(d, d, device) for name in names}
     sums = {name: TokenMeans(text) for name in names}
     with evaluation_mode(model), evaluation_mode(base):
-        for batch in batches(text, subject.batch_tokens, device):
+        for batch in batches(text.tokens, subject.batch_tokens, device):
             before: dict[str, Tensor] = {}
             feed(base, batch, names, before.__setitem__)
             items = owner[batch.at]

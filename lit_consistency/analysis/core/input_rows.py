@@ -43,12 +43,15 @@ def inputs_of(files: ModelFiles) -> dict[str, tuple[int, str]]:
 
 def input_rows(subject: Subject, files: ModelFiles, text: Text, near_zero: float, advance: Advance) -> list[Row]:
     """A row for every input of a linear layer, and for the residual stream, in one pass over the text."""
-    modules = {**inputs_of(files), **{name: (layer, "residual") for name, layer in residual_streams(files).items()}}
+    modules = {
+        **inputs_of(files),
+        **{name: (layer, "residual") for name, layer in residual_streams(files.config.n_layer).items()},
+    }
     sums = {name: TokenMeans(text) for name in modules}
     owner, (model, _, device) = item_of_position(text), subject.load(files)
     width = {}
     with evaluation_mode(model):
-        for batch in batches(text, subject.batch_tokens, device):
+        for batch in batches(text.tokens, subject.batch_tokens, device):
             items = owner[batch.at]
 
             def add(name: str, x: Tensor, items: Tensor = items) -> None:

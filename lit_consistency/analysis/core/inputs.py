@@ -31,7 +31,7 @@ from lit_consistency.analysis.core.model_files import ModelFiles
 from lit_consistency.analysis.core.subject import Subject
 from lit_consistency.analysis.core.texts import Text
 from lit_consistency.inference.evaluation_mode import evaluation_mode
-from lit_consistency.inference.score import CPU_BATCH_TOKENS, pad, plan_batches
+from lit_consistency.inference.score import CPU_BATCH_TOKENS, plan_batches
 from lit_consistency.records.atomic import new_file
 from lit_consistency.records.fingerprints import fingerprint_of, sha256_once
 
@@ -59,10 +59,9 @@ def linear_modules(files: ModelFiles) -> list[str]:
     return [name for name, module in files.skeleton.named_modules() if isinstance(module, nn.Linear)]
 
 
-def residual_streams(files: ModelFiles) -> dict[str, int]:
+def residual_streams(n_layer: int) -> dict[str, int]:
     """Module that reads the residual stream -> how many blocks came before: 0 .. n_layer."""
-    depth = files.config.n_layer
-    return {**{f"transformer.h.{i}": i for i in range(depth)}, "transformer.ln_f": depth}
+    return {**{f"transformer.h.{i}": i for i in range(n_layer)}, "transformer.ln_f": n_layer}
 
 
 def n_inputs(files: ModelFiles, module: str) -> int:
@@ -85,32 +84,40 @@ def _chosen(files: ModelFiles, modules: Sequence[str] | None) -> list[str]:
 
 
 class Batch(NamedTuple):
-    """Rows of a text, padded on the right.
+    """Rows of tokens, padded on the right.
 
     Attributes:
         tokens: (B, T) int64, on the model's device.
         counts: (B, T) bool, where a token of the text stands.
         at: (n,) int64 on the CPU, of every position that counts its number in the text, all items one after the other.
+        rows: the number of every row.
     """
 
     tokens: Tensor
     counts: Tensor
     at: Tensor
+    rows: list[int]
 
 
-def batches(text: Text, batch_tokens: int, device: torch.device) -> Iterator[Batch]:
-    """All rows of a text, longest first; a batch depends on the text, the budget and the kind of device alone."""
-    rows = text.rows
-    starts = [0, *accumulate(len(tokens) for tokens, _ in rows)]
+def batches(rows: Sequence[Tensor], batch_tokens: int, device: torch.device) -> Iterator[Batch]:
+    """All rows, longest first; a batch depends on the rows, the budget and the kind of device alone.
+
+    Args:
+        rows: tokens (T,) int64 of each; one without a token is in no batch.
+        batch_tokens: budget of padded tokens in one forward.
+        device: of the model.
+    """
+    starts = [0, *accumulate(len(tokens) for tokens in rows)]
     at_once = min(batch_tokens, CPU_BATCH_TOKENS) if device.type == "cpu" else batch_tokens
-    for batch in plan_batches([len(tokens) for tokens, _ in rows], at_once):
-        fed = [i for i in batch if len(rows[i][0])]
+    for batch in plan_batches([len(tokens) for tokens in rows], at_once):
+        fed = [i for i in batch if len(rows[i])]
         if fed:
-            tokens, _ = pad([rows[i] for i in fed], device)
-            lengths = torch.tensor([len(rows[i][0]) for i in fed])
+            # padding stands on the right, where no earlier token sees it
+            tokens = nn.utils.rnn.pad_sequence([rows[i] for i in fed], batch_first=True)
+            lengths = torch.tensor([len(rows[i]) for i in fed])
             counts = torch.arange(tokens.size(1)) < lengths[:, None]
             at = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in fed])
-            yield Batch(tokens, counts.to(device), at)
+            yield Batch(tokens.to(device), counts.to(device), at, fed)
 
 
 def item_of_position(text: Text) -> Tensor:
@@ -179,7 +186,7 @@ def layer_inputs(
     model, _, device = subject.load(files)
     n_all = text.n_tokens
     with evaluation_mode(model):
-        for batch in batches(text, subject.batch_tokens, device):
+        for batch in batches(text.tokens, subject.batch_tokens, device):
             feed(model, batch, chosen, consume)
             if advance is not None:
                 advance(len(batch.at) / n_all)
@@ -208,7 +215,7 @@ def sample_inputs(
     pieces: dict[str, list[Tensor]] = {name: [] for name in chosen}
     order = []
     with evaluation_mode(model):
-        for batch in batches(text, subject.batch_tokens, device):
+        for batch in batches(text.tokens, subject.batch_tokens, device):
             taken = is_drawn[batch.at]
             if taken.any():
                 order.append(batch.at[taken])

@@ -1,6 +1,6 @@
 """Hidden states of every layer, of the last token and as the mean over all tokens of a sequence.
 
-Shapes: S sequences, P places (``place_names``), D n_embd.
+Shapes: S sequences, P places (``place_names``), D n_embd, n positions of a batch.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lit_consistency.inference.head import read_log_probs
-from lit_consistency.inference.score import plan_batches
+from lit_consistency.analysis.core.inputs import batches, feed, residual_streams
 from lit_consistency.model import GPT
 
 POOLS = ("last_token", "mean")
@@ -43,41 +42,21 @@ def pooled_states(
     Returns:
         Name of the pool -> (P, S, D) float32 on the CPU.
     """
-    n_places = model.config.n_layer + 2
-    pooled = {pool: np.empty((n_places, len(sequences), model.config.n_embd), np.float32) for pool in POOLS}
-    for batch in plan_batches([len(tokens) for tokens in sequences], batch_tokens):
-        rows = [torch.as_tensor(sequences[i], dtype=torch.int64) for i in batch]
-        # padding stands on the right, where no earlier token sees it
-        tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
-        lengths = torch.tensor([len(row) for row in rows], device=device)
-        inside = torch.arange(tokens.size(1), device=device) < lengths[:, None]
+    # the head reads what the final norm has made
+    places = {**residual_streams(model.config.n_layer), "lm_head": model.config.n_layer + 1}
+    pooled = {pool: np.empty((len(places), len(sequences), model.config.n_embd), np.float32) for pool in POOLS}
+    rows = [torch.as_tensor(tokens, dtype=torch.int64) for tokens in sequences]
+    for batch in batches(rows, batch_tokens, device):
+        lengths = batch.counts.sum(1)
+        ends = lengths.cumsum(0) - 1
+        owners = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths)
 
-        def keep(place: int, states_BTD: Tensor) -> None:
-            states = states_BTD.float()
-            last = states[torch.arange(len(batch), device=device), lengths - 1]  # noqa: B023 (called in this turn)
-            mean = (states * inside[:, :, None]).sum(1) / lengths[:, None]  # noqa: B023
-            for pool, values in zip(POOLS, (last, mean), strict=True):
-                pooled[pool][place, batch] = values.cpu().numpy()  # noqa: B023
+        def keep(name: str, states_nD: Tensor) -> None:
+            states = states_nD.float()
+            sums = states.new_zeros(len(batch.rows), states.size(1)).index_add_(0, owners, states)  # noqa: B023
+            for pool, values in zip(POOLS, (states[ends], sums / lengths[:, None]), strict=True):  # noqa: B023
+                pooled[pool][places[name], batch.rows] = values.cpu().numpy()  # noqa: B023 (called in this turn)
 
-        _forward(model, tokens, keep)
-        advance(len(batch) / len(sequences))
+        feed(model, batch, list(places), keep)
+        advance(len(batch.rows) / len(sequences))
     return pooled
-
-
-def _forward(model: GPT, tokens: Tensor, keep: Callable[[int, Tensor], None]) -> None:
-    """One forward without the head; ``keep`` is given the number of a place and its states (B, T, D)."""
-    blocks = list(model.transformer.h)
-
-    def reader(place: int) -> Callable[[nn.Module, object, Tensor], None]:
-        return lambda module, inputs, output: keep(place, output)
-
-    # the embedding is read where the first block takes it, as some families scale it
-    handles = [blocks[0].register_forward_pre_hook(lambda module, inputs: keep(0, inputs[0]))]
-    handles += [block.register_forward_hook(reader(i + 1)) for i, block in enumerate(blocks)]
-    handles.append(model.transformer.ln_f.register_forward_hook(reader(len(blocks) + 1)))
-    try:
-        # no position is asked for, so that no logit is computed
-        read_log_probs(model, tokens, torch.zeros(0, dtype=torch.int64), lambda log_probs, first: None)
-    finally:
-        for handle in handles:
-            handle.remove()

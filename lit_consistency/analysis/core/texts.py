@@ -83,6 +83,11 @@ class Text:
         return [shift(*item.candidates[item.gold][:2]) for item in self.items]
 
     @property
+    def tokens(self) -> list[Tensor]:
+        """Of every item, what a model reads, (T,) int64."""
+        return [tokens for tokens, _ in self.rows]
+
+    @property
     def n_scored(self) -> int:
         """Scored tokens."""
         return sum(int((targets != IGNORE).sum()) for _, targets in self.rows)

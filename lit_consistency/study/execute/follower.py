@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ LOOK_AGAIN = 5.0
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
-class Follower:
+class Follower(ABC):
     """Knows the state of all jobs, from their folders alone.
 
     Args:
@@ -55,9 +56,9 @@ class Follower:
         self._signals = 0
         self._list_jobs()
 
+    @abstractmethod
     def _checked(self, jobs: Sequence[Job]) -> dict[str, Job]:
         """The jobs by name, all of which can be run where they are to run."""
-        raise NotImplementedError
 
     def _here(self) -> set[str]:
         """Names of the jobs whose state this process knows better than their folders."""
