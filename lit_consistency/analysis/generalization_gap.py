@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import numpy as np
-from scipy.special import ndtr, ndtri
+from scipy.stats import bootstrap
 
 from lit_consistency.analysis.core.analysis import Advance, Analysis
 from lit_consistency.analysis.core.subject import Subject
@@ -220,46 +220,33 @@ def difference(seen: Sums, held_out: Sums) -> float:
 def bca_interval(
     seen: Sums, held_out: Sums, level: float = 0.95, seed: int = 0, n_boot: int = N_BOOT
 ) -> tuple[float, float]:
-    r"""Bias-corrected and accelerated bootstrap interval of the difference of two means.
+    """Bias-corrected and accelerated bootstrap interval of the difference of two means (Efron and Tibshirani 1993).
 
-    With :math:`z_0` the normal quantile of the share of resamples below the difference, and the acceleration of
-    several samples (Efron and Tibshirani 1993, chapter 14; Davison and Hinkley 1997, section 5.3)
-
-    .. math::
-        a = \frac16 \frac{\sum_j n_j^{-3} \sum_i U_{ji}^3}{(\sum_j n_j^{-2} \sum_i U_{ji}^2)^{3/2}}, \qquad
-        U_{ji} = (n_j - 1) (\bar\theta_j - \theta_{j(-i)}),
-
-    the ends are the quantiles at :math:`\Phi(z_0 + (z_0 + z) / (1 - a (z_0 + z)))`. NaN where a side is one document.
+    Documents are drawn within each side. Of documents that are all alike the interval is the difference itself; NaN
+    where a side is one document.
     """
-    if min(len(seen.nll), len(held_out.nll)) < 2:
+    sizes = [len(side.nll) for side in (seen, held_out)]
+    if min(sizes) < 2:
         return math.nan, math.nan
-    rng = np.random.default_rng(seed)
-    resampled = _resampled(held_out, n_boot, rng) - _resampled(seen, n_boot, rng)
     gap = difference(seen, held_out)
-    # of equal losses, as of a model that knows everything, half count as below
-    below = (np.count_nonzero(resampled < gap) + 0.5 * np.count_nonzero(resampled == gap)) / n_boot
-    z0 = float(ndtri(np.clip(below, 0.5 / n_boot, 1 - 0.5 / n_boot)))
-    cubes = squares = 0.0
-    for sign, side in ((1, held_out), (-1, seen)):
-        n = len(side.nll)
-        without = (side.nll.sum() - side.nll) / (side.n_tokens.sum() - side.n_tokens)
-        influence = sign * (n - 1) * (without.mean() - without)
-        cubes += float((influence**3).sum()) / n**3
-        squares += float((influence**2).sum()) / n**2
-    a = cubes / (6 * squares**1.5) if squares > 0 else 0.0
-    ends = []
-    for tail in ((1 - level) / 2, (1 + level) / 2):
-        shifted = z0 + float(ndtri(tail))
-        ends.append(float(np.quantile(resampled, ndtr(z0 + shifted / (1 - a * shifted)))))
-    return ends[0], ends[1]
+    # without any spread the interval of the bootstrap is not defined
+    if all(np.ptp(side.nll / side.n_tokens) == 0 for side in (seen, held_out)):
+        return gap, gap
 
+    def of_documents(first: np.ndarray, second: np.ndarray, axis: int = -1) -> np.ndarray:
+        one, two = (
+            side.nll[at].sum(axis) / side.n_tokens[at].sum(axis) for side, at in ((seen, first), (held_out, second))
+        )
+        return two - one
 
-def _resampled(side: Sums, n_boot: int, rng: np.random.Generator) -> np.ndarray:
-    """(n_boot,) mean losses of as many documents, drawn with replacement."""
-    n = len(side.nll)
-    size = max(AT_ONCE // n, 1)
-    means = []
-    for start in range(0, n_boot, size):
-        picks = rng.integers(n, size=(min(size, n_boot - start), n))
-        means.append(side.nll[picks].sum(1) / side.n_tokens[picks].sum(1))
-    return np.concatenate(means)
+    result = bootstrap(
+        [np.arange(n) for n in sizes],
+        of_documents,
+        confidence_level=level,
+        n_resamples=n_boot,
+        batch=max(AT_ONCE // max(sizes), 1),
+        method="BCa",
+        random_state=np.random.default_rng(seed),
+        vectorized=True,
+    )
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
