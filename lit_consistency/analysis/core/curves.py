@@ -50,6 +50,8 @@ def curves(
         series.append(Series(name, points, low if known else (), high if known else ()))
     values = {row.name: dict(row.points) for row in series}  # the table keeps what the axis cannot show
     if log_y:
+        if any(value <= 0 for row in series for value in (*(y for _, y in row.points), *row.low)):
+            caption += " What is not above 0 has no place on this axis: lines leave it out, bands end at the least."
         series = _positive(series)
     x_title, y_title = x_title or x.replace("_", " "), y_title or y.replace("_", " ")
     picture = draw_lines(series, x_title, y_title, WIDTH, log_x=log_x, log_y=log_y, levels=levels)

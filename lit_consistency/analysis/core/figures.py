@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lit_consistency.analysis.core.tables import grouped
 from lit_consistency.drawing.charts.dots import Dot, draw_dots
@@ -29,10 +29,7 @@ def lines_over_layers(
     series = []
     for name in dict.fromkeys(key[0] for key in by_layer):
         layers = sorted((int(layer), values) for (of, layer), values in by_layer.items() if of == name and values)
-        points = [(float(layer), sum(values) / len(values)) for layer, values in layers]
-        spread = any(len(values) > 1 for _, values in layers)
-        low, high = ([f(v) for _, v in layers] if spread else [] for f in (min, max))
-        series.append(Series(name, points, low, high))
+        series.append(mean_and_range(name, {float(layer): values for layer, values in layers}))
     picture = draw_lines(series, "layer", number.replace("_", " "), WIDTH, log_y=log_y)
     columns = ("layer", *(row.name for row in series))
     values = {row.name: dict(row.points) for row in series}
@@ -42,6 +39,19 @@ def lines_over_layers(
         for x in layers_of
     ]
     return Figure("", "", title, caption, picture, None, columns, tuple(table))
+
+
+def mean_and_range(name: str, at: Mapping[float, Sequence[float]]) -> Series:
+    """A line through the means at every x, in their order; shaded from the least to the most where there are several.
+
+    Args:
+        name: of the line.
+        at: x -> its values, at least one.
+    """
+    places = sorted(at)
+    spread = any(len(values) > 1 for values in at.values())
+    low, high = ([f(at[x]) for x in places] if spread else [] for f in (min, max))
+    return Series(name, [(x, sum(at[x]) / len(at[x])) for x in places], low, high)
 
 
 def table_of(rows: Sequence[Row], columns: Sequence[str]) -> tuple[tuple[str, ...], ...]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from lit_consistency.analysis.core.figures import mean_and_range
 from lit_consistency.analysis.core.model_files import ModelFiles
 from lit_consistency.drawing.charts.lines import Series
 from lit_consistency.drawing.charts.panels import both_arrangements
@@ -81,7 +82,6 @@ def _lines(points: Sequence[tuple[float, str, float]]) -> list[Series]:
         for x, of, y in points:
             if of == name and math.isfinite(y):
                 at.setdefault(x, []).append(y)
-        spread = any(len(values) > 1 for values in at.values())
-        low, high = ([f(values) for values in at.values()] if spread else [] for f in (min, max))
-        lines.append(Series(name, [(x, sum(v) / len(v)) for x, v in at.items()], low, high))
-    return [line for line in lines if line.points]
+        if at:
+            lines.append(mean_and_range(name, at))
+    return lines

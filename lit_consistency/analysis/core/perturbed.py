@@ -131,12 +131,23 @@ def _crossed(rows: Sequence[Row], models: Sequence[str], norm: str, reference: f
     )  # fmt: skip
     caption = (
         f"Rise of the loss of {rows[0]['text']} at {reference:g} of each matrix's {NORM_NAMES[norm]}, nats per token; "
-        "mean over draws with its 95% interval. Consistency says that AdamW's base is hurt less by sign, Muon's by "
-        "orthogonal, and both by their own updates."
+        f"mean over draws with its 95% interval. {_said(name, norm)}"
     )
     table = [(name, *(short_number(cell.mean) for cell in row)) for name, row in zip(names, cells, strict=True)]
     title = f"Models x {name}, {NORM_NAMES[norm]}"
     return [Figure("", "", title, caption, draw_heat_map(heat, WIDTH), None, ("model", *kinds), tuple(table))]
+
+
+def _said(name: str, norm: str) -> str:
+    """What the crossed table can tell."""
+    if name == "updates":
+        return "Consistency says that both bases are hurt less by their own optimizer's updates."
+    if norm == "frobenius":
+        return "To second order random kinds of one Frobenius norm raise the loss alike, on any model."
+    return (
+        "Consistency says that AdamW's base is hurt less by sign, Muon's by orthogonal; see log_size_ratio for how "
+        "much of that is the shape of the weights."
+    )
 
 
 def _log_ratios(means: Sequence[Row], norm: str, text: str) -> list[Figure]:
