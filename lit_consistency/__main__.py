@@ -19,6 +19,7 @@ commands:
   analyze    why it forgets, from checkpoints:          analyze --model DIR --what updates kl --text TASK --output OUT
   study      many runs, fronts, effects, verdicts:      study --config configs/studies/quickstart.yaml
   sequence   train on one task after the other:         sequence --config configs/sequences/quickstart.yaml
+  import     a model of the hub or a folder:            import ORG/MODEL
   export     write a model for another library:         export --checkpoint_dir DIR --to hf --out_dir OUT
              or one between it and its base:          export ... --to litgpt --interpolate 0.5 --with BASE
 
@@ -57,12 +58,16 @@ def main(args: Sequence[str] | None = None) -> None:
         from lit_consistency.cli.study import main as study
 
         study(args[1:])
+    elif command == "import":
+        from lit_consistency.cli.import_hf import main as import_hf
+
+        import_hf(args[1:])
     elif command == "export":
         from lit_consistency.cli.export import main as export
 
         export(args[1:])
     else:
-        allowed = "fit, validate, test, predict, evaluate, analyze, sequence, study, export"
+        allowed = "fit, validate, test, predict, evaluate, analyze, sequence, study, import, export"
         print(f"error: command {command!r}: expected one of {allowed}; see --help", file=sys.stderr)
         sys.exit(2)
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from lit_consistency.distributed.dtensors import KeptShards, full_tensor
 from lit_consistency.methods.base import Method, load_checked
 from lit_consistency.model import DocumentMask
+from lit_consistency.model.tying import is_tied
 
 UNSUPPORTED = ("latent_attention", "n_expert_groups", "n_shared_expert", "first_k_dense_replace")
 
@@ -85,6 +86,11 @@ class LoRA(Method):
         present = [f"{key} = {getattr(config, key)}" for key in UNSUPPORTED if getattr(config, key)]
         if present:
             raise ValueError(f"method = LoRA with {', '.join(present)}: expected an architecture without; use Full")
+        if is_tied(config) and self.options["lora_head"]:
+            raise ValueError(
+                "head = true with a model whose embedding and head are one weight, which adapters of the head alone "
+                "would make two: expected head = false, or overrides.tie_embeddings = false"
+            )
         base = {entry.name: getattr(config, entry.name) for entry in fields(Config)}
         return LoRAGPT(litgpt.lora.Config(**base, **self.options))
 

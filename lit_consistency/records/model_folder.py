@@ -13,6 +13,7 @@ OPTIMIZER_STATE = "optimizer_state.safetensors"
 """Of the training that made the model, where it was kept."""
 COMPUTED_BY = (CONFIG, *VOCABULARIES, "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
 """Besides the weights, what decides what a model computes from a text, and where it stops."""
+IMPORT = "python -m lit_consistency import"
 PROMPTED_BY = ("prompt_style.yaml",)
 """How LitGPT prompts it."""
 
@@ -30,7 +31,13 @@ def check_checkpoint_dir(checkpoint_dir: Path, needs_tokenizer: bool = True, opt
     """
     folder = Path(checkpoint_dir)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{option} = {folder}: there is no such folder; expected one in LitGPT's format")
+        hub = f"; a model of the hub is fetched by: {IMPORT} {folder.as_posix()}" if len(folder.parts) == 2 else ""
+        raise FileNotFoundError(f"{option} = {folder}: there is no such folder; expected one in LitGPT's format{hub}")
+    if (folder / "config.json").is_file() and not (folder / CONFIG).is_file():
+        raise FileNotFoundError(
+            f"{option} = {folder}: is in the format of Hugging Face's transformers; expected LitGPT's, which is made "
+            f"by: {IMPORT} {folder} --to DIR"
+        )
     needed: list[tuple[str, ...]] = [WEIGHTS, (CONFIG,)]
     if needs_tokenizer:
         needed.append(VOCABULARIES)

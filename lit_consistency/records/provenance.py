@@ -67,6 +67,8 @@ class Provenance:
             the branch point, and where its schedule began; ``steps`` and ``tokens`` count from the start of that run.
         carried_optimizer_state: sha256 of the state of the base's optimizer with which this stage began; None: it began
             with an empty one.
+        source: of a model that was imported, where it came from: ``kind`` (hub or folder), ``name``, ``revision``,
+            ``licence`` (as its model card names it) and ``sha256`` of its files. None for a model that was trained.
         planned_steps: of a model taken before its run ended, the steps that the run was to have: its learning rate has
             not come down yet. None for a model of the end.
     """
@@ -91,6 +93,7 @@ class Provenance:
     branched_from: dict[str, Any] | None = None
     carried_optimizer_state: str | None = None
     planned_steps: int | None = None
+    source: dict[str, Any] | None = None
 
     @property
     def stages(self) -> list[dict[str, Any]]:
