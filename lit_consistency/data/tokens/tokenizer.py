@@ -26,6 +26,7 @@ from lit_consistency.model.tokenizer_files import (
     read_tokenizer_config,
 )
 from lit_consistency.records.atomic import new_file
+from lit_consistency.records.extras import require
 from lit_consistency.records.fingerprints import sha256, sha256_of_text
 from lit_consistency.records.model_folder import VOCABULARIES
 
@@ -54,7 +55,8 @@ class Tokenizer(litgpt.tokenizer.Tokenizer):
 
     Raises:
         FileNotFoundError: The folder or the tokenizer's file is not there.
-        ValueError: The configuration has no `tokenizer_class`, or names no end-of-sequence token.
+        ValueError: The configuration has no `tokenizer_class`, or names no end-of-sequence token; or there is a
+            `tokenizer.model` alone and the package sentencepiece is not installed.
     """
 
     bos_id: int | None
@@ -70,6 +72,8 @@ class Tokenizer(litgpt.tokenizer.Tokenizer):
             raise ValueError(
                 f"{self.folder / 'tokenizer_config.json'}: no key 'tokenizer_class'; expected the class's name"
             )
+        if not (self.folder / "tokenizer.json").is_file():
+            require("sentencepiece", f"tokenizer_dir = {folder}: tokenizer.model")
         super().__init__(self.folder)
         if self.bos_id is None and (bos := bos_text(self.folder)) is not None:
             self.bos_id = self.token_to_id(bos)
@@ -95,6 +99,12 @@ class Tokenizer(litgpt.tokenizer.Tokenizer):
         if self.backend == "huggingface":
             return max(self.processor.get_vocab(with_added_tokens=True).values()) + 1
         return self.processor.vocab_size()
+
+    def ids_without_token(self, n: int) -> list[int]:
+        """Ids below ``n``, the rows of a model, that no token has: those of a padded vocabulary, and gaps in one."""
+        if self.backend != "huggingface":
+            return list(range(self.vocab_size, n))
+        return sorted(set(range(n)) - set(self.processor.get_vocab(with_added_tokens=True).values()))
 
     @cached_property
     def chat_template(self) -> str | None:

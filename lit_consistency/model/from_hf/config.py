@@ -58,7 +58,13 @@ def litgpt_config(content: Mapping[str, Any], name: str, organization: str | Non
         **_windows(content, family),
         **family.more(content),
     }
-    config = Config(**with_tying(settings, bool(content["tie_word_embeddings"])))
+    try:
+        config = Config(**with_tying(settings, bool(content["tie_word_embeddings"])))
+    except AssertionError:
+        heads = {key: settings[key] for key in ("n_embd", "n_head", "n_query_groups", "head_size")}
+        raise ValueError(
+            f"config.json: {heads}: expected n_query_groups to divide n_head, as LitGPT builds it"
+        ) from None
     return config, family.copy(config)
 
 

@@ -238,17 +238,18 @@ def _provenance(
         *weights.files,
         *(file for file in sorted(source.iterdir()) if file.suffix in (".json", ".jinja", ".model")),
     ]
+    known_as = "/".join(filter(None, (organization, config.hf_config["name"])))
     stage: dict[str, Any] = {
         "model": config.name,
         "optimizer": "unknown",
         "method": "none",
         "stage": "import",
-        "base": f"{organization}/{source.name}" if organization else str(source),
+        "base": known_as if organization else str(source),
         "command": command,
     }
     stage["source"] = {
         "kind": "hub" if organization else "folder",
-        "name": config.hf_config["name"],
+        "name": known_as,
         "revision": revision,
         "licence": licence_of(source),
         "sha256": {file.name: sha256_once(file) for file in dict.fromkeys(used)},
