@@ -169,7 +169,7 @@ def test_a_new_model_is_tied_where_it_is_asked_for() -> None:
 def test_litgpt_generates_from_our_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """LitGPT's own command line, which needs packages that it does not ask for; it takes a tied model's configuration."""
+    """LitGPT's own command, which needs packages that it does not ask for, takes a tied model's configuration."""
     folder = tied_checkpoint(tmp_path / "base", vocab_size=320)
     monkeypatch.setattr(
         sys, "argv", ["litgpt", "generate", str(folder), "--prompt", "the llama", "--max_new_tokens", "3"]
