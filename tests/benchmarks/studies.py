@@ -1,8 +1,8 @@
 """What a study costs beside its runs: its plan, its first report, its redraw; and how that grows with the cells.
 
-The study is two bases x two finetuners x rates x seeds with runs that never ran; a parser that composes files stands
-in the place of fit's, which parses every value of an axis once (about a second each, kept by hash). One thread, CPU time
-of this process, every number the median of the rounds.
+Two bases x two finetuners x rates x seeds with runs that never ran; a parser that composes files stands in the place of
+fit's, which parses every value of an axis once (about a second each, kept by hash). One thread, CPU time of this
+process, every number the median of the rounds.
 
 python -m tests.benchmarks.studies [--check] [--cells 250 500 1000 2000]
 """
