@@ -8,7 +8,7 @@ what differs. Given up: what LitGPT does not compute exactly, as rotary angles b
 around), longrope and dynamic scaling.
 
 Source: the configuration classes of transformers 4.57 to 5.3; litgpt 0.5.13, litgpt/config.py and
-litgpt/scripts/convert_hf_checkpoint.py.
+litgpt.scripts.convert_hf_checkpoint.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The families of transformers that LitGPT computes: what a release may leave unsaid, and what LitGPT fixes.
 
 Source: the configuration classes of transformers 4.57 to 5.3; litgpt 0.5.13, litgpt/config.py and
-litgpt/scripts/convert_hf_checkpoint.py.
+litgpt.scripts.convert_hf_checkpoint.
 """
 
 from __future__ import annotations
