@@ -24,8 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lit_consistency.model.hf_config import hf_config
-from lit_consistency.model.hf_weights import is_tied
+from lit_consistency.model.to_hf import embedding_is_head, hf_config
 from lit_consistency.model.tokenizer_files import copy_tokenizer
 from lit_consistency.records.atomic import new_folder, write_json
 from lit_consistency.records.model_folder import WEIGHTS, weights_path
@@ -86,7 +85,7 @@ def save_model(
     """
     with new_folder(out_dir, overwrite) as folder:
         write_weights(folder, state_dict)
-        write_model_files(folder, config, tokenizer_dir, prompt_style, tied=is_tied(config, state_dict))
+        write_model_files(folder, config, tokenizer_dir, prompt_style, tied=embedding_is_head(state_dict))
         provenance.write(folder)
         if also is not None:
             also(folder)
@@ -130,7 +129,7 @@ def _write_hf_config(folder: Path, config: Config, tied: bool) -> None:
     with contextlib.suppress(ValueError):
         # each family's own defaults name tokens that this vocabulary may not have
         tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-        write_json(folder / "config.json", {**hf_config(config, tied=dropped), **tokens})
+        write_json(folder / "config.json", {**hf_config(config, tied), **tokens})
 
 
 def write_weights(folder: Path, state_dict: dict[str, Tensor]) -> None:

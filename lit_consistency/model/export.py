@@ -1,17 +1,18 @@
 """A trained model as a folder that transformers and vLLM load.
 
-What stands in it: ``config.json`` (model/hf_config.py), the weights in shards (model/hf_weights.py), the tokenizer with
-its chat template, ``generation_config.json`` with the tokens that end a turn, the model card, and the provenance.
+What stands in it: ``config.json`` and the weights in shards (model/to_hf/), the tokenizer with its chat template,
+``generation_config.json`` with the tokens that end a turn, the model card, the provenance, and texts of the licence.
 Weights are read from the memory-mapped file and written block by block: memory holds one shard of them.
 
-Embedding and output matrix are written once where they are equal bit for bit and LitGPT can read that back, else
-apart, as LitGPT trains them. ``vocab_size`` is the padded one, the rows that the matrices have. Given up: nothing is
+Embedding and output matrix that are equal bit for bit are tied in ``config.json``, and written once where LitGPT can
+read that back. ``vocab_size`` is the padded one, the rows that the matrices have. Given up: nothing is
 rounded, so a float32 model is exported in float32. transformers itself is not needed.
 """
 
 from __future__ import annotations
 
 import re
+import shutil
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,8 +26,7 @@ from torch import Tensor
 
 from lit_consistency.model.checkpoint import load_weights
 from lit_consistency.model.configuration import model_config
-from lit_consistency.model.hf_config import hf_config
-from lit_consistency.model.hf_weights import hf_weights, is_tied
+from lit_consistency.model.to_hf import embedding_is_head, hf_config, hf_weights
 from lit_consistency.model.tokenizer_files import copy_tokenizer, read_generation_config, read_tokenizer_config
 from lit_consistency.records.atomic import new_folder, write_json, write_text
 from lit_consistency.records.model_card import model_card
@@ -36,6 +36,7 @@ from lit_consistency.records.run_folder import RunFolder
 
 MAX_SHARD_SIZE = "5GB"
 """That of transformers up to version 4: any file system and any upload takes it."""
+LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -92,7 +93,7 @@ def save_hf(
     Raises:
         ValueError: as for ``export_hf``.
     """
-    max_bytes, tied = shard_bytes(max_shard_size), is_tied(config, lit_weights)
+    max_bytes, tied = shard_bytes(max_shard_size), embedding_is_head(lit_weights)
     settings = hf_config(config, tied)
     if "Gemma" in config.name and not tied:
         # vllm/model_executor/models/gemma.py asserts tie_word_embeddings (commit 02e37cd), gemma2.py and gemma3.py too
@@ -114,6 +115,17 @@ def save_hf(
         write_text(folder / "README.md", model_card(Path(out_dir).name, config.name, provenance, record))
         if provenance is not None:
             provenance.write(folder)
+        for file in licence_files(Path(model_dir), provenance):
+            shutil.copyfile(file, folder / file.name)
+
+
+def licence_files(model_dir: Path, provenance: Provenance | None) -> list[Path]:
+    """Texts of the licence in the model's folder; else in the nearest of its bases that stands there and has some."""
+    bases = [stage.get("base") for stage in reversed(provenance.stages if provenance else [])]
+    for folder in [model_dir, *(Path(base) for base in bases if base)]:
+        if files := sorted(file for pattern in LICENCES for file in folder.glob(pattern) if file.is_file()):
+            return files
+    return []
 
 
 # -------------------- weights

@@ -28,26 +28,26 @@ def model_card(name: str, model: str, provenance: Provenance | None, record: Map
         provenance: of the model; None: nothing is known.
         record: run.json of the run that made it; empty where there is none.
     """
-    license_, source = licence_of(provenance), _source_of(provenance)
-    header: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    header |= {"license": license_} if license_ else {}
-    header |= {"base_model": source["repo"]} if source.get("repo") else {}
+    licence, source = licence_of(provenance), source_of(provenance)
+    header: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", **licence}
+    header |= {"base_model": source["name"]} if source.get("kind") == "hub" else {}
     header["tags"] = ["lit_consistency", "litgpt"]
     head = f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---\n\n# {name}\n"
     if provenance is None:
         return f"{head}\nA {model}. Nothing is recorded of how it was made.\n"
     sections = [_summary(model, provenance), _measured(provenance, record), _stages(provenance)]
-    sections += [_data(record), _command(provenance), _licence(license_)]
+    sections += [_data(record), _command(provenance), _licence(licence)]
     return head + "".join(f"\n{section}\n" for section in sections if section)
 
 
-def licence_of(provenance: Provenance | None) -> str | None:
-    """The licence of the model that all stages started from, as its source states it; None: it is not known."""
-    found = _source_of(provenance).get("license")
-    return None if found is None else str(found)
+def licence_of(provenance: Provenance | None) -> dict[str, str]:
+    """``license``, ``license_name`` and ``license_link`` of the imported base, as far as its card gave them."""
+    source = source_of(provenance)
+    licence = source.get("licence") or {"license": source.get("license")}
+    return {key: str(value) for key, value in dict(licence).items() if value is not None}
 
 
-def _source_of(provenance: Provenance | None) -> Mapping[str, Any]:
+def source_of(provenance: Provenance | None) -> Mapping[str, Any]:
     """Where the last imported model among the stages came from; empty where none was imported."""
     for stage in reversed(provenance.stages if provenance else []):
         if isinstance(source := stage.get("source"), Mapping):
@@ -101,8 +101,8 @@ def _command(provenance: Provenance) -> str:
     return f"## Command\n\n```bash\n{provenance.command}\n```\n\nMade with {versions}."
 
 
-def _licence(license_: str | None) -> str:
-    known = f"That of the base: {license_}." if license_ else "The records do not say under which the base stands."
+def _licence(licence: Mapping[str, str]) -> str:
+    known = f"That of the base: {', '.join(licence.values())}." if licence else "The records do not say what it is."
     return f"## Licence\n\n{known}"
 
 

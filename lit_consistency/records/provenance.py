@@ -69,7 +69,8 @@ class Provenance:
             with an empty one.
         planned_steps: of a model taken before its run ended, the steps that the run was to have: its learning rate has
             not come down yet. None for a model of the end.
-        source: of a model that was imported, what it is elsewhere: ``repo``, ``revision``, ``license`` and so on.
+        source: of a model that was imported, where it came from: ``kind`` (``hub`` or ``folder``), ``name``,
+            ``revision``, and ``licence`` with the keys of a model card on the hub, as ``license``.
     """
 
     model: str

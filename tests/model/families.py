@@ -24,6 +24,7 @@ FAMILIES: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     "GPT-NeoX, Pythia": {
         "pythia": ("pythia-14m", {}),
         "pythia-sequential-tanh": ("pythia-14m", {"parallel_residual": False, "gelu_approximate": "tanh"}),
+        "pythia-tied": ("pythia-14m", TIED),
         # a quarter of a head of 8 is one frequency, base to the power of 0: only half of it shows the base
         "pythia-own-rotation": ("pythia-14m", {"rotary_percentage": 0.5, "rope_base": 500}),
     },

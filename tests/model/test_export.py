@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from litgpt.config import Config, configs
 from litgpt.eval.evaluate import convert_and_evaluate
 from safetensors.torch import load_file
 
 from lit_consistency.cli.export import main
 from lit_consistency.model import export_hf, save_model
-from lit_consistency.model.hf_config import family_of, hf_config
+from lit_consistency.model.to_hf import family_of, hf_config
 from lit_consistency.records.provenance import Provenance, read_provenance
+from lit_consistency.records.run_folder import RunFolder
 from tests.model.families import CASES, logits_of_both, read_back, tiny_family
 from tests.model.tiny_models import tiny_checkpoint, tiny_config, tiny_model, tiny_provenance, tiny_tokenizer
 
@@ -134,6 +136,7 @@ def test_every_id_that_ends_an_answer_is_told_and_the_rest_of_the_settings_kept(
     ("name", "overrides", "nearest", "reasons"),
     [
         ("pythia-14m", {"n_query_groups": 2}, "gpt_neox", ["queries = grouped"]),
+        ("falcon-7b", {"n_query_groups": 2}, "falcon", ["queries = grouped"]),
         ("pythia-14m", {"bias": False}, "gpt_neox", ["bias = False"]),
         ("Llama-3.2-1B", {"attention_scores_scalar": 3}, "llama", ["attention_scores_scalar = 3"]),
         ("Llama-3.2-1B", {"rope_adjustments": YARN}, "llama", ["rope = adjusted by ['beta_fast', 'beta_slow', "]),
@@ -151,6 +154,48 @@ def test_what_no_family_computes_is_refused_with_reasons(
     with pytest.raises(ValueError, match=rf"to = hf: {name} is .* against {nearest}: ") as refusal:
         hf_config(tiny_config(name, **experts, **overrides))
     assert [reason for reason in reasons if reason not in str(refusal.value)] == []
+
+
+def test_the_card_tells_what_was_learned_and_forgotten_and_the_licence_of_the_base_goes_along(tmp_path: Path) -> None:
+    model = tiny_model("Llama-3.2-1B", n_query_groups=2)
+    licence = {"license": "other", "license_name": "llama3.2"}
+    source = {"kind": "hub", "name": "meta-llama/Llama-3.2-1B", "revision": "4e20de", "licence": licence}
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "LICENSE.txt").write_text("terms")
+    base = tiny_provenance(optimizer="unknown", stage="import", base="meta-llama/Llama-3.2-1B", source=source)
+    numbers = {"learn/grade_school": 0.5, "retain/books": 1.25, "forget/books": 0.25, "kl_to_base": 0.03}
+    stage = {"model": "Llama-3.2-1B", "optimizer": "Muon", "method": "full", "stage": "sft", "steps": 7, "tokens": 900}
+    made = {"base": str(tmp_path / "base"), "command": "python -m lit_consistency fit --x", "final_metrics": numbers}
+    provenance = base.next_stage(**stage, **made)
+    save_model(tmp_path / "run" / "model", model.state_dict(), model.config, None, provenance)
+    judges = {"learn/grade_school": {"metric": "exact_match"}, "retain/books": {"metric": "bits_per_byte"}}
+    record = {"base_metrics": {"learn/grade_school": 0.125, "retain/books": 1.0}, "judged_by": judges}
+    RunFolder(tmp_path / "run").write_record({**record, "data": {"rows": "GSM8K", "sha256": "ab12"}})
+    export_hf(tmp_path / "run" / "model", tmp_path / "hf")
+    header, card = re.fullmatch(r"---\n(.*?)---\n(.*)", (tmp_path / "hf" / "README.md").read_text(), re.DOTALL).groups()
+    expected = {"library_name": "transformers", "pipeline_tag": "text-generation", **licence}
+    expected |= {"base_model": "meta-llama/Llama-3.2-1B", "tags": ["lit_consistency", "litgpt"]}
+    assert yaml.safe_load(header) == expected
+    for line in (
+        "| learn | grade_school | exact_match | 0.125 | 0.5 |  |",
+        "| retain | books | bits_per_byte | 1 | 1.25 | 0.25 |",
+        "- KL to the base (nats per token): 0.03",
+        "A Llama-3.2-1B, `sft` with Muon (method: full): 7 steps, 900 tokens, seed None.",
+        "  rows: GSM8K",
+        "python -m lit_consistency fit --x",
+        "That of the base: other, llama3.2.",
+    ):
+        assert f"\n{line}\n" in card
+    assert (tmp_path / "hf" / "LICENSE.txt").read_text() == "terms"
+
+
+def test_a_model_of_which_nothing_is_recorded_has_a_card_that_says_so(tmp_path: Path) -> None:
+    tiny_checkpoint(tmp_path / "lit", "pythia-14m")
+    (tmp_path / "lit" / "provenance.yaml").unlink()
+    export_hf(tmp_path / "lit", tmp_path / "hf")
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert "Nothing is recorded of how it was made." in card
+    assert "license" not in card
 
 
 def test_an_existing_folder_is_refused_unless_overwritten(tmp_path: Path) -> None:
