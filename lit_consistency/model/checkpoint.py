@@ -129,7 +129,7 @@ def _write_hf_config(folder: Path, config: Config, tied: bool) -> None:
     with contextlib.suppress(ValueError):
         # each family's own defaults name tokens that this vocabulary may not have
         tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-        write_json(folder / "config.json", {**hf_config(config, tied), **tokens})
+        write_json(folder / "config.json", {**hf_config(config, tied=dropped), **tokens})
 
 
 def write_weights(folder: Path, state_dict: dict[str, Tensor]) -> None:

@@ -4,8 +4,9 @@ What stands in it: ``config.json`` and the weights in shards (model/to_hf/), the
 ``generation_config.json`` with the tokens that end a turn, the model card, the provenance, and texts of the licence.
 Weights are read from the memory-mapped file and written block by block: memory holds one shard of them.
 
-Embedding and output matrix that are equal bit for bit are tied in ``config.json``, and written once where LitGPT can
-read that back. ``vocab_size`` is the padded one, the rows that the matrices have. Given up: nothing is
+Embedding and output matrix that are equal bit for bit are tied in ``config.json`` and written once. Both written and
+tied, transformers would load them as two; and of Pythia, Falcon and Phi written once, LitGPT's own conversion misses
+the output matrix. ``vocab_size`` is the padded one, the rows that the matrices have. Given up: nothing is
 rounded, so a float32 model is exported in float32. transformers itself is not needed.
 """
 

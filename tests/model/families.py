@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -75,8 +76,11 @@ def tiny_family(folder: Path, name: str, tied: bool = False, **overrides: Any) -
     """A tiny model in LitGPT's format; tied: its output matrix has the embedding's numbers."""
     model = tiny_model(name, **overrides)
     with torch.no_grad():
-        model.lm_head.weight.mul_(0.4)  # logits of a few units, as a trained model has: 1e-5 is above their rounding
-        model.transformer.wte.weight.mul_(0.4)
+        model.lm_head.weight.mul_(0.2)  # logits of about one: 1e-5 is well above their rounding
+        model.transformer.wte.weight.mul_(0.2)
+        for parameter in model.parameters():
+            if parameter.ndim == 1 and "Gemma" in name:
+                parameter.sub_(1.0)  # its norms multiply by 1 + weight
         if tied:
             model.lm_head.weight.copy_(model.transformer.wte.weight)
     save_model(folder, model.state_dict(), model.config, None, tiny_provenance(model=name))
@@ -101,7 +105,11 @@ def read_back(folder: Path, config: Config) -> dict[str, torch.Tensor]:
     # by its name it would find the sizes of the released model
     with mock.patch.object(Config, "from_name", return_value=config), contextlib.redirect_stdout(io.StringIO()):
         convert_hf_checkpoint(folder, model_name=name, debug_mode=True)
-    return load_weights(folder)
+    weights = load_weights(folder)
+    if json.loads((folder / "config.json").read_text())["tie_word_embeddings"]:
+        # LitGPT copies the embedding in some families alone
+        weights.setdefault("lm_head.weight", weights["transformer.wte.weight"])
+    return weights
 
 
 def measure_family(folder: Path, family: str) -> dict[str, Any]:

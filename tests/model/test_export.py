@@ -43,7 +43,7 @@ def test_transformers_computes_equal_logits_and_litgpt_reads_the_weights_back(tm
     export_hf(tmp_path / "lit", tmp_path / "hf", max_shard_size="20KB")
     ours, theirs = logits_of_both(model, tmp_path / "hf")
     torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5)
-    assert ours.std() > 0.3
+    assert ours.std() > 0.15
     back, expected = read_back(tmp_path / "hf", model.config), model.state_dict()
     assert back.keys() == expected.keys()
     assert [key for key in expected if not torch.equal(back[key], expected[key])] == []

@@ -33,8 +33,6 @@ class Family:
         traits: what a configuration of LitGPT needs to have, where it differs from ``LLAMA``.
         settings: what stands in ``config.json`` beside the sizes.
         head: name of the output matrix in transformers.
-        ties_on_import: whether LitGPT, reading a model without an output matrix, takes the embedding for it. Phi-4 is
-            known by its name, see ``can_tie``.
     """
 
     architecture: str
@@ -42,7 +40,6 @@ class Family:
     traits: dict[str, Any] = field(default_factory=dict)
     settings: Callable[[Config], dict[str, Any]] = lambda config: {}
     head: str = "lm_head.weight"
-    ties_on_import: bool = True
 
     def against(self, config: Config) -> list[str]:
         """The traits of ``config`` that the family does not have, as ``key = value``."""
@@ -95,7 +92,6 @@ FAMILIES = (
         "phi3",
         {"fused": True, "rotary_percentage": ANY, "rope": "default", "sliding_window": ("none", "all layers")},
         settings.phi3,
-        ties_on_import=False,
     ),
     Family("GemmaForCausalLM", "gemma", GEMMA, settings.gemma),
     Family("Gemma2ForCausalLM", "gemma2", GEMMA_WITH_WINDOWS, settings.gemma_with_windows),
@@ -111,31 +107,21 @@ FAMILIES = (
         {**NEOX, "bias": True, "parallel_residual": ANY, "rotary_percentage": ANY, "queries": "one key each"},
         settings.neox,
         head="embed_out.weight",
-        ties_on_import=False,
     ),
     Family(
         "PhiForCausalLM",
         "phi",
         {**NEOX, "bias": True, "lm_head_bias": True, "shared_attention_norm": True, "rotary_percentage": ANY},
         settings.phi,
-        ties_on_import=False,
     ),
     Family(
         "FalconForCausalLM",
         "falcon",
         {**NEOX, "layout": "falcon of 7b", "shared_attention_norm": True, "queries": "one key for all"},
         settings.falcon,
-        ties_on_import=False,
     ),
-    Family("FalconForCausalLM", "falcon", {**NEOX, "layout": "falcon of 40b"}, settings.falcon, ties_on_import=False),
+    Family("FalconForCausalLM", "falcon", {**NEOX, "layout": "falcon of 40b"}, settings.falcon),
 )
-
-
-def can_tie(config: Config) -> bool:
-    """Whether LitGPT can read the model back if its output matrix, being the embedding, is written once."""
-    # litgpt/scripts/convert_hf_checkpoint.py, copy_weights_phi, asks for the name
-    family = next((family for family in FAMILIES if not family.against(config)), None)
-    return family is not None and (family.ties_on_import or config.name.startswith("Phi-4"))
 
 
 def family_of(config: Config) -> Family:

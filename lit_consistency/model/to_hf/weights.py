@@ -15,7 +15,7 @@ from litgpt.config import Config
 from litgpt.scripts import convert_lit_checkpoint as litgpt
 from torch import Tensor
 
-from lit_consistency.model.to_hf.families import can_tie, family_of
+from lit_consistency.model.to_hf.families import family_of
 
 CONVERTERS = {
     "gpt_neox": litgpt.copy_weights_gpt_neox,
@@ -40,7 +40,7 @@ def hf_weights(config: Config, lit_weights: Mapping[str, Tensor], tied: bool) ->
     Args:
         config: of the model.
         lit_weights: under LitGPT's names.
-        tied: whether the output matrix is the embedding; it is left out then, if LitGPT can read the model back.
+        tied: whether the output matrix is the embedding, and is left out.
 
     Yields:
         The embedding first: LitGPT, reading shards back, looks for it when it misses the output matrix. A weight may
@@ -58,14 +58,16 @@ def hf_weights(config: Config, lit_weights: Mapping[str, Tensor], tied: bool) ->
         renamed: dict[str, Tensor] = {}
         copy_weights(config, renamed, block)
         yield from renamed.items()
-    if not (tied and can_tie(config)):
+    if not tied:
         yield family.head, finite(HEAD, lit_weights[HEAD])
 
 
 def embedding_is_head(lit_weights: Mapping[str, Tensor]) -> bool:
     """Whether embedding and output matrix are equal bit for bit: one weight in transformers (tied)."""
-    both = EMBEDDING in lit_weights and HEAD in lit_weights
-    return both and torch.equal(lit_weights[EMBEDDING], lit_weights[HEAD])
+    embedding, head = lit_weights.get(EMBEDDING), lit_weights.get(HEAD)
+    if embedding is None or head is None or (embedding.shape, embedding.dtype) != (head.shape, head.dtype):
+        return False
+    return torch.equal(embedding, head)
 
 
 def finite(name: str, tensor: Tensor) -> Tensor:
