@@ -97,7 +97,7 @@ def save_hf(
     max_bytes, tied = shard_bytes(max_shard_size), embedding_is_head(lit_weights)
     settings = hf_config(config, tied)
     if "Gemma" in config.name and not tied:
-        # vllm/model_executor/models/gemma.py asserts tie_word_embeddings (commit 02e37cd), gemma2.py and gemma3.py too
+        # GemmaForCausalLM of vLLM asserts tie_word_embeddings (commit 02e37cd), and those of Gemma 2 and 3
         warnings.warn(
             "embedding and output matrix differ: transformers loads the model, vLLM takes no Gemma whose two differ",
             stacklevel=2,

@@ -13,7 +13,19 @@ from typing import Any
 
 from litgpt.config import Config
 
-from lit_consistency.model.to_hf import settings
+from lit_consistency.model.to_hf.settings import (
+    falcon,
+    gemma,
+    gemma_with_windows,
+    llama,
+    mixtral,
+    neox,
+    phi,
+    phi3,
+    qwen3_moe,
+    sliding,
+    stablelm,
+)
 from lit_consistency.model.to_hf.traits import LLAMA, traits_of
 
 ANY = object()
@@ -58,69 +70,69 @@ GEMMA_WITH_WINDOWS = {
     "final_logit_softcapping": ANY,
 }
 FAMILIES = (
-    Family("LlamaForCausalLM", "llama", {}, settings.llama),
-    Family("MistralForCausalLM", "mistral", {"sliding_window": "all layers"}, settings.sliding),
-    Family("Qwen2ForCausalLM", "qwen2", {"attn_bias": True, **PLAIN_HEADS}, settings.llama),
-    Family("Qwen3ForCausalLM", "qwen3", {"norm_qk": "default"}, settings.llama),
+    Family("LlamaForCausalLM", "llama", {}, llama),
+    Family("MistralForCausalLM", "mistral", {"sliding_window": "all layers"}, sliding),
+    Family("Qwen2ForCausalLM", "qwen2", {"attn_bias": True, **PLAIN_HEADS}, llama),
+    Family("Qwen3ForCausalLM", "qwen3", {"norm_qk": "default"}, llama),
     Family(
         "Qwen3MoeForCausalLM",
         "qwen3_moe",
         {"norm_qk": "default", "mlp": "LLaMAMoE", "experts": "of their own size"},
-        settings.qwen3_moe,
+        qwen3_moe,
     ),
     Family(
         "MixtralForCausalLM",
         "mixtral",
         {"mlp": "LLaMAMoE", "experts": "as large as the MLP", "sliding_window": ("none", "all layers")},
-        settings.mixtral,
+        mixtral,
     ),
     Family(
         "OlmoForCausalLM",
         "olmo",
         {"norm": "LayerNorm without weights", "norm_eps": 1e-5, **PLAIN_HEADS},
-        settings.llama,
+        llama,
     ),
-    Family("Olmo2ForCausalLM", "olmo2", {"norms": "after", "norm_qk": "olmo2"}, settings.llama),
+    Family("Olmo2ForCausalLM", "olmo2", {"norms": "after", "norm_qk": "olmo2"}, llama),
     Family(
         "StableLmForCausalLM",
         "stablelm",
         {"norm": "LayerNorm", "rotary_percentage": ANY, "rope": "default", **PLAIN_HEADS},
-        settings.stablelm,
+        stablelm,
     ),
     Family(
         "Phi3ForCausalLM",
         "phi3",
         {"fused": True, "rotary_percentage": ANY, "rope": "default", "sliding_window": ("none", "all layers")},
-        settings.phi3,
+        phi3,
     ),
-    Family("GemmaForCausalLM", "gemma", GEMMA, settings.gemma),
-    Family("Gemma2ForCausalLM", "gemma2", GEMMA_WITH_WINDOWS, settings.gemma_with_windows),
+    Family("GemmaForCausalLM", "gemma", GEMMA, gemma),
+    Family("Gemma2ForCausalLM", "gemma2", GEMMA_WITH_WINDOWS, gemma_with_windows),
     Family(
         "Gemma3ForCausalLM",
         "gemma3_text",
         {**GEMMA_WITH_WINDOWS, "norm_qk": "default", "rope": "local where the window slides"},
-        settings.gemma_with_windows,
+        gemma_with_windows,
     ),
     Family(
         "GPTNeoXForCausalLM",
         "gpt_neox",
         {**NEOX, "bias": True, "parallel_residual": ANY, "rotary_percentage": ANY, "queries": "one key each"},
-        settings.neox,
+        neox,
         head="embed_out.weight",
     ),
     Family(
         "PhiForCausalLM",
         "phi",
         {**NEOX, "bias": True, "lm_head_bias": True, "shared_attention_norm": True, "rotary_percentage": ANY},
-        settings.phi,
+        phi,
     ),
     Family(
         "FalconForCausalLM",
         "falcon",
         {**NEOX, "layout": "falcon of 7b", "shared_attention_norm": True, "queries": "one key for all"},
-        settings.falcon,
+        falcon,
     ),
-    Family("FalconForCausalLM", "falcon", {**NEOX, "layout": "falcon of 40b"}, settings.falcon),
+    Family("FalconForCausalLM", "falcon", {**NEOX, "layout": "falcon of 40b"}, falcon),
 )
 
 
