@@ -71,7 +71,7 @@ def _queries(config: Config) -> str:
 
 
 def _norm(config: Config) -> str:
-    # litgpt/config.py, Config.norm_class, goes by the name
+    # Config.norm_class of litgpt 0.5.13 goes by the name
     if config.norm_class_name == "RMSNorm":
         return "RMSNorm of Gemma" if "Gemma" in config.name else "RMSNorm"
     return "LayerNorm without weights" if "OLMo" in config.name else "LayerNorm"
@@ -112,7 +112,7 @@ def _experts(config: Config) -> str:
 
 def falcon_layout(config: Config) -> str | None:
     """Which of the layouts that LitGPT knows; None for what is no Falcon."""
-    # litgpt/scripts/convert_lit_checkpoint.py, copy_weights_falcon, goes by the name
+    # copy_weights_falcon of litgpt 0.5.13 goes by the name
     if "falcon" not in config.name:
         return None
     if "7b" in config.name:
