@@ -69,6 +69,8 @@ class Provenance:
             with an empty one.
         planned_steps: of a model taken before its run ended, the steps that the run was to have: its learning rate has
             not come down yet. None for a model of the end.
+        merging: of a method that merges adapters into the base's weights, the dtype in which it was ``computed`` and
+            the one of the base that the result was rounded to and is ``stored_as``.
     """
 
     model: str
@@ -91,6 +93,7 @@ class Provenance:
     branched_from: dict[str, Any] | None = None
     carried_optimizer_state: str | None = None
     planned_steps: int | None = None
+    merging: dict[str, str] | None = None
 
     @property
     def stages(self) -> list[dict[str, Any]]:
