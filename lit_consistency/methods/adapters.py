@@ -164,10 +164,14 @@ def merged_weights(folder: Path, base: Path | None = None) -> dict[str, Tensor]:
     adapters = read_adapters(folder)
     base = base_of(folder, adapters, base)
     model, of_base = layers_of(folder, adapters), load_weights(base)
-    names = {name.replace(".linear.", ".") for name in model.state_dict()}
-    if names != of_base.keys() | adapters.factors.keys():
-        differing = sorted(names ^ (of_base.keys() | adapters.factors.keys()))
-        raise ValueError(f"{folder}: does not fit {base}: {', '.join(differing[:5])} stand in one of them only")
+    expected = {name.replace(".linear.", "."): tensor.shape for name, tensor in model.state_dict().items()}
+    found = {name: tensor.shape for name, tensor in {**of_base, **adapters.factors}.items()}
+    if differing := sorted(name for name in {**expected, **found} if expected.get(name) != found.get(name)):
+        shapes = [
+            f"{name}: expected {tuple(expected.get(name, ())) or 'none'}, found {tuple(found.get(name, ())) or 'none'}"
+            for name in differing[:5]
+        ]
+        raise ValueError(f"{folder}: its adapters, its method and {base} do not fit: {'; '.join(shapes)}")
     layers, stored_as = dict(adapted_layers(model)), adapters.merging.stored_as
     # one at a time, in the dtype of the training, which computed with the weights as it had rounded them
     trained = next(iter(adapters.factors.values())).dtype

@@ -11,6 +11,7 @@ rotary settings, which all of these versions read.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def save_hf(
         ValueError: as for ``export_hf``.
     """
     settings = hf_config(config)
-    weights = _hf_weights(config, lit_weights)
+    weights = dict(hf_weights(config, lit_weights))
     has_tokenizer = any((Path(tokenizer_dir) / name).is_file() for name in VOCABULARIES)
     tokenizer = Tokenizer(tokenizer_dir) if has_tokenizer else None
     ends = {"bos_token_id": getattr(tokenizer, "bos_id", None), "eos_token_id": getattr(tokenizer, "eos_id", None)}
@@ -201,9 +202,18 @@ def _rope_scaling(config: Config) -> dict[str, Any] | None:
     )
 
 
-def _hf_weights(config: Config, lit_weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights under transformers' names, each with its own memory, as safetensors wants it."""
+def hf_weights(config: Config, lit_weights: Mapping[str, Tensor], tied: bool = False) -> Iterator[tuple[str, Tensor]]:
+    """Yield every weight with its name in transformers, each with its own memory, as safetensors wants it.
+
+    Args:
+        config: of the model.
+        lit_weights: under LitGPT's names, rows as LitGPT orders them.
+        tied: leave out the output matrix.
+    """
     weights: dict[str, Tensor] = {}
     copy_weights = copy_weights_llama if config.mlp_class_name == "LLaMAMLP" else copy_weights_gpt_neox
-    copy_weights(config, weights, lit_weights)
-    return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
+    copy_weights(
+        config, weights, {name: t for name, t in lit_weights.items() if not (tied and name == "lm_head.weight")}
+    )
+    for name, tensor in weights.items():
+        yield name, tensor.clone(memory_format=torch.contiguous_format)
