@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from lit_consistency.methods.base import Merging
@@ -66,7 +66,8 @@ def write_adapters(folder: Path, method: LoRA, factors: Mapping[str, Tensor], ba
         base_hash: SHA-256 of its weights file.
     """
     assert method.merging is not None
-    save_file({name: tensor.contiguous() for name, tensor in factors.items()}, folder / TENSORS)
+    # the bytes first: safetensors writes files that nobody else may read
+    (folder / TENSORS).write_bytes(save({name: tensor.contiguous() for name, tensor in factors.items()}))
     content = {
         "method": method.arguments,
         "base": str(base),

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from litgpt.config import Config
 from litgpt.lora import LoRALinear, LoRAQKVLinear
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from lit_consistency.methods.adapters import Adapters, base_of, layers_of, read_adapters
@@ -97,7 +97,7 @@ def export_peft(
     with new_folder(out_dir, overwrite) as folder:
         copy_tokenizer(adapters_dir, folder)
         write_json(folder / "adapter_config.json", _adapter_config(adapters, targets, others, base_model))
-        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        (folder / "adapter_model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
         if (provenance := read_provenance(adapters_dir)) is not None:
             provenance.write(folder)
     return base_model

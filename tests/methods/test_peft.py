@@ -70,6 +70,7 @@ def test_peft_computes_equal_logits(case: str, tmp_path: Path) -> None:
         torch.testing.assert_close(adapted.merge_and_unload()(tokens).logits, ours, rtol=0, atol=close)
     assert (before.logits - ours).abs().max() > 0.1
     assert read_provenance(tmp_path / "peft") == read_provenance(tmp_path / "adapters")
+    assert len({path.stat().st_mode for path in (tmp_path / "peft").iterdir()}) == 1, "readable as the others"
 
 
 def test_names_are_short_and_the_base_is_named_where_it_is_known(tmp_path: Path) -> None:
