@@ -9,7 +9,7 @@ row of DoRA that is not adapted has the size that it has in the base.
 
 Given up: mixtures of experts, of which transformers keeps all experts in one tensor. PEFT itself is not needed.
 
-Source: PEFT 0.21, ``src/peft/tuners/lora/config.py``, and ``save_and_load.py`` for the names of tensors.
+Source: PEFT 0.21, ``LoraConfig``, and ``get_peft_model_state_dict`` for the names of tensors.
 """
 
 from __future__ import annotations
