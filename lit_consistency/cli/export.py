@@ -23,23 +23,17 @@ def main(argv: list[str]) -> None:
     checkpoint_dir, out_dir, overwrite = arguments.checkpoint_dir, arguments.out_dir, arguments.overwrite
     base_dir, shares = arguments["with"], arguments.interpolate
     try:
-        if arguments.base_model is not None and arguments.to != "peft":
-            raise ValueError(f"base_model with --to {arguments.to}: expected --to peft, whose configuration names it")
-        if shares is None and is_adapters(checkpoint_dir) and (arguments.to != "hf" or base_dir is not None):
-            _export_adapters(arguments)
-            folders = [out_dir]
-        elif arguments.to == "peft":
-            raise ValueError(
-                f"to = peft, checkpoint_dir = {checkpoint_dir}: expected the adapters of a LoRA run, as RUN/adapters"
-                + ("" if shares is None else ", and no --interpolate")
-            )
-        elif (base_dir is None) != (shares is None):
+        if _export_adapters(arguments):
+            print(f"wrote {out_dir}", file=sys.stderr)
+            return
+        checkpoint_dir = base_folder(checkpoint_dir)
+        if (base_dir is None) != (shares is None):
             given, other = ("--with", "--interpolate") if shares is None else ("--interpolate", "--with")
             raise ValueError(f"{given}: expected {other} too; see --help")
-        elif shares is not None:
+        if shares is not None:
             folders = export_interpolated(
                 base_folder(base_dir, "with"),
-                base_folder(checkpoint_dir),
+                checkpoint_dir,
                 shares,
                 out_dir,
                 arguments.to,
@@ -49,7 +43,7 @@ def main(argv: list[str]) -> None:
         elif arguments.to == "litgpt":
             raise ValueError("to = litgpt: expected --interpolate and --with too; checkpoint_dir is in that format")
         else:
-            export_hf(base_folder(checkpoint_dir), out_dir, overwrite)
+            export_hf(checkpoint_dir, out_dir, overwrite)
             folders = [out_dir]
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
@@ -57,20 +51,28 @@ def main(argv: list[str]) -> None:
         print(f"wrote {folder}", file=sys.stderr)
 
 
-def _export_adapters(arguments: Any) -> None:
-    """Write adapters merged, or for PEFT."""
-    adapters, out_dir, overwrite = arguments.checkpoint_dir, arguments.out_dir, arguments.overwrite
-    base = base_folder(arguments["with"], "with") if arguments["with"] is not None else None
-    if arguments.to == "hf":
+def _export_adapters(arguments: Any) -> bool:
+    """Write adapters merged, or for PEFT; false where the call asks for neither."""
+    to, adapters, base = arguments.to, arguments.checkpoint_dir, arguments["with"]
+    if arguments.base_model is not None and to != "peft":
+        raise ValueError(f"base_model with --to {to}: expected --to peft, whose configuration names it")
+    if to == "peft" and (arguments.interpolate is not None or not is_adapters(adapters)):
+        more = "" if arguments.interpolate is None else ", and no --interpolate"
+        raise ValueError(f"to = peft, checkpoint_dir = {adapters}: expected adapters of LoRA, as RUN/adapters{more}")
+    if arguments.interpolate is not None or not is_adapters(adapters) or (to == "hf" and base is None):
+        return False
+    if to == "hf":
         raise ValueError("to = hf with adapters and --with: expected --to litgpt first, and --to hf of what it writes")
-    if arguments.to == "litgpt":
-        merge_adapters(adapters, out_dir, base, overwrite)
-    elif export_peft(adapters, out_dir, base, arguments.base_model, overwrite) is None:
+    base = base_folder(base, "with") if base is not None else None
+    if to == "litgpt":
+        merge_adapters(adapters, arguments.out_dir, base, arguments.overwrite)
+    elif export_peft(adapters, arguments.out_dir, base, arguments.base_model, arguments.overwrite) is None:
         print(
             "adapter_config.json names no base, which was trained here: export it with --to hf, and give its folder as "
             "--base_model",
             file=sys.stderr,
         )
+    return True
 
 
 def _parser() -> ShortErrors:

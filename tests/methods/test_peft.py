@@ -88,7 +88,7 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path, capsys: pytest.Captur
     trained(tmp_path, "Mixtral-8x7B-v0.1", {}, {})
     for where, more, message in (
         ("adapters", [], "to = peft: n_expert = 4: expected a model without experts"),
-        ("base", [], "expected the adapters of a LoRA run, as RUN/adapters"),
+        ("base", [], "expected adapters of LoRA, as RUN/adapters"),
         ("base", ["--to=hf", "--base_model=a"], "base_model with --to hf: expected --to peft"),
     ):
         with pytest.raises(SystemExit) as end:
