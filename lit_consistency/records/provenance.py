@@ -71,6 +71,8 @@ class Provenance:
             not come down yet. None for a model of the end.
         source: of a model that was imported, where it came from: ``kind`` (``hub`` or ``folder``), ``name``,
             ``revision``, and ``licence`` with the keys of a model card on the hub, as ``license``.
+        merging: of a method that merges adapters into the base's weights, the dtype in which it was ``computed`` and
+            the one of the base that the result was rounded to and is ``stored_as``.
     """
 
     model: str
@@ -94,6 +96,7 @@ class Provenance:
     carried_optimizer_state: str | None = None
     planned_steps: int | None = None
     source: dict[str, Any] | None = None
+    merging: dict[str, str] | None = None
 
     @property
     def stages(self) -> list[dict[str, Any]]:
