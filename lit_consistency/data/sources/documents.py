@@ -152,3 +152,29 @@ class Parquet(_FileSource):
     def _read(self, file: Path) -> Iterator[str]:
         for place, value in read_parquet(file, [self.field]):
             yield take_text(value, self.field, place)
+
+
+class HeldOutDocuments(Source):
+    """One side of the documents of any source, divided by their text.
+
+    Args:
+        source: The documents.
+        part: What trains, or what is held out.
+        validation_share: Share of documents held out.
+    """
+
+    def __init__(self, source: Source, part: Part, validation_share: float) -> None:
+        self.whole = source
+        self.hold_out = HoldOut(part, validation_share)
+
+    def documents(self) -> Iterator[str]:
+        """Yields the documents of the part."""
+        return filter(self.hold_out.keeps, self.whole.documents())
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The part, and what the documents depend on."""
+        return {"kind": "HeldOutDocuments", **self.hold_out.fingerprint(), "source": self.whole.fingerprint()}
+
+    def default_tokenizer(self) -> Tokenizer | None:
+        """That of the source."""
+        return self.whole.default_tokenizer()

@@ -6,6 +6,7 @@ memory. A progress bar tells documents, tokens and time on stderr.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,16 +70,18 @@ def write_conversations(
         tokenizer: The encoder's tokenizer.
         block_size: Places of a training row.
         too_long: Cut a longer conversation at its end, or refuse it. A cut one without a supervised token left is
-            dropped; both are counted.
+            dropped; both are counted, and so are the rows of every field that is not used.
         label: What the progress bar says.
 
     Raises:
         ValueError: A row is bad, or too long and refused; names its place.
     """
     counts = {"n_truncated": 0, "n_dropped": 0}
+    unused: Counter[str] = Counter()
     with ShardWriter(folder, tokenizer.vocab_size, masked=True) as writer, _progress(label) as advance:
         for row in rows.rows():
             example = encoder.encode(row)
+            unused.update(row.unused)
             if len(example.tokens) > block_size + 1:
                 example = _cut(example, row, block_size, too_long)
                 counts["n_truncated"] += 1
@@ -88,7 +91,7 @@ def write_conversations(
                 counts["n_dropped"] += 1
             advance(1, writer.n_tokens)
         fingerprint = conversation_fingerprint(rows, encoder, tokenizer, block_size, too_long)
-        writer.finish({"fingerprint": fingerprint, **counts})
+        writer.finish({"fingerprint": fingerprint, "unused": dict(unused), **counts})
 
 
 def conversation_fingerprint(
