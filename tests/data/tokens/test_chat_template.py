@@ -63,7 +63,7 @@ def test_loss_on_all_learns_the_prompt_too(tokenizer_folder: Path, tmp_path: Pat
 
 def test_an_answer_that_the_template_rewrites_is_refused(tokenizer_folder: Path, tmp_path: Path) -> None:
     tokenizer = with_template(tokenizer_folder, tmp_path / "chat", CHATML.replace("m.content", "m.content | upper"))
-    with pytest.raises(ValueError, match=r"f:1: prompt_style = 'chat_template': the chat template rewrites an answer"):
+    with pytest.raises(ValueError, match=r"f:1: prompt_style = 'chat_template': turn 2: the chat template rewrites an"):
         PromptEncoder(tokenizer, "chat_template").encode(Conversation(WITHOUT_SYSTEM, "f:1"))
 
 
