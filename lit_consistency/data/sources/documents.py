@@ -15,6 +15,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from lit_consistency.data.sources.files import (
+    PACKED,
     find_files,
     fingerprint_files,
     read_json_lines,
@@ -78,14 +79,14 @@ class TextFiles(_FileSource):
     r"""Plain text in UTF-8: one document per file, or several divided by a separator.
 
     Args:
-        path: A file, a folder (its .txt and .md files, with subfolders) or a glob pattern.
+        path: A file, a folder (its .txt and .md files, also .gz and .zst, with subfolders) or a glob pattern.
         separator: Text between two documents of one file, such as two blank lines, ``"\n\n\n"`` in YAML. None: a file
             is a document.
         part: Everything, what trains, or what is held out for validation.
         validation_share: Share of documents held out, by their text; 0 < share < 1 where ``part`` is not ``all``.
     """
 
-    suffixes = (".txt", ".md")
+    suffixes = tuple(name + packed for name in (".txt", ".md") for packed in ("", *PACKED))
 
     def __init__(
         self, path: str, separator: str | None = None, part: Part = "all", validation_share: float = 0.0
@@ -109,13 +110,13 @@ class JsonLines(_FileSource):
     """JSON Lines: every line is an object, one of its fields is a document.
 
     Args:
-        path: A file, a folder (its .jsonl files, with subfolders) or a glob pattern.
+        path: A file, a folder (its .jsonl, .jsonl.gz and .jsonl.zst files, with subfolders) or a glob pattern.
         field: Name of the field that holds the text.
         part: Everything, what trains, or what is held out for validation.
         validation_share: Share of documents held out, by their text; 0 < share < 1 where ``part`` is not ``all``.
     """
 
-    suffixes = (".jsonl",)
+    suffixes = tuple(".jsonl" + packed for packed in ("", *PACKED))
 
     def __init__(self, path: str, field: str = "text", part: Part = "all", validation_share: float = 0.0) -> None:
         self.field = field

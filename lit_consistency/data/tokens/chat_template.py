@@ -85,9 +85,7 @@ class ChatTemplate:
         longest_first = sorted(turn_ends, key=len, reverse=True)
         self._turn_end = re.compile(r"\s*(" + "|".join(map(re.escape, longest_first)) + ")") if turn_ends else None
 
-    def render(
-        self, messages: Turns, add_generation_prompt: bool = False, tools: Tools = None
-    ) -> str:
+    def render(self, messages: Turns, add_generation_prompt: bool = False, tools: Tools = None) -> str:
         """The text of a conversation; ValueError where the template refuses it."""
         turns = [_as_read(turn) for turn in messages]
         variables = {"messages": turns, "tools": tools, "documents": None, **self._special_texts}
@@ -109,7 +107,9 @@ class ChatTemplate:
         """
         text = self.render(messages, tools=tools)
         prompt = self._generation_prompt(messages, tools)
-        spans = self._whole_answers(text, messages, tools, prompt) or self._single_answers(text, messages, tools, prompt)
+        spans = self._whole_answers(text, messages, tools, prompt) or self._single_answers(
+            text, messages, tools, prompt
+        )
         return text[: spans[-1].end], spans
 
     def end_of_turn(self) -> str | None:
