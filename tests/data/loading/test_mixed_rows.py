@@ -74,9 +74,7 @@ def global_batches(rows: MixedRows, world_size: int, micro_batch_size: int) -> l
     for order in orders:
         loader = TokenLoader(rows, order)
         for number, batch in enumerate(batch for _ in range(2) for batch in loader):
-            real = [
-                tokens[here].tolist() for tokens, here in zip(batch["tokens"], batch["documents"] >= 0, strict=True)
-            ]
+            real = [t[d >= 0].tolist() for t, d in zip(batch["tokens"], batch["documents"], strict=True)]
             seen[number // order.per_step] += [tuple(row) for row in real if row]
     return [sorted(one) for one in seen]
 
