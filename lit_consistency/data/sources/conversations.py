@@ -103,7 +103,7 @@ def conversation_of(row: Any, place: str, columns: Mapping[str, str] | None = No
         names = {name: column for name, column in columns.items() if column in fields}
         fields = {name: fields[column] for name, column in names.items()}
     reader = _RowReader(fields, place)
-    messages = reader.messages()
+    messages = [turn for turn in reader.messages() if turn["role"] != "system" or turn["content"].strip()]
     _check_turns(messages, place)
     used = {names[name] for name in reader.used}
     unused = {name for name in row if name not in used and not is_empty(row[name])} | reader.unused
@@ -214,7 +214,7 @@ class _RowReader:
         if isinstance(self.fields[prompt], list):
             if extras:
                 raise ValueError(f"{self.place}: {extras[0]} beside a {prompt} of turns; expected a {prompt} of text")
-            question = [{"learn": False, **turn} if _is_answer(turn) else turn for turn in self._turns(prompt)]
+            question = [{"learned": False, **turn} if _is_answer(turn) else turn for turn in self._turns(prompt)]
         else:
             question = [{"role": "user", "content": self._text(prompt)}]
             if extras:
@@ -282,7 +282,7 @@ def _check_turns(messages: Messages, place: str) -> None:
     if not any(_is_answer(message) for message in messages):
         raise ValueError(f"{place}: no turn of the assistant; expected at least one, there is nothing to learn")
     for number, message in enumerate(messages, start=1):
-        says = message["content"].strip() or message.get("tool_calls") or message.get("learn") is False
+        says = message["content"].strip() or message.get("tool_calls") or message.get("learned") is False
         if _is_answer(message) and not says:
             raise ValueError(f"{place}: turn {number}: the completion is empty; expected text")
         if message["role"] == "system" and number > 1:

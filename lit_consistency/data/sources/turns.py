@@ -5,7 +5,7 @@ A turn is ``{"role": "system" | "user" | "assistant" | "tool", "content": text}`
 * ``reasoning_content``, what the assistant thinks before it answers, and ``tool_calls``, in OpenAI's form with the
   arguments as an object, as chat templates want them;
 * ``name`` and ``tool_call_id`` of a turn;
-* ``learn``: whether its answer is learned, where the file says so (``weight``, ``train``, ``training``, ``loss``);
+* ``learned``: whether its answer is learned, where the file says so (``weight``, ``train``, ``training``, ``loss``);
 * ``instruction`` and ``input`` of a user's turn, for prompt styles that write them apart; ``content`` holds both.
 
 Sources: https://platform.openai.com/docs/api-reference/chat (roles, tool_calls, parts),
@@ -103,8 +103,8 @@ def _turn(turn: Any, field: str, where: str, unused: set[str]) -> dict[str, Any]
         message["reasoning_content"] = take_text(fields, thought, where)
         read |= {name for name in REASONING if fields.get(name) == fields[thought]}
     message |= {name: take_text(fields, name, where) for name in PASSED_ON if name in fields}
-    if (learn := _learn(fields, where)) is not None:
-        message["learn"] = learn
+    if (learned := _learned(fields, where)) is not None:
+        message["learned"] = learned
     unused |= {f"{field}.{name}" for name in fields if name not in read}
     return message
 
@@ -138,7 +138,7 @@ def _calls(calls: Any, where: str) -> list[dict[str, Any]]:
     return made
 
 
-def _learn(fields: dict[str, Any], where: str) -> bool | None:
+def _learned(fields: dict[str, Any], where: str) -> bool | None:
     said = {name: fields[name] for name in FLAGS if name in fields}
     for name, value in said.items():
         if isinstance(value, str) or value not in (0, 1):
