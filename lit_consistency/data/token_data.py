@@ -46,6 +46,8 @@ class TokenData(LightningDataModule, ABC):
         seed: Seed of the order of rows, and of their packing; None takes the run's seed.
         tokenizer_dir: Folder of the tokenizer; None takes the model's checkpoint, else the data's own.
         cache_dir: Folder for tokens; None is ~/.cache/lit_consistency/tokens.
+        parse_special_tokens: Whether the text of a special token inside the data, as ``<|im_end|>``, is the token; else
+            it is text like any other, and documents and rows with such text are counted.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class TokenData(LightningDataModule, ABC):
         tokenizer_dir: Path | None = None,
         cache_dir: Path | None = None,
         validation_share: float = 0.0,
+        parse_special_tokens: bool = False,
     ) -> None:
         super().__init__()
         _at_least(1, global_batch_size=global_batch_size, micro_batch_size=micro_batch_size, block_size=block_size)
@@ -84,6 +87,7 @@ class TokenData(LightningDataModule, ABC):
         self.num_workers = num_workers
         self.seed = seed
         self.tokenizer_dir = Path(tokenizer_dir) if tokenizer_dir is not None else None
+        self.parse_special_tokens = parse_special_tokens
         self.cache_dir = Path(cache_dir) if cache_dir is not None else default_cache_dir()
         # fails here, before any work is done, when the folder holds no tokenizer
         self._tokenizer = Tokenizer(self.tokenizer_dir) if self.tokenizer_dir is not None else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -40,6 +40,7 @@ class CompletionTask(PromptedTask):
         completion: template of the right answer, behind the prompt of the ``fields``.
         prompt_style: in place of fields and completion: the rows are conversations as SFTData reads them (``prompt``
             and ``completion``, ``messages``, ...), in this style; every answer of the assistant is scored.
+        parse_special_tokens: as of SFTData, for such rows.
     """
 
     kind: ClassVar[str] = "completion"
@@ -49,6 +50,7 @@ class CompletionTask(PromptedTask):
 
     completion: str | None = None
     prompt_style: str | None = None
+    parse_special_tokens: bool = field(default=False, metadata={"added": True})
 
     def _check(self) -> None:
         if (self.completion is None) == (self.prompt_style is None):
@@ -58,6 +60,8 @@ class CompletionTask(PromptedTask):
         if bool(self.fields) != (self.completion is not None):
             raise ValueError("fields: expected them with completion, and none with prompt_style")
         if self.prompt_style is None:
+            if self.parse_special_tokens:
+                raise ValueError("parse_special_tokens = true: expected it with prompt_style only")
             return
         check_style(self.prompt_style)
         if self.data.rows is None and self.data.path is None:
@@ -93,7 +97,7 @@ class CompletionTask(PromptedTask):
         if self.prompt_style is None:
             return ask_in_format(self, rows, asking, lambda fitter, row: fitter.scored(row, row.labels, (), 0))
         self.check_asked(asking.form, asking.shots)
-        encoder = PromptEncoder(asking.tokenizer, self.prompt_style)
+        encoder = PromptEncoder(asking.tokenizer, self.prompt_style, parse_special_tokens=self.parse_special_tokens)
         asked, questions = [], []
         for row in limited(rows.scored, asking.limit, asking.seed):
             question = _encode_conversation(row, encoder, asking.block_size)

@@ -103,7 +103,7 @@ def conversation_of(row: Any, place: str, columns: Mapping[str, str] | None = No
         names = {name: column for name, column in columns.items() if column in fields}
         fields = {name: fields[column] for name, column in names.items()}
     reader = _RowReader(fields, place)
-    messages = reader.messages()
+    messages = [turn for turn in reader.messages() if turn["role"] != "system" or turn["content"].strip()]
     _check_turns(messages, place)
     used = {names[name] for name in reader.used}
     unused = {name for name in row if name not in used and not is_empty(row[name])} | reader.unused

@@ -106,6 +106,7 @@ class ChatTemplate:
             ValueError: The template refuses the conversation, or rewrites an answer that is learned; names the turn.
         """
         text = self.render(messages, tools=tools)
+        _check_read(messages, tools, text)
         prompt = self._generation_prompt(messages, tools)
         spans = self._whole_answers(text, messages, tools, prompt) or self._single_answers(
             text, messages, tools, prompt
@@ -169,8 +170,8 @@ class ChatTemplate:
                 raise ValueError(f"turn {number}: the chat template drops or moves an answer; expected each in order")
             if turn.get("learned", True) and (missing := _missing(turn, text[prompted:stop])):
                 raise ValueError(
-                    f"turn {number}: the chat template rewrites an answer, it leaves out or changes {missing}; expected "
-                    "it whole or trimmed, since what the template writes is learned (an earlier turn may lose its "
+                    f"turn {number}: the chat template rewrites an answer, it leaves out or changes {missing}; expected"
+                    " it whole or trimmed, since what the template writes is learned (an earlier turn may lose its "
                     "thought: make the answers rows of their own)"
                 )
             # what asks for an answer may end by an empty thought, in whose place a thought of this answer stands
@@ -199,6 +200,15 @@ class ChatTemplate:
         plain = self.render(messages[:first], tools=tools)
         prompted = self.render(messages[:first], add_generation_prompt=True, tools=tools)
         return prompted[len(plain) :] if prompted.startswith(plain) else ""
+
+
+def _check_read(messages: Turns, tools: Tools, text: str) -> None:
+    """ValueError for tools and names of speakers that a template leaves out; answers are looked at by themselves."""
+    names = {"tools": [tool.get("function", tool).get("name") for tool in tools or ()]}
+    names |= {f"turn {n}: name": [turn.get("name")] for n, turn in enumerate(messages, 1) if turn["role"] != "tool"}
+    for key, values in names.items():
+        if missing := [name for name in values if name and str(name) not in text]:
+            raise ValueError(f"{key}: the chat template leaves out {missing[0]!r}; expected rows without it")
 
 
 def _as_read(turn: dict[str, Any]) -> dict[str, Any]:

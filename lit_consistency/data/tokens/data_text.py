@@ -46,9 +46,7 @@ class DataText:
 
     def __init__(self, tokenizer: Tokenizer, parse_special_tokens: bool = False) -> None:
         if parse_special_tokens and tokenizer.backend != "huggingface":
-            raise ValueError(
-                "parse_special_tokens = true: expected tokenizer.json; tokenizer.model parses none in text"
-            )
+            raise ValueError("parse_special_tokens = true: expected tokenizer.json; tokenizer.model parses none")
         self.tokenizer = tokenizer
         self.parse_special_tokens = parse_special_tokens
         special = sorted(tokenizer.special_vocabulary, key=len, reverse=True)
@@ -71,7 +69,7 @@ class DataText:
             return value
         if any(map(PRIVATE.search, _texts(value))):
             raise ValueError(
-                "text of a special token beside characters of private use above U+FFFFF; expected only one"
+                "text of a special token beside characters above U+FFFFF (private use); expected one of them"
             )
 
         def hidden(match: re.Match[str]) -> str:
@@ -94,9 +92,7 @@ class DataText:
         ids = np.asarray([ids_of.get(token, token) for token in encoding.ids], dtype=np.int64)
         own = list(self.tokenizer.special_vocabulary.values())
         if np.isin(ids, own).sum() != len(PRIVATE.findall(shown)):
-            raise ValueError(
-                "the tokenizer has no other tokens for the text of a special one; expected data without it"
-            )
+            raise ValueError("the tokenizer has no tokens but the special one for its text; expected data without it")
         first, behind = _places(encoding).T
         starts = origin[np.minimum(first, len(shown) - 1), 0]
         ends = np.where(behind > first, origin[behind - 1, 1], starts)

@@ -26,7 +26,7 @@ from litgpt.prompts import ChatML, Default, Llama3, prompt_styles
 
 from lit_consistency.data.sources.conversations import Messages
 from lit_consistency.data.sources.rows import Conversation
-from lit_consistency.data.tokens.chat_template import ChatTemplate
+from lit_consistency.data.tokens.chat_template import OURS, ChatTemplate, Tools
 from lit_consistency.data.tokens.data_text import DataText
 from lit_consistency.data.tokens.tokenizer import Tokenizer
 
@@ -110,15 +110,26 @@ class PromptEncoder:
             ValueError: The style has no form for the conversation; names where the row stands.
         """
         last = max(i for i, message in enumerate(row.messages) if message["role"] == "assistant")
-        messages = row.messages[: last + 1]
+        said = [row.messages[: last + 1], row.tools]
         try:
-            hidden = self.data_text.hide(messages, but=THOUGHT if self._template else ())
-            tokens, supervised = self._from_template(hidden) if self._template else self._from_style(hidden)
+            hidden = self.data_text.hide(said, but=THOUGHT if self._template else ())
+            if row.plain:
+                tokens, supervised = self._plain(hidden[0][0]["content"])
+            elif self._template:
+                tokens, supervised = self._from_template(*hidden)
+            else:
+                tokens, supervised = self._from_style(*hidden)
         except ValueError as error:
             raise ValueError(f"{row.place}: prompt_style = {self.prompt_style!r}: {error}") from None
-        return Example(np.asarray(tokens, np.int32), np.asarray(supervised, bool), hidden is not messages)
+        return Example(np.asarray(tokens, np.int32), np.asarray(supervised, bool), hidden is not said)
 
-    def _from_style(self, messages: Messages) -> tuple[list[int], list[bool]]:
+    def _plain(self, text: str) -> tuple[list[int], list[bool]]:
+        """A text in no format, as a document of pretraining."""
+        tokens = [*self.data_text.encode_text(text), self.tokenizer.eos_id]
+        return tokens, [True] * len(tokens)
+
+    def _from_style(self, messages: Messages, tools: Tools) -> tuple[list[int], list[bool]]:
+        _check_words_alone(messages, tools)
         tokens: list[int] = []
         supervised: list[bool] = []
         for number, (prompt, answer, learned) in enumerate(self._turns(messages)):
@@ -170,9 +181,9 @@ class PromptEncoder:
         """Whether the style has a place for `input` or `sys_prompt`."""
         return self._style.apply("x", **{option: "y"}) != self._style.apply("x")
 
-    def _from_template(self, messages: Messages) -> tuple[list[int], list[bool]]:
+    def _from_template(self, messages: Messages, tools: Tools) -> tuple[list[int], list[bool]]:
         assert self._template is not None
-        text, spans = self._template.spans(messages)
+        text, spans = self._template.spans(messages, tools)
         tokens, extents = self.data_text.encode(text)
         starts, ends = extents.T
         supervised = np.full(len(tokens), self.loss_on == "all")
@@ -189,6 +200,18 @@ class PromptEncoder:
             np.insert(tokens, places, self.tokenizer.eos_id).tolist(),
             np.insert(supervised, places, list(unclosed.values())).tolist(),
         )
+
+
+def _check_words_alone(messages: Messages, tools: Tools) -> None:
+    """ValueError, with its name, for what a conversation holds beside words, which no style has a place for."""
+    expected = "expected prompt_style: chat_template, the styles have no place for it"
+    if tools:
+        raise ValueError(f"tools: {expected}")
+    for number, message in enumerate(messages, start=1):
+        if message["role"] not in ("system", "user", "assistant"):
+            raise ValueError(f"turn {number}: role = {message['role']!r}: {expected}")
+        if others := message.keys() - {"role", "content", *OURS}:
+            raise ValueError(f"turn {number}: {min(others)}: {expected}")
 
 
 def _joined(messages: Messages) -> str:
