@@ -17,6 +17,7 @@ from typing import Any
 
 from lit_consistency.data.loading.mixed_rows import MixedRows, rows_for
 from lit_consistency.data.sources.documents import Source
+from lit_consistency.data.sources.mixture import Mixture
 from lit_consistency.data.sources.rows import Rows
 from lit_consistency.data.tokens.token_rows import TokenRows
 
@@ -33,6 +34,9 @@ class Replay:
     def __init__(self, parts: dict[str, Source | Rows], share: float | dict[str, float] = 0.05) -> None:
         if not parts:
             raise ValueError("replay.parts = {}: expected at least one source or one set of rows")
+        for name, part in parts.items():
+            if isinstance(part, Mixture) and part.weights is not None:
+                raise ValueError(f"replay.parts.{name}: a mixture with weights; expected its sets as parts with shares")
         shares = share if isinstance(share, dict) else dict.fromkeys(parts, share / len(parts))
         if shares.keys() != parts.keys():
             raise ValueError(f"replay.share = {share}: expected a number for each of {', '.join(parts)}")

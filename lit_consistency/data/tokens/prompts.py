@@ -112,6 +112,8 @@ class PromptEncoder:
         last = max(i for i, message in enumerate(row.messages) if message["role"] == "assistant")
         said = [row.messages[: last + 1], row.tools]
         try:
+            if self.loss_on == "all":
+                _check_prompt_is_learned(row.messages)
             hidden = self.data_text.hide(said, but=THOUGHT if self._template else ())
             if row.plain:
                 tokens, supervised = self._plain(hidden[0][0]["content"])
@@ -200,6 +202,16 @@ class PromptEncoder:
             np.insert(tokens, places, self.tokenizer.eos_id).tolist(),
             np.insert(supervised, places, list(unclosed.values())).tolist(),
         )
+
+
+def _check_prompt_is_learned(messages: Messages) -> None:
+    """ValueError for a turn of a prompt that its row says is not learned."""
+    for number, message in enumerate(messages, start=1):
+        if message["role"] != "assistant" and message.get("learned") is False:
+            raise ValueError(
+                f"turn {number}: a turn of role {message['role']!r} that is not to be learned, with loss_on = 'all'; "
+                "expected loss_on: completion"
+            )
 
 
 def _check_words_alone(messages: Messages, tools: Tools) -> None:

@@ -135,6 +135,8 @@ def test_a_bad_mixture_is_named(sets: dict[str, Any], weights: dict[str, float] 
         RowMixture(sets, weights)
 
 
-def test_a_mixture_with_weights_does_not_validate(tokenizer_folder: Path) -> None:
+def test_a_mixture_with_weights_is_for_training_alone(tokenizer_folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"replay\.parts\.old: a mixture with weights; expected its sets as parts"):
+        Replay({"old": RowMixture({"a": CHAT}, {"a": 1})})
     with pytest.raises(ValueError, match="validation: a mixture with weights; expected none"):
         SFTData(MATHS, RowMixture({"a": CHAT}, {"a": 1}), tokenizer_dir=tokenizer_folder)

@@ -158,6 +158,13 @@ def test_an_input_is_never_lost(tokenizer: Tokenizer) -> None:
         ), style
 
 
+def test_a_prompt_that_a_row_leaves_out_is_refused_where_all_is_learned(tokenizer: Tokenizer) -> None:
+    row = Conversation([{**user("Hi"), "learned": False}, assistant("x")], "f:1")
+    assert learned(tokenizer, PromptEncoder(tokenizer).encode(row)) == [f"x{EOS}"]
+    with pytest.raises(ValueError, match="f:1: .*turn 1: a turn of role 'user' that is not to be learned"):
+        PromptEncoder(tokenizer, loss_on="all").encode(row)
+
+
 def test_an_unknown_style_names_close_ones(tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match="prompt_style = 'alpacca': expected one of alpaca"):
         PromptEncoder(tokenizer, "alpacca")
