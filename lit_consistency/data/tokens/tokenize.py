@@ -69,27 +69,28 @@ class TokenizedRow(NamedTuple):
     """A row as it is trained on.
 
     Attributes:
-        row: The row.
-        example: Its tokens and mask, at most ``block_size + 1`` of them.
-        n_tokens: How many there were before it was cut.
+        whole: Tokens and mask of the conversation.
+        example: What of them is trained on, at most ``block_size + 1``: the same object where nothing is cut.
         is_learned: Whether anything is left to learn; else the row is dropped.
     """
 
-    row: Conversation
+    whole: Example
     example: Example
-    n_tokens: int
     is_learned: bool
 
 
-def tokenized_rows(
-    rows: Iterable[Conversation], encoder: PromptEncoder, block_size: int, too_long: TooLong
-) -> Iterator[TokenizedRow]:
-    """Rows as they are trained on; arguments and errors as of `write_conversations`, which writes what this yields."""
-    for row in rows:
-        whole = encoder.encode(row)
-        n_tokens = len(whole.tokens)
-        example = whole if n_tokens <= block_size + 1 else _cut(whole, row, block_size, too_long)
-        yield TokenizedRow(row, example, n_tokens, bool(example.supervised[1:].any()))
+def tokenize_row(row: Conversation, encoder: PromptEncoder, block_size: int, too_long: TooLong) -> TokenizedRow:
+    """A row as `write_conversations` writes it; arguments and errors as there."""
+    whole = encoder.encode(row)
+    example = whole
+    if len(whole.tokens) > block_size + 1:
+        if too_long == "refuse":
+            raise ValueError(
+                f"{row.place}: {len(whole.tokens)} tokens; expected at most {block_size + 1} (block_size + 1), "
+                "or too_long: truncate"
+            )
+        example = whole._replace(tokens=whole.tokens[: block_size + 1], supervised=whole.supervised[: block_size + 1])
+    return TokenizedRow(whole, example, bool(example.supervised[1:].any()))
 
 
 def write_conversations(
@@ -121,12 +122,12 @@ def write_conversations(
     unused: Counter[str] = Counter()
     n_special_text = 0
     with ShardWriter(folder, tokenizer.vocab_size, masked=True) as writer, _progress(label) as advance:
-        for tokenized in tokenized_rows(rows.rows(), encoder, block_size, too_long):
-            example = tokenized.example
-            counts["n_truncated"] += tokenized.n_tokens > len(example.tokens)
+        for row in rows.rows():
+            whole, example, is_learned = tokenize_row(row, encoder, block_size, too_long)
+            counts["n_truncated"] += example is not whole
             n_special_text += example.special_text
-            unused.update(tokenized.row.unused)
-            if tokenized.is_learned:
+            unused.update(row.unused)
+            if is_learned:
                 writer.add(example.tokens, example.supervised)
             else:
                 counts["n_dropped"] += 1
@@ -155,15 +156,6 @@ def conversation_fingerprint(
 
 def _if_any(**counts: int) -> dict[str, int]:
     return {key: n for key, n in counts.items() if n}
-
-
-def _cut(example: Example, row: Conversation, block_size: int, too_long: TooLong) -> Example:
-    if too_long == "refuse":
-        raise ValueError(
-            f"{row.place}: {len(example.tokens)} tokens; expected at most {block_size + 1} (block_size + 1), "
-            "or too_long: truncate"
-        )
-    return example._replace(tokens=example.tokens[: block_size + 1], supervised=example.supervised[: block_size + 1])
 
 
 def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
