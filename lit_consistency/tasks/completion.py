@@ -133,7 +133,8 @@ def _encode_conversation(row: Question, encoder: PromptEncoder, block_size: int)
         return None
     ends = sorted({*encoder.tokenizer.special_ids, encoder.tokenizer.eos_id} - {None})  # no text of the answer
     own = supervised & ~np.isin(tokens, ends)
-    n_bytes = text_bytes(encoder.tokenizer, tokens[1:][own[1:]]) if n_cut else _answer_bytes(row.conversation)
+    whole = None if n_cut else _answer_bytes(row.conversation)
+    n_bytes = text_bytes(encoder.tokenizer, tokens[1:][own[1:]]) if whole is None else whole
     candidates = [Candidate(tokens, supervised, n_bytes)]
     if (own != supervised).any():
         candidates.append(Candidate(tokens, own, n_bytes))
@@ -143,5 +144,9 @@ def _encode_conversation(row: Question, encoder: PromptEncoder, block_size: int)
     )
 
 
-def _answer_bytes(row: Conversation) -> int:
-    return sum(len(turn["content"].encode()) for turn in row.messages if turn["role"] == "assistant")
+def _answer_bytes(row: Conversation) -> int | None:
+    """Bytes of the answers that are learned; None where a template writes more of them than their words."""
+    answers = [turn for turn in row.messages if turn["role"] == "assistant" and turn.get("learned", True)]
+    if any(turn.get("tool_calls") or turn.get("reasoning_content") for turn in answers):
+        return None
+    return sum(len(turn["content"].encode()) for turn in answers)

@@ -43,11 +43,12 @@ def find_files(key: str, path: str, suffixes: Sequence[str]) -> list[Path]:
 
     Raises:
         FileNotFoundError: Nothing is there.
+        ValueError: A file is packed as .zst, and pyarrow is absent.
     """
     given = Path(path).expanduser()
     if given.is_file():
-        return [given]
-    if given.is_dir():
+        files, expected = [given], ""
+    elif given.is_dir():
         every = [file for file in given.rglob("*") if file.is_file()]
         files = [file for file in every if file.name.endswith(tuple(suffixes))]
         _say_left_out(key, given, [file for file in every if not file.name.endswith(tuple(suffixes))], suffixes)
@@ -57,6 +58,9 @@ def find_files(key: str, path: str, suffixes: Sequence[str]) -> list[Path]:
         expected = "an existing file or folder, or a pattern that matches a file"
     if not files:
         raise FileNotFoundError(f"{key} = {path}: nothing found; expected {expected}")
+    for file in files:
+        if file.suffix == ".zst":
+            require("pyarrow", f"{file.name}, a .zst file,")
     return sorted(files)
 
 
@@ -78,7 +82,6 @@ def open_text(file: Path, newline: str | None = None) -> Iterator[TextIO]:
     """
     packed: Any
     if file.suffix == ".zst":
-        require("pyarrow", file.name)
         from pyarrow import input_stream
 
         packed = input_stream(str(file), compression="zstd")

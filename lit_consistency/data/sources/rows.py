@@ -123,8 +123,8 @@ class RowFiles(ReadRows):
         for file in self.files:
             if not file.name.endswith(ENDINGS):
                 raise ValueError(f"path = {file}: expected a file that ends in {', '.join(ENDINGS)}")
-            if file.suffix in (".parquet", ".zst"):
-                require("pyarrow", f"RowFiles with {file.suffix} files")
+            if file.suffix == ".parquet":
+                require("pyarrow", "RowFiles with .parquet files")
 
     def read(self) -> Iterator[tuple[str, Any]]:
         """Every row of every file, in the order of their paths, as (``file:line``, fields)."""

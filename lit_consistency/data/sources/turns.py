@@ -105,6 +105,9 @@ def _turn(turn: Any, field: str, where: str, unused: set[str]) -> dict[str, Any]
     message |= {name: take_text(fields, name, where) for name in PASSED_ON if name in fields}
     if (learned := _learned(fields, where)) is not None:
         message["learned"] = learned
+    if learned and message["role"] != "assistant":  # only answers are learned
+        del message["learned"]
+        read -= set(FLAGS)
     unused |= {f"{field}.{name}" for name in fields if name not in read}
     return message
 

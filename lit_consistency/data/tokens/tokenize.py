@@ -6,6 +6,7 @@ memory. A progress bar tells documents, tokens and time on stderr.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -110,26 +111,31 @@ def write_conversations(
         tokenizer: The encoder's tokenizer.
         block_size: Places of a training row.
         too_long: Cut a longer conversation at its end, or refuse it. A cut one without a supervised token left is
-            dropped; both are counted, and so are rows with the text of a special token, where it is text.
+            dropped; both are counted, and so are the rows of every field that is not used, and rows with the text of a
+            special token, where it is text.
         label: What the progress bar says.
 
     Raises:
         ValueError: A row is bad, or too long and refused; names its place.
     """
     counts = {"n_truncated": 0, "n_dropped": 0}
+    unused: Counter[str] = Counter()
     n_special_text = 0
     with ShardWriter(folder, tokenizer.vocab_size, masked=True) as writer, _progress(label) as advance:
         for row in rows.rows():
             whole, example, is_learned = tokenize_row(row, encoder, block_size, too_long)
             counts["n_truncated"] += example is not whole
             n_special_text += example.special_text
+            unused.update(row.unused)
             if is_learned:
                 writer.add(example.tokens, example.supervised)
             else:
                 counts["n_dropped"] += 1
             advance(1, writer.n_tokens)
         fingerprint = conversation_fingerprint(rows, encoder, tokenizer, block_size, too_long)
-        writer.finish({"fingerprint": fingerprint, **counts, **_if_any(n_special_text=n_special_text)})
+        said = {"unused": dict(unused)} if unused else {}
+        counts |= _if_any(n_special_text=n_special_text)
+        writer.finish({"fingerprint": fingerprint, **said, **counts})
 
 
 def conversation_fingerprint(
