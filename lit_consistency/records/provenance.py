@@ -69,6 +69,8 @@ class Provenance:
             with an empty one.
         planned_steps: of a model taken before its run ended, the steps that the run was to have: its learning rate has
             not come down yet. None for a model of the end.
+        source: of a model that was imported, where it came from: ``kind`` (``hub`` or ``folder``), ``name``,
+            ``revision``, and ``licence`` with the keys of a model card on the hub, as ``license``.
     """
 
     model: str
@@ -91,6 +93,7 @@ class Provenance:
     branched_from: dict[str, Any] | None = None
     carried_optimizer_state: str | None = None
     planned_steps: int | None = None
+    source: dict[str, Any] | None = None
 
     @property
     def stages(self) -> list[dict[str, Any]]:
