@@ -49,7 +49,8 @@ def shown(capsys: pytest.CaptureFixture[str], *options: object) -> str:
 
 def test_counts_are_those_of_training(rows: Path, model: Path, tmp_path: Path) -> None:
     data = SFTData(RowFiles(str(rows)), tokenizer_dir=model, block_size=30, cache_dir=tmp_path / "cache", packing=False)
-    data.setup()
+    with pytest.warns(UserWarning, match="not used: topic"):
+        data.setup()
     stats = data.stats()["train"]
     result = inspect_rows(RowFiles(str(rows)), data)
     assert (result.n_truncated, result.n_dropped) == (stats["n_truncated"], stats["n_dropped"]) == (2, 1)

@@ -270,7 +270,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    # as transformers, utils/chat_template_utils.py: jinja2's own filter escapes <, >, & and ' for HTML
+    # as transformers (apply_chat_template): jinja2's own filter escapes <, >, & and ' for HTML
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
