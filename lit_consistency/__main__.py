@@ -15,6 +15,7 @@ commands:
   validate   loss of the held-out part of the data:     validate --config configs/quickstart.yaml
   test       the same, named test/loss
   predict    per row: log-likelihood and the model's first choice, into <run>/predictions.jsonl
+  data       rows as the model will see them:           data --rows ROWS --model DIR
   evaluate   tasks, formats, guards, comparisons:       evaluate --model DIR --tasks piqa blimp --output OUT
   analyze    why it forgets, from checkpoints:          analyze --model DIR --what updates kl --text TASK --output OUT
   study      many runs, fronts, effects, verdicts:      study --config configs/studies/quickstart.yaml
@@ -42,6 +43,10 @@ def main(args: Sequence[str] | None = None) -> None:
         from lit_consistency.cli.fit import main as train
 
         train(args)
+    elif command == "data":
+        from lit_consistency.cli.data import main as data
+
+        data(args[1:])
     elif command == "evaluate":
         from lit_consistency.cli.evaluate import main as evaluate
 
@@ -67,7 +72,11 @@ def main(args: Sequence[str] | None = None) -> None:
 
         export(args[1:])
     else:
+<<<<<<< HEAD
         allowed = "fit, validate, test, predict, evaluate, analyze, sequence, study, import, export"
+=======
+        allowed = "fit, validate, test, predict, data, evaluate, analyze, sequence, study, export"
+>>>>>>> main
         print(f"error: command {command!r}: expected one of {allowed}; see --help", file=sys.stderr)
         sys.exit(2)
 

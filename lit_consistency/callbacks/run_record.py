@@ -14,7 +14,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -27,13 +27,14 @@ from lit_consistency.callbacks.run_model import (
     litgpt_style,
     losses_now,
     provenance_now,
+    write_run_adapters,
     write_run_model,
 )
 from lit_consistency.callbacks.throughput import Throughput
 from lit_consistency.distributed.optimizer_state import FILE
 from lit_consistency.loggers.metrics_file import MetricsFile
 from lit_consistency.loggers.tensorboard import TensorBoardRunLogger
-from lit_consistency.methods import Full
+from lit_consistency.methods import Full, LoRA
 from lit_consistency.model import weights_hash, write_model_files
 from lit_consistency.module import LitLanguageModel, language_model
 from lit_consistency.optimizers import format_table
@@ -50,9 +51,12 @@ class RunRecord(Callback):
     Args:
         name: of the run's folder; a time stamp when not given.
         root: folder of all runs.
-        final_dir: where the final model goes; ``<run>/model`` when not given.
+        final_dir: where the final model goes, or the adapters where these alone are saved; ``<run>/model`` or
+            ``<run>/adapters`` when not given.
         overwrite: replace ``final_dir`` if it exists. The old folder stays until the new one is complete.
-        save_model: save the final model at all.
+        save_model: ``true`` saves the final model, and of a LoRA run what it has learned, a few MB, in
+            ``<run>/adapters``; ``adapters`` saves only the latter, which is merged where a model is asked for;
+            ``false`` saves neither.
         save_optimizer_state: write the optimizer's state beside every model that is saved, twice as large as it with
             AdamW, so that a run with ``model.carry_optimizer_state`` can go on with it.
     """
@@ -63,7 +67,7 @@ class RunRecord(Callback):
         root: Path = Path("checkpoints/runs"),
         final_dir: Path | None = None,
         overwrite: bool = False,
-        save_model: bool = True,
+        save_model: bool | Literal["adapters"] = True,
         save_optimizer_state: bool = False,
     ) -> None:
         if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
@@ -111,7 +115,18 @@ class RunRecord(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Processes that started a second apart agree on the name of rank 0."""
         self.name = trainer.strategy.broadcast(self.name)
-        method = language_model(pl_module).method
+        module = language_model(pl_module)
+        method = module.method
+        if (
+            stage == "fit"
+            and self.save_model == "adapters"
+            and not (isinstance(method, LoRA) and module.checkpoint_dir)
+        ):
+            on = "a base" if module.checkpoint_dir else "no base"
+            raise ValueError(
+                f"run.save_model = adapters with the method {method.name} and {on}: expected LoRA and "
+                "model.checkpoint_dir, or save_model = true"
+            )
         if stage == "fit" and self.save_optimizer_state and not isinstance(method, Full):
             raise ValueError(
                 f"run.save_optimizer_state = true with the method {method.name}: expected full or a pull, whose state "
@@ -159,8 +174,7 @@ class RunRecord(Callback):
         if interrupted is None and trainer.global_step in self.series:
             self._save_series(trainer, module, at_end=True)
         if interrupted is None and self.save_model:
-            overwrite = self.overwrite or self.final_dir is None
-            self._save_model(trainer, module, self.final_dir or self.folder.model, at_end=True, overwrite=overwrite)
+            self._save_final(trainer, module)
         self._finish(trainer, "interrupted" if interrupted else FINISHED, module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -300,6 +314,23 @@ class RunRecord(Callback):
         if throughput := find_callback(trainer, Throughput):
             throughput.begin_saving()
         self._save_model(trainer, module, path, at_end=at_end, overwrite=False)
+
+    def _save_final(self, trainer: Trainer, module: LitLanguageModel) -> None:
+        """Write the model, the adapters beside it, or these alone."""
+        overwrite, adapters_dir = self.overwrite or self.final_dir is None, self.folder.adapters
+        if self.save_model == "adapters":
+            adapters_dir = self.final_dir or adapters_dir
+        else:
+            self._save_model(trainer, module, self.final_dir or self.folder.model, at_end=True, overwrite=overwrite)
+        if isinstance(module.method, LoRA):
+            write_run_adapters(
+                trainer,
+                module,
+                adapters_dir,
+                self.record,
+                self.config_yaml,
+                overwrite=overwrite or adapters_dir == self.folder.adapters,
+            )
 
     def _save_model(
         self, trainer: Trainer, module: LitLanguageModel, out_dir: Path, *, at_end: bool, overwrite: bool

@@ -9,6 +9,8 @@ from lit_consistency.records.fingerprints import fingerprint_of, sha256_once
 WEIGHTS = ("lit_model.pth", "lit_model.safetensors")
 VOCABULARIES = ("tokenizer.json", "tokenizer.model")
 CONFIG = "model_config.yaml"
+ADAPTERS = "adapters.yaml"
+"""In a folder of adapters, which are merged onto a base."""
 OPTIMIZER_STATE = "optimizer_state.safetensors"
 """Of the training that made the model, where it was kept."""
 COMPUTED_BY = (CONFIG, *VOCABULARIES, "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
@@ -44,6 +46,9 @@ def check_checkpoint_dir(checkpoint_dir: Path, needs_tokenizer: bool = True, opt
     missing = [" or ".join(names) for names in needed if not any((folder / name).is_file() for name in names)]
     if missing:
         hint = "; merge LoRA weights first: `litgpt merge_lora`" if (folder / "lit_model.pth.lora").is_file() else ""
+        if (folder / ADAPTERS).is_file():
+            merge = f"python -m lit_consistency export --checkpoint_dir {folder} --to litgpt --out_dir OUT"
+            hint = f"; it holds adapters, merge them first: {merge}"
         raise FileNotFoundError(f"{option} = {folder}: missing {', '.join(missing)}{hint}")
 
 

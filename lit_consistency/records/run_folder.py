@@ -2,9 +2,9 @@
 
 ``config.yaml`` holds the complete configuration, ``run.json`` what was run, on what, and what came out,
 ``metrics.jsonl`` a line of numbers for every logged step, ``checkpoints/`` the step checkpoints, ``model/`` the final
-model, ``series/step-XXXXXXXX/`` models of earlier steps, ``model_files/`` what makes a model of the weights in a step
-checkpoint (configuration, tokenizer), ``measured/first`` and ``measured/last`` the items of the watched tasks, in the
-format of records/results.py. Loggers add files of their own.
+model, ``adapters/`` what a LoRA run has learned, ``series/step-XXXXXXXX/`` models of earlier steps, ``model_files/``
+what makes a model of the weights in a step checkpoint (configuration, tokenizer), ``measured/first`` and
+``measured/last`` the items of the watched tasks, in the format of records/results.py. Loggers add files of their own.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class RunFolder:
         self.metrics_file = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
+        self.adapters = self.path / "adapters"
         self.series = self.path / "series"
         self.model_files = self.path / "model_files"
         self.first_measured = self.path / "measured" / "first"
@@ -45,6 +46,14 @@ class RunFolder:
     def of_checkpoint(cls, checkpoint: Path) -> RunFolder | None:
         """The run to which a step checkpoint belongs; None where it lies in no folder of a run."""
         return cls(checkpoint.parent.parent) if checkpoint.parent.name == "checkpoints" else None
+
+    @classmethod
+    def of_model(cls, folder: Path) -> RunFolder | None:
+        """The run in whose folder a model stands, the final one or one of its series; None where that is no run's."""
+        folder = folder.resolve()
+        run = cls(folder.parent.parent if folder.parent.name == "series" else folder.parent)
+        stands = folder == run.model or folder.parent == run.series
+        return run if stands and run.record_file.is_file() else None
 
     def series_model(self, step: int) -> Path:
         """Where the model of a step stands, in LitGPT's format."""

@@ -61,7 +61,8 @@ def read_rows(task: Task, data: TaskData) -> list[TaskRow]:
 def fingerprint(data: TaskData) -> Any:
     """What the rows depend on, as JSON: hashes of the files, the hub's name and revision, the fields of the world."""
     if data.hub:
-        return _hub(data).fingerprint()
+        hub = _hub(data)  # of rows as they stand: how SFTData reads conversations is of no account
+        return {**hub.identity(), **hub.hold_out.fingerprint()}
     if data.world is not None:
         views = {"probes": data.probes, "documents": data.documents, "pairs": data.pairs}
         return {**data.world.fingerprint(), **views}

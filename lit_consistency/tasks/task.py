@@ -282,8 +282,10 @@ def check_pattern(key: str, pattern: str) -> None:
 
 
 def keys_of(task: Task) -> dict[str, Any]:
-    """What the questions of a task depend on beside its data, as JSON."""
-    return {
-        "kind": task.kind,
-        **{entry.name: getattr(task, entry.name) for entry in fields(task) if entry.name not in ("data", "few_shot")},
-    }
+    """What the questions of a task depend on beside its data, as JSON.
+
+    A field with ``metadata={"added": True}`` came later than results did: it counts only where it is set.
+    """
+    values = {entry: getattr(task, entry.name) for entry in fields(task) if entry.name not in ("data", "few_shot")}
+    kept = {entry.name: value for entry, value in values.items() if value or not entry.metadata.get("added")}
+    return {"kind": task.kind, **kept}

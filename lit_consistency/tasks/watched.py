@@ -189,5 +189,10 @@ def held_out_task(data: TokenData, tokenizer: Tokenizer, block_size: int) -> Pre
         )
         return PreparedTask(WatchedTask(), task, tokenizer, block_size)
     style = getattr(data, "prompt_style", "default")
-    task = CompletionTask(name="validation", data=TaskData(rows=held_out), prompt_style=style)
+    task = CompletionTask(
+        name="validation",
+        data=TaskData(rows=held_out),
+        prompt_style=style,
+        parse_special_tokens=data.parse_special_tokens,
+    )
     return PreparedTask(WatchedTask(limit=HELD_OUT_ROWS), task, tokenizer, block_size)

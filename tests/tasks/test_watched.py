@@ -133,7 +133,7 @@ def test_held_out_text_is_a_text_task(loaded: Loaded) -> None:
 
 def test_held_out_rows_are_conversations_in_the_style_of_training(loaded: Loaded) -> None:
     pairs = [(f"the day {i}", f"xyz {i}") for i in range(600)]
-    data: Any = SimpleNamespace(validation=ListRows(pairs), prompt_style="alpaca")
+    data: Any = SimpleNamespace(validation=ListRows(pairs), prompt_style="alpaca", parse_special_tokens=False)
     prepared = held_out_task(data, loaded.tokenizer, 1024)
     assert isinstance(prepared.task, CompletionTask)
     assert len(prepared.encoded.questions) == 500, "of more rows so many are drawn"

@@ -33,6 +33,9 @@ from lit_consistency.records.model_folder import VOCABULARIES
 # what LitGPT and the chat template read besides tokenizer_config.json; a change in one of them changes the tokens
 HASHED_FILES = (*VOCABULARIES, "generation_config.json", "chat_template.jinja")
 
+# what transformers hands to a chat template by these names
+SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+
 EOS = "<|endoftext|>"
 PAD = "<|pad|>"
 
@@ -119,8 +122,8 @@ class Tokenizer(litgpt.tokenizer.Tokenizer):
 
     @cached_property
     def special_texts(self) -> dict[str, str]:
-        """Texts of bos_token, eos_token, pad_token and unk_token, as far as the configuration names them."""
-        named = {key: self.config.get(key) for key in ("bos_token", "eos_token", "pad_token", "unk_token")}
+        """Texts of bos_token, eos_token and so on, as far as the configuration names them."""
+        named = {f"{key}_token": self.config.get(f"{key}_token") for key in SPECIAL}
         texts = {key: value["content"] if isinstance(value, dict) else value for key, value in named.items()}
         return {key: value for key, value in texts.items() if value is not None}
 
@@ -131,6 +134,14 @@ class Tokenizer(litgpt.tokenizer.Tokenizer):
             added = self.processor.get_added_tokens_decoder()
             return frozenset(token for token, entry in added.items() if entry.special)
         return frozenset(token for token in (self.bos_id, self.eos_id) if token is not None)
+
+    @cached_property
+    def special_vocabulary(self) -> dict[str, int]:
+        """Texts that the tokenizer turns into special tokens wherever they stand, and these; none: tokenizer.model."""
+        if self.backend != "huggingface":
+            return {}
+        added, named = self.processor.get_added_tokens_decoder(), self.special_texts.values()
+        return {entry.content: token for token, entry in added.items() if entry.special or entry.content in named}
 
     @cached_property
     def end_ids(self) -> frozenset[int]:
@@ -184,11 +195,15 @@ class Tokenizer(litgpt.tokenizer.Tokenizer):
             ids = [encoding.ids for encoding in encodings]
         else:
             ids = self.processor.encode(list(texts))
+        return [self.opened(tokens, bos) for tokens in ids]
+
+    def opened(self, ids: list[int], bos: bool | None = None) -> list[int]:
+        """Token ids with BOS before them where it is asked for and they do not begin with it."""
         if not (self.use_bos if bos is None else bos):
             return ids
         if self.bos_id is None:
             raise ValueError(f"tokenizer_dir = {self.folder}: bos = true: expected a bos_token in the configuration")
-        return [tokens if tokens[:1] == [self.bos_id] else [self.bos_id, *tokens] for tokens in ids]
+        return ids if ids[:1] == [self.bos_id] else [self.bos_id, *ids]
 
     def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of whole documents: BOS where the tokenizer adds it, the text, EOS."""
