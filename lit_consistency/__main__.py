@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 USAGE = """\
 usage: lit-consistency COMMAND [options]        (or python -m lit_consistency COMMAND [options])
@@ -29,6 +30,14 @@ commands:
 """
 
 
+TRAINING = ("fit", "validate", "test", "predict")
+"""Commands of one parser, which is told which of them it is."""
+# `import` is no name of a module
+FILES = {**dict.fromkeys(TRAINING, "fit"), "import": "import_hf"}
+FILES |= {command: command for command in ("data", "evaluate", "analyze", "sequence", "study", "export")}
+"""Command -> the file of ``cli`` that carries it out, imported only then."""
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run one command; exit status 2 for a mistake in the call."""
     args = list(sys.argv[1:] if args is None else args)
@@ -39,45 +48,11 @@ def main(args: Sequence[str] | None = None) -> None:
         from lit_consistency import __version__
 
         print(__version__)
-    elif command in ("fit", "validate", "test", "predict"):
-        from lit_consistency.cli.fit import main as train
-
-        train(args)
-    elif command == "data":
-        from lit_consistency.cli.data import main as data
-
-        data(args[1:])
-    elif command == "evaluate":
-        from lit_consistency.cli.evaluate import main as evaluate
-
-        evaluate(args[1:])
-    elif command == "analyze":
-        from lit_consistency.cli.analyze import main as analyze
-
-        analyze(args[1:])
-    elif command == "sequence":
-        from lit_consistency.cli.sequence import main as sequence
-
-        sequence(args[1:])
-    elif command == "study":
-        from lit_consistency.cli.study import main as study
-
-        study(args[1:])
-    elif command == "import":
-        from lit_consistency.cli.import_hf import main as import_hf
-
-        import_hf(args[1:])
-    elif command == "export":
-        from lit_consistency.cli.export import main as export
-
-        export(args[1:])
+    elif command in FILES:
+        run = import_module(f"lit_consistency.cli.{FILES[command]}").main
+        run(args if command in TRAINING else args[1:])
     else:
-<<<<<<< HEAD
-        allowed = "fit, validate, test, predict, evaluate, analyze, sequence, study, import, export"
-=======
-        allowed = "fit, validate, test, predict, data, evaluate, analyze, sequence, study, export"
->>>>>>> main
-        print(f"error: command {command!r}: expected one of {allowed}; see --help", file=sys.stderr)
+        print(f"error: command {command!r}: expected one of {', '.join(FILES)}; see --help", file=sys.stderr)
         sys.exit(2)
 
 

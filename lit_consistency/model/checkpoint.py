@@ -26,12 +26,8 @@ from torch import Tensor
 
 from lit_consistency.model.to_hf import embedding_is_head, hf_config
 from lit_consistency.model.tokenizer_files import copy_tokenizer
-<<<<<<< HEAD
-from lit_consistency.model.tying import EMBEDDING, HEAD, same
-from lit_consistency.records.atomic import new_folder
-=======
+from lit_consistency.model.tying import EMBEDDING, HEAD
 from lit_consistency.records.atomic import new_folder, write_json
->>>>>>> main
 from lit_consistency.records.model_folder import WEIGHTS, weights_path
 from lit_consistency.records.provenance import Provenance
 
@@ -140,7 +136,7 @@ def _write_hf_config(folder: Path, config: Config, tied: bool) -> None:
 def write_weights(folder: Path, state_dict: dict[str, Tensor]) -> None:
     """Write ``lit_model.pth``: the same tensors give the same bytes, and embedding and head that are equal are one."""
     weights = {name: compact(tensor) for name, tensor in state_dict.items()}
-    if {EMBEDDING, HEAD} <= weights.keys() and same(weights[EMBEDDING], weights[HEAD]):
+    if embedding_is_head(weights):
         weights[HEAD] = weights[EMBEDDING]  # gathered from shards, or interpolated, each under its own name
     torch.save(weights, folder / WEIGHTS[0])
 

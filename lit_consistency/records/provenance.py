@@ -68,11 +68,9 @@ class Provenance:
         carried_optimizer_state: sha256 of the state of the base's optimizer with which this stage began; None: it began
             with an empty one.
         source: of a model that was imported, where it came from: ``kind`` (hub or folder), ``name``, ``revision``,
-            ``licence`` (as its model card names it) and ``sha256`` of its files. None for a model that was trained.
+            ``licence`` with the keys of a model card on the hub, as ``license``, and ``sha256`` of its files.
         planned_steps: of a model taken before its run ended, the steps that the run was to have: its learning rate has
             not come down yet. None for a model of the end.
-        source: of a model that was imported, where it came from: ``kind`` (``hub`` or ``folder``), ``name``,
-            ``revision``, and ``licence`` with the keys of a model card on the hub, as ``license``.
         merging: of a method that merges adapters into the base's weights, the dtype in which it was ``computed`` and
             the one of the base that the result was rounded to and is ``stored_as``.
     """
@@ -98,10 +96,7 @@ class Provenance:
     carried_optimizer_state: str | None = None
     planned_steps: int | None = None
     source: dict[str, Any] | None = None
-<<<<<<< HEAD
-=======
     merging: dict[str, str] | None = None
->>>>>>> main
 
     @property
     def stages(self) -> list[dict[str, Any]]:

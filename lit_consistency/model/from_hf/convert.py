@@ -103,7 +103,7 @@ def import_model(
         tokenizer = source if any((source / file).is_file() for file in VOCABULARIES) else None
         if tokenizer is None:
             warnings.warn(f"{source}: no {' or '.join(VOCABULARIES)}: the model has no tokenizer yet", stacklevel=2)
-        write_model_files(folder, config, tokenizer)
+        write_model_files(folder, config, tokenizer, tied=is_tied(config))
         for file in _licence_files(source):
             shutil.copyfile(file, folder / file.name)
         _provenance(source, weights, config, organization, revision, command).write(folder)
