@@ -16,14 +16,15 @@ from torch import Tensor
 
 from lit_consistency.__main__ import main
 from lit_consistency.inference.load import load_model
-from lit_consistency.model import GPT, load_weights, model_config
+from lit_consistency.model import GPT, export_hf, load_weights, model_config
 from lit_consistency.model.from_hf import Imported, import_model
 from lit_consistency.model.from_hf.config import litgpt_config
 from lit_consistency.model.from_hf.families import FAMILIES
 from lit_consistency.model.tying import EMBEDDING, HEAD, is_tied
 from lit_consistency.records.fingerprints import sha256
 from lit_consistency.records.provenance import read_provenance
-from tests.model.tiny_models import tiny_tokenizer
+from tests.model.tiny_models import tiny_checkpoint, tiny_tokenizer
+from tests.runs import equal
 
 SIZES: dict[str, Any] = {
     "vocab_size": 96,
@@ -215,6 +216,19 @@ def test_the_part_of_gemma_3_that_sees_pictures_is_left_out_with_a_word(tmp_path
     with pytest.warns(UserWarning, match="sees pictures is left out, 1 weights"):
         _, ours = imported(tmp_path / "hf", tmp_path / "lit")
     torch.testing.assert_close(logits(ours), logits(theirs), rtol=0, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*no tokenizer yet")
+@pytest.mark.parametrize("name", ["pythia-14m", "Llama-3.2-1B", "Qwen3-0.6B", "Gemma-2-2b", "phi-1_5", "falcon-7b"])
+def test_what_was_exported_comes_back_bit_for_bit(name: str, tmp_path: Path) -> None:
+    before = tiny_checkpoint(tmp_path / "lit", name, tie_embeddings=name.startswith("Gemma"))
+    export_hf(tmp_path / "lit", tmp_path / "hf")
+    result = import_model(tmp_path / "hf", tmp_path / "back", name=name)
+    assert equal(load_weights(tmp_path / "back"), dict(before.state_dict()))
+    assert is_tied(result.config) == is_tied(before.config)
+    provenance = read_provenance(tmp_path / "back")
+    assert provenance is not None
+    assert provenance.pretraining_optimizer == "AdamW"  # its history goes on
 
 
 # -------------------- refused
