@@ -33,6 +33,7 @@ from lit_consistency.callbacks import (
 )
 from lit_consistency.checkpointing.io import AtomicCheckpointIO
 from lit_consistency.cli.branch import begin_branch, saved_branch
+from lit_consistency.cli.class_paths import REFUSED
 from lit_consistency.cli.fit_parser import Parser
 from lit_consistency.cli.resume import check_changes, find_checkpoint, has_finished
 from lit_consistency.cli.trainer_options import check_trainer, sharded_options
@@ -182,7 +183,11 @@ def main(args: Sequence[str]) -> None:
     except (ValueError, OSError, MisconfigurationException) as error:
         if os.environ.get("LIT_CONSISTENCY_TRACEBACK") or (cli and _begun(cli)):
             raise
-        print(f"error: {error}\n(LIT_CONSISTENCY_TRACEBACK=1 shows where)", file=sys.stderr)
+        text = str(error)
+        text = (
+            text.partition(REFUSED)[2].partition("\n")[0] or text
+        )  # of what jsonargparse builds, as of what it parses
+        print(f"error: {text}\n(LIT_CONSISTENCY_TRACEBACK=1 shows where)", file=sys.stderr)
         sys.exit(2)
     except (KeyboardInterrupt, SystemExit) as stop:
         # Lightning turns an interrupt into status 1

@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 
 from jsonargparse import DefaultHelpFormatter, Namespace
 
-from lit_consistency.cli.overlays import REFUSED, OverlayParser
+from lit_consistency.cli.class_paths import REFUSED
+from lit_consistency.cli.overlays import OverlayParser
 
 
 class ShortErrors(OverlayParser):

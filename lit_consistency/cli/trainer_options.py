@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging, WeightAveraging
@@ -119,7 +118,10 @@ def _resolved(strategy: Any) -> Any:
     if moved := next((refuse_moved(old) for old in MOVED if old in strategy), None):
         raise ValueError(f"trainer.strategy: {moved}")
     module, _, name = strategy.rpartition(".")
-    kind = getattr(import_module(module), name, None) if find_spec(module.partition(".")[0]) else None
+    try:
+        kind = getattr(import_module(module), name, None)
+    except ImportError:
+        kind = None
     if not (isinstance(kind, type) and issubclass(kind, Strategy)):
         raise ValueError(f"trainer.strategy = {strategy}: expected a name, as auto, ddp or fsdp2, or a Strategy's path")
     return kind()
