@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
@@ -30,6 +31,18 @@ def check_trainer(trainer: Mapping[str, Any]) -> None:
     _at_least("max_epochs", trainer.get("max_epochs"), 1, unless=(-1, None))
     _at_least("log_every_n_steps", trainer.get("log_every_n_steps"), 1, unless=(None,))
     _at_least("gradient_clip_val", trainer.get("gradient_clip_val"), 0, unless=(None,))
+    for unit in ("steps", "epochs"):
+        least, most = trainer.get(f"min_{unit}"), trainer.get(f"max_{unit}")
+        _at_least(f"min_{unit}", least, 0, unless=(None,))
+        if least and most not in (-1, None) and least > most:
+            raise ValueError(f"trainer.min_{unit} = {least}: expected at most trainer.max_{unit} = {most}")
+    if re.fullmatch(r"-?\d+", str(trainer.get("devices"))):
+        _at_least("devices", int(str(trainer["devices"])), 1, unless=(-1,))
+    if trainer.get("logger") is False:
+        raise ValueError(
+            "trainer.logger = false: expected loggers to add, or it unset; metrics.jsonl and TensorBoard stay, since "
+            "resuming, reports and claims read them"
+        )
     check_strategy(trainer.get("strategy"))
     check_callbacks(trainer.get("callbacks"))
     if trainer.get("max_steps") in (-1, None) and trainer.get("max_epochs") in (-1, None):

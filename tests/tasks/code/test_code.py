@@ -303,9 +303,9 @@ def test_who_kills_reaches_only_its_own(behind_walls: None) -> None:
 
 
 def test_memory_of_all_processes_together_is_limited(behind_walls: None) -> None:
-    """Six with 80 MB each: none of them reaches the limit of 256 MB by itself."""
+    """Four with 80 MB each: none of them reaches the limit of 256 MB by itself."""
     found = run(
-        "import os, time\nfor _ in range(6):\n    if os.fork() == 0:\n        block = bytearray(b'x') * (80 << 20)\n"
+        "import os, time\nfor _ in range(4):\n    if os.fork() == 0:\n        block = bytearray(b'x') * (80 << 20)\n"
         "        time.sleep(30)\ntime.sleep(30)",
         needed=NEEDED,
         wall_seconds=20,
