@@ -44,8 +44,8 @@ def check_class_path(value: Any, hint: Any, builds_all: bool) -> None:
         ValueError: it names something else. What cannot be imported is left to jsonargparse, whose error says why.
     """
     if hint is Any:
-        for path in _nested_paths(value):
-            _check_untyped(path, builds_all)
+        for nested in _nested_paths(value):
+            _check_untyped(nested, builds_all)
         return
     is_factory = (get_origin(hint) or hint) in callable_origin_types or is_instance_factory_protocol(hint)
     kind = get_callable_return_type(hint) if is_factory else hint

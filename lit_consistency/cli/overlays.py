@@ -87,7 +87,7 @@ def _adapt_by_name(value: Any, hint: Any, *args: Any, **options: Any) -> Any:
     origin, optional = get_origin(hint), _optional_class(hint)
     if optional is not None and value not in (None, "null"):
         return _adapt_by_name(value, optional, *args, **options)  # its error alone, without that of the other choice
-    check_class_path(value, hint, _common.parent_parser.get().builds_all)
+    check_class_path(value, hint, getattr(_common.parent_parser.get(), "builds_all", False))
     if options.get("instantiate_classes"):
         return _adapt(value, hint, *args, **options)
     if moved := refuse_moved(value):

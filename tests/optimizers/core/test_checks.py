@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from lit_consistency.optimizers.core import checks
 
@@ -14,6 +15,7 @@ from lit_consistency.optimizers.core import checks
         (lambda v: checks.check_at_least("lr", v, 0), float("inf"), "lr = inf: expected a finite lr >= 0"),
         (lambda v: checks.check_at_least("lr", v, 0), float("nan"), "lr = nan: expected a finite lr >= 0"),
         (lambda v: checks.check_at_least("lr", v, 0), "x", "lr = 'x': expected a finite lr >= 0"),
+        (lambda v: checks.check_at_least("lr", v, 0), torch.tensor(0.1), "lr >= 0 as a number, not a Tensor"),
         (lambda v: checks.check_at_least("lr", v, 0), None, "lr = None: expected a finite lr >= 0"),
         (lambda v: checks.check_count("ns_steps", v, 1), 0, "ns_steps = 0: expected an integer ns_steps >= 1"),
         (lambda v: checks.check_count("ns_steps", v, 1), 2.5, r"ns_steps = 2\.5: expected an integer ns_steps >= 1"),
