@@ -22,7 +22,7 @@ from lit_consistency.optimizers.core import checks
         (
             lambda v: checks.check_at_least("lr", v, 0),
             torch.tensor(0.5),
-            "lr = tensor(0.5000): expected a finite lr >= 0 as a number, not a Tensor",
+            r"lr = tensor\(0.5000\): expected a finite lr >= 0 as a number, not a Tensor",
         ),
         (
             lambda v: checks.check_at_least("lr", v, 0),
