@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from lit_consistency.cli.output import outlive_readers
+
 USAGE = """\
 usage: lit-consistency COMMAND [options]        (or python -m lit_consistency COMMAND [options])
 
@@ -40,6 +42,7 @@ FILES |= {command: command for command in ("data", "evaluate", "analyze", "seque
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run one command; exit status 2 for a mistake in the call."""
+    outlive_readers()
     args = list(sys.argv[1:] if args is None else args)
     command = args[0] if args else "--help"
     if command in ("-h", "--help"):

@@ -305,6 +305,8 @@ class RunRecord(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(chosen, {f"final/{name}": float("nan") for name in sorted(names)})
+            else:  # what the user has added
+                logger.log_hyperparams(chosen)
 
     def _save_series(self, trainer: Trainer, module: LitLanguageModel, at_end: bool) -> None:
         """Write the model of this step into the series, unless an earlier part of this run has."""

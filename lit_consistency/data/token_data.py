@@ -68,6 +68,8 @@ class TokenData(LightningDataModule, ABC):
         super().__init__()
         _at_least(1, global_batch_size=global_batch_size, micro_batch_size=micro_batch_size, block_size=block_size)
         _at_least(0, num_workers=num_workers, seed=seed or 0)
+        if num_workers > (most := max(64, 4 * (os.cpu_count() or 1))):
+            raise ValueError(f"num_workers = {num_workers}: expected at most {most}, four for each processor here")
         if global_batch_size % micro_batch_size:
             raise ValueError(
                 f"global_batch_size = {global_batch_size}: expected a multiple of micro_batch_size = {micro_batch_size}"

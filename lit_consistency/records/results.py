@@ -66,6 +66,7 @@ class Result:
         n_truncated: prompt tokens that were cut.
         fingerprint: of all that the numbers depend on.
         model: fingerprint of the model alone, so that results of two models in one folder are told apart.
+        confined: of programs that the model wrote, what stood around them when they ran.
     """
 
     task: str
@@ -80,6 +81,7 @@ class Result:
     n_truncated: int
     fingerprint: str
     model: str = ""
+    confined: str | None = None
 
     @property
     def key(self) -> str:
@@ -157,8 +159,10 @@ def read_result(file: Path) -> Result:
     """One result; what was no number is NaN again."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        known = {entry.name: content[entry.name] for entry in fields(Result) if entry.name != "model"}
-        known["model"] = content.get("model", "")  # added later
+        later = {"model": "", "confined": None}
+        known = {
+            e.name: content.get(e.name, later[e.name]) if e.name in later else content[e.name] for e in fields(Result)
+        }
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{file}: no result of this version ({error!r})") from None
     for numbers in known["metrics"].values():

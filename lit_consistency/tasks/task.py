@@ -64,6 +64,7 @@ class Engine:
         batch_tokens: budget of padded tokens in one forward, or of cached tokens where the model writes.
         device: where the model is.
         allow_code_execution: the user's word that generated programs may run on this machine.
+        allow_unconfined_code: also where no walls can be built around them.
         advance: called with the number of questions that are done.
     """
 
@@ -72,6 +73,7 @@ class Engine:
     batch_tokens: int
     device: torch.device
     allow_code_execution: bool = False
+    allow_unconfined_code: bool = False
     advance: Advance = lambda n: None
 
 

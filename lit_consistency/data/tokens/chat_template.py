@@ -24,7 +24,8 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from lit_consistency.data.tokens.bounded_template import BoundedEnvironment
 
 Turns = Sequence[dict[str, Any]]
 Tools = list[dict[str, Any]] | None
@@ -72,7 +73,7 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, special_texts: dict[str, str], turn_ends: list[str]) -> None:
-        environment = ImmutableSandboxedEnvironment(
+        environment = BoundedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
         )
         environment.globals["raise_exception"] = _refuse
