@@ -284,11 +284,11 @@ def _memory_group(limits: Limits) -> Iterator[Path | None]:
     """A cgroup of version 2 beside that of this process; None where there is none with limits, or none may be made."""
     group = None
     try:
-        own = next(line[4:] for line in CGROUP.read_text().splitlines() if line.startswith("0::/"))
+        own = next(line[4:] for line in CGROUP.read_text(encoding="ascii").splitlines() if line.startswith("0::/"))
         group = (CGROUPS / own).parent / f"lit_consistency-{secrets.token_hex(8)}"
         group.mkdir()
-        (group / "memory.max").write_text(str(limits.memory_bytes))
-        (group / "memory.swap.max").write_text("0")
+        (group / "memory.max").write_text(str(limits.memory_bytes), encoding="ascii")
+        (group / "memory.swap.max").write_text("0", encoding="ascii")
     except (OSError, StopIteration):
         if group is not None and group.is_dir():
             group.rmdir()
