@@ -238,7 +238,9 @@ def _communicate(
     try:
         # before it reads the request, and starts another
         with contextlib.suppress(OSError):  # a group may be made where no process may be moved to
-            grouped = group is not None and bool((group / "cgroup.procs").write_text(str(process.pid)))
+            grouped = group is not None and bool(
+                (group / "cgroup.procs").write_text(str(process.pid), encoding="ascii")
+            )
         with contextlib.suppress(BrokenPipeError):
             os.write(token_out[1], token.encode())
         os.close(token_out[1])
