@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from lit_consistency.records.processes import die_with_parent
+
 USAGE = """\
 usage: lit-consistency COMMAND [options]        (or python -m lit_consistency COMMAND [options])
 
@@ -30,6 +32,7 @@ commands:
 def main(args: Sequence[str] | None = None) -> None:
     """Run one command; exit status 2 for a mistake in the call."""
     args = list(sys.argv[1:] if args is None else args)
+    die_with_parent()
     command = args[0] if args else "--help"
     if command in ("-h", "--help"):
         print(USAGE, end="")

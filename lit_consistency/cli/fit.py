@@ -19,7 +19,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from lit_consistency.callbacks import (
     ExactResume,
@@ -31,6 +31,7 @@ from lit_consistency.callbacks import (
     StepCheckpoint,
     Throughput,
 )
+from lit_consistency.callbacks.exact_resume import FinishingFitLoop
 from lit_consistency.checkpointing.io import AtomicCheckpointIO
 from lit_consistency.cli.branch import begin_branch, saved_branch
 from lit_consistency.cli.fit_parser import Parser
@@ -41,6 +42,8 @@ from lit_consistency.data.worlds import World
 from lit_consistency.loggers.metrics_file import MetricsFile
 from lit_consistency.loggers.tensorboard import TensorBoardRunLogger
 from lit_consistency.module import LitLanguageModel
+from lit_consistency.records.lease import only_writer
+from lit_consistency.records.processes import bind_children
 from lit_consistency.optimizers.schedules import Branched
 
 TRAINER_DEFAULTS = {
@@ -135,7 +138,9 @@ class ConsistencyCLI(LightningCLI):
         if trainer.get("enable_progress_bar") is not False and not trainer.get("barebones"):
             given = any(isinstance(callback, ProgressBar) for callback in kwargs["callbacks"])
             kwargs["callbacks"] += [] if given else [RunProgress()]
-        return super().instantiate_trainer(**kwargs)
+        made = super().instantiate_trainer(**kwargs)
+        FinishingFitLoop.replace(made)
+        return made
 
     def instantiate_classes(self) -> None:
         """The schedule of a branch begins where the branch does."""
@@ -152,7 +157,11 @@ class ConsistencyCLI(LightningCLI):
         if self.subcommand == "fit" and self.asked_for == "auto" and has_finished(record.folder, section["trainer"]):
             rank_zero_info(f"{record.directory}: the run has finished, there is nothing left to train")
             return
-        super()._run_subcommand(str(self.subcommand))
+        if self.subcommand != "fit" or rank_zero_only.rank != 0:
+            super()._run_subcommand(str(self.subcommand))
+            return
+        with only_writer(record.directory, rank_zero_info):
+            super()._run_subcommand(str(self.subcommand))
 
     def before_fit(self) -> None:
         """A new run never writes into the folder of another; `auto` may begin one again that died early."""
@@ -175,6 +184,7 @@ def _as_list(value: Any) -> list[Any]:
 def main(args: Sequence[str]) -> None:
     """Parse, check, run; exit status 2 for the user's mistakes, 128 plus the signal's number after a signal."""
     cli: ConsistencyCLI | None = None
+    bind_children(signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)  # ranks that Lightning starts
     try:
         _quiet()
         cli = build(None if list(args) == sys.argv[1:] else list(args))
