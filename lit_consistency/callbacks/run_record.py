@@ -311,6 +311,7 @@ class RunRecord(Callback):
             "status": status,
             "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "steps": trainer.global_step,
+            "empty_steps": trainer.datamodule.empty_steps,  # type: ignore[attr-defined]
             "base_metrics": forgetting.base if forgetting else {},
             "final_metrics": forgetting.latest if forgetting else {},
             "losses": losses_now(trainer),

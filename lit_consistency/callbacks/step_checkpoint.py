@@ -1,9 +1,9 @@
 """Checkpoints of a run: every k optimizer steps, on a signal and of the end, the newest few kept; and its series.
 
 That of the end is written as soon as the last step is done, before the last validation, the last measurement and the
-final model: whatever fails then, ``--ckpt_path auto`` makes the end from it. A checkpoint continues the run and goes when newer ones come. The series is models that stay, spaced over the run, for
-those who study how finetuning depends on the length of pretraining; RunRecord, which knows where a model comes from,
-writes them.
+final model: whatever fails then, ``--ckpt_path auto`` makes the end from it. A checkpoint continues the run and goes
+when newer ones come. The series is models that stay, spaced over the run, for those who study how finetuning depends on
+the length of pretraining; RunRecord, which knows where a model comes from, writes them.
 """
 
 from __future__ import annotations

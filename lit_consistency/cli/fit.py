@@ -42,9 +42,9 @@ from lit_consistency.data.worlds import World
 from lit_consistency.loggers.metrics_file import MetricsFile
 from lit_consistency.loggers.tensorboard import TensorBoardRunLogger
 from lit_consistency.module import LitLanguageModel
+from lit_consistency.optimizers.schedules import Branched
 from lit_consistency.records.lease import only_writer
 from lit_consistency.records.processes import bind_children
-from lit_consistency.optimizers.schedules import Branched
 
 TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # the order of samples is ours

@@ -20,7 +20,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from lit_consistency.distributed.dtensors import shard_like
 from lit_consistency.distributed.fsdp import shard
 from lit_consistency.methods import Method
-from lit_consistency.model import DocumentMask, check_documents, init_weights, load_weights
+from lit_consistency.model import DocumentMask, check_documents, check_finite, init_weights, load_weights
 
 
 def build_model(
@@ -39,6 +39,8 @@ def build_model(
         ValueError: the weights do not fit the architecture.
     """
     weights = load_weights(checkpoint_dir) if checkpoint_dir is not None else None
+    if weights is not None and os.environ.get("LOCAL_RANK", "0") == "0":
+        check_finite(weights, checkpoint_dir)
     with isolate_rng():
         if weights is not None and mesh is not None:
             model = _read_into_shards(method, config, weights, mesh, precision)

@@ -19,7 +19,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import platform
 import sys
 import tempfile
 import threading

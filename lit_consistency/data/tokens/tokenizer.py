@@ -70,7 +70,11 @@ class Tokenizer(litgpt.tokenizer.Tokenizer):
             raise ValueError(
                 f"{self.folder / 'tokenizer_config.json'}: no key 'tokenizer_class'; expected the class's name"
             )
-        super().__init__(self.folder)
+        try:
+            super().__init__(self.folder)
+        except (Exception, RuntimeError) as error:  # `tokenizers` raises Exception itself
+            file = next(self.folder / name for name in VOCABULARIES if (self.folder / name).is_file())
+            raise ValueError(f"{file}: cannot be read, expected a whole tokenizer ({error})") from error
         if self.bos_id is None and (bos := bos_text(self.folder)) is not None:
             self.bos_id = self.token_to_id(bos)
         ends: Any = self.eos_id

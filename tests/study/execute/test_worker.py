@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from lit_consistency.study.execute.engine import execute
 from lit_consistency.records.lease import Lease
+from lit_consistency.study.execute.engine import execute
 from lit_consistency.study.execute.local import LocalProcesses, ProcessFailed
 from lit_consistency.study.execute.options import ExecutionOptions
 from lit_consistency.study.execute.retries import INTERRUPTIONS
