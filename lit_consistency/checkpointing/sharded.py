@@ -212,8 +212,12 @@ def _publish(temporary: Path, path: Path, manifest: dict[str, Any]) -> None:
     write_text(manifest_of(path), json.dumps(manifest))
 
 
-class _IndexUnpickler(pickle._Unpickler):  # type: ignore[name-defined]  # the one in C has no instruction to override
-    dispatch = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
+# the one in C has no instruction to override; what is known of types of this one is known of that one
+_Unpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
+
+
+class _IndexUnpickler(_Unpickler):
+    dispatch = dict(_Unpickler.dispatch)
 
     def load_build(self) -> None:
         """Set the state of a value; of a class it would change what the class does, here and everywhere."""

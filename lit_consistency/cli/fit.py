@@ -19,7 +19,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lit_consistency.callbacks import (
     ExactResume,
@@ -157,7 +157,7 @@ class ConsistencyCLI(LightningCLI):
         if self.subcommand == "fit" and self.asked_for == "auto" and has_finished(record.folder, section["trainer"]):
             rank_zero_info(f"{record.directory}: the run has finished, there is nothing left to train")
             return
-        if self.subcommand != "fit" or rank_zero_only.rank != 0:
+        if self.subcommand != "fit" or self.trainer.global_rank != 0:
             super()._run_subcommand(str(self.subcommand))
             return
         with only_writer(record.directory, rank_zero_info):

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from lit_consistency.checkpointing.io import config_of, named_checkpoint, newest_valid
 from lit_consistency.checkpointing.manifest import verify
 from lit_consistency.records.differences import differences, flatten
+from lit_consistency.records.lease import wait_for_writer
 from lit_consistency.records.run_folder import RunFolder
 
 # what may differ without changing what is computed: where the run is written, shown and executed
@@ -67,7 +68,10 @@ def find_checkpoint(section: Mapping[str, Any]) -> Path | None:
     if section["ckpt_path"] == "auto":
         if not run["name"]:
             raise ValueError("ckpt_path = 'auto': expected run.name too, the run to continue")
-        return _newest(RunFolder(Path(run["root"]) / run["name"]))
+        folder = RunFolder(Path(run["root"]) / run["name"])
+        if getattr(rank_zero_only, "rank", 0) == 0:  # the other ranks read what the first is about to lock
+            wait_for_writer(folder.path, rank_zero_info)
+        return _newest(folder)
     path = named_checkpoint(Path(section["ckpt_path"]))
     verify(path)
     if not run["name"] and (folder := RunFolder.of_checkpoint(path)) is not None:

@@ -39,7 +39,7 @@ def build_model(
         ValueError: the weights do not fit the architecture.
     """
     weights = load_weights(checkpoint_dir) if checkpoint_dir is not None else None
-    if weights is not None and os.environ.get("LOCAL_RANK", "0") == "0":
+    if weights is not None and checkpoint_dir is not None and os.environ.get("LOCAL_RANK", "0") == "0":
         check_finite(weights, checkpoint_dir)
     with isolate_rng():
         if weights is not None and mesh is not None:

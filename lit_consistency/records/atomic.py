@@ -213,13 +213,13 @@ def _replace(temporary: Path, path: Path, aside: Path) -> None:
 
 def _exchange(a: Path, b: Path) -> bool:
     """Let two entries of a file system change their names in one step; False where that is not possible."""
-    libc = ctypes.CDLL(None) if sys.platform in ("linux", "darwin") else None
+    libc: Any = ctypes.CDLL(None) if sys.platform in ("linux", "darwin") else None
     names = os.fsencode(a), os.fsencode(b)
     if hasattr(libc, "renameat2"):
         # AT_FDCWD is -100 (linux/fcntl.h), RENAME_EXCHANGE is 2 (linux/fs.h)
-        return libc.renameat2(-100, names[0], -100, names[1], 2) == 0  # type: ignore[union-attr]
+        return libc.renameat2(-100, names[0], -100, names[1], 2) == 0
     if hasattr(libc, "renamex_np"):
-        return libc.renamex_np(*names, 2) == 0  # type: ignore[union-attr]  # RENAME_SWAP is 2 (macOS, sys/stdio.h)
+        return libc.renamex_np(*names, 2) == 0  # RENAME_SWAP is 2 (macOS, sys/stdio.h)
     return False
 
 
@@ -232,8 +232,10 @@ def named_failure(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is not None or error.errno is None:
+        of_disk = error.errno in (errno.ENOSPC, errno.EROFS, errno.EIO, getattr(errno, "EDQUOT", None))
+        if error.errno is None or not (of_disk or error.filename is None):
             raise
+        # of the disk: what cannot be written is ``path``, not the hidden file that happened to be the last straw
         raise OSError(error.errno, error.strerror, str(path)) from error
     except Exception as error:
         # of the writers of torch.save and of safetensors, neither of which raises an OSError

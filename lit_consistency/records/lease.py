@@ -184,6 +184,12 @@ def only_writer(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
             folder.rmdir()  # of a run that was refused before it wrote anything; any other is not empty
 
 
+def wait_for_writer(folder: Path, say: Callable[[str], None]) -> None:
+    """Wait for a run that is about to end, so that what it leaves is read whole; arguments as for ``only_writer``."""
+    if is_live(folder, WRITER):
+        _take_soon(folder, say).release()
+
+
 def _take_soon(folder: Path, say: Callable[[str], None]) -> Lease:
     """Take the lease, waiting for one that is about to end."""
     begun, seen = time.monotonic(), None

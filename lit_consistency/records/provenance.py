@@ -1,7 +1,7 @@
 """Where a model comes from: one YAML file beside its weights.
 
-It answers which optimizer pretrained the model a user is about to finetune, and which runs led to it, and it vouches for
-the bytes of the weights. Plain types only, so that any tool reads it; a key written by a newer version is skipped
+It answers which optimizer pretrained the model a user is about to finetune, and which runs led to it, and it vouches
+for the bytes of the weights. Plain types only, so that any tool reads it; a key written by a newer version is skipped
 rather than refused.
 """
 

@@ -2,7 +2,7 @@
 
 ``results/KEY.json`` is written last and whole, so it says that ``items/KEY.jsonl`` beside it is complete; its
 fingerprint holds all that the numbers depend on, and an evaluation that finds the same one does not measure again. It
-names the hash and the number of its items, so that those which were edited or cut are told from those that were written.
+names the hash and the number of its items, which tell items that were edited or cut from those that were written.
 """
 
 from __future__ import annotations
@@ -189,8 +189,8 @@ def check_items(folder: Path, result: Result) -> None:
     except ValueError as error:
         n_items = str(error)
     raise ValueError(
-        f"{file}: not what was written with results/{result.key}.json, {result.n_items} items ({n_items} now); expected "
-        "items as evaluate has written them: measure again"
+        f"{file}: not what was written with results/{result.key}.json, {result.n_items} items ({n_items} now); "
+        "expected items as evaluate has written them: measure again"
     )
 
 

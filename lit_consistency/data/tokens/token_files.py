@@ -1,9 +1,9 @@
 """Tokens on disk: written once as a stream, then mapped into memory by every process.
 
 A folder holds `tokens.bin` (uint16 or uint32), for SFT `supervised.bin` (one byte per token), `offsets.npy` (n + 1
-document boundaries, int64) and `meta.json`, written last, with the SHA-256 of the others. It gives up compression and random writing: a token costs
-two bytes (four from a vocabulary of 65,536 on), one more for SFT, and the page cache serves all ranks and workers of
-a machine.
+document boundaries, int64) and `meta.json`, written last, with the SHA-256 of the others. It gives up compression and
+random writing: a token costs two bytes (four from a vocabulary of 65,536 on), one more for SFT, and the page cache
+serves all ranks and workers of a machine.
 """
 
 from __future__ import annotations
