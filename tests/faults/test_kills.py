@@ -22,6 +22,7 @@ from lit_consistency.model import load_weights
 from lit_consistency.model.checkpoint import save_model
 from lit_consistency.model.export import export_hf
 from lit_consistency.records.atomic import remove_leftovers
+from lit_consistency.records.run_folder import RunFolder
 from tests.faults.injections import KILLS, Strikes, alive, check_run, children, fork, kill, numbers, wait
 from tests.model.tiny_models import tiny_checkpoint, tiny_config, tiny_model, tiny_provenance, tiny_tokenizer
 from tests.runs import ROOT, SCRATCH, VALIDATION, arguments, equal, weights
