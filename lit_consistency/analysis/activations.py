@@ -44,6 +44,7 @@ from typing import ClassVar, NamedTuple
 
 from lit_consistency.analysis.core.analysis import Advance, Analysis
 from lit_consistency.analysis.core.drift import drift_rows
+from lit_consistency.analysis.core.figures import each_text
 from lit_consistency.analysis.core.input_rows import covariance_rows, input_rows
 from lit_consistency.analysis.core.inputs import linear_modules
 from lit_consistency.analysis.core.model_files import check_same_shapes
@@ -171,33 +172,41 @@ class Activations(Analysis):
         return found
 
     def figures(self, rows: Sequence[Row]) -> list[Figure]:
-        """Every statistic over the layers, spectra, drift; of the inputs those on the first text."""
-        first = [row for row in rows if row["text"] == rows[0]["text"]]
-        drawn = []
-        for what, numbers in (("input", INPUT), ("covariance", COVARIANCE)):
-            own = [
-                row
-                for row in first
-                if row["what"] in (what, "residual" if what == "input" else what) and row["layer"] != -1
-            ]
-            for number, (said, how) in numbers.items():
-                panels = _by_kind(own, partial(_over_layers, number=number))
-                ends = "; shaded: 95% over documents" if what == "input" else ""
-                caption = f"{how[0].upper()}{how[1:]}. One picture a kind of layer, text {rows[0]['text']}{ends}."
-                drawn.append(_panels(f"{said[0].upper()}{said[1:]}", caption, panels, "layer", number))
-        spectra = _by_kind([r for r in first if r["what"] == "spectrum" and float(r["share"]) > DRAWN], _spectra)
-        caption = (
-            f"Eigenvalues over their sum by rank, those above {short_number(DRAWN)}; geometric mean over the layers of "
-            f"a kind, as far as all have one. Text {rows[0]['text']}."
-        )
-        drawn.append(_panels("Spectrum of the covariance", caption, spectra, "rank", "share", log=True))
+        """Every statistic of the inputs over the layers and their spectra, text by text; drift on all texts."""
         drift = [row for row in rows if row["what"] == "drift"]
-        for number, (said, how) in DRIFT.items() if drift else ():
-            texts = dict.fromkeys(str(row["text"]) for row in drift)
-            panels = {text: _over_layers([row for row in drift if row["text"] == text], number) for text in texts}
-            caption = f"{how[0].upper()}{how[1:]}. Residual stream before the first block (0) and after each block."
+        return [*each_text([row for row in rows if row["what"] != "drift"], _input_figures), *_drift_figures(drift)]
+
+
+def _input_figures(rows: Sequence[Row]) -> list[Figure]:
+    """On one text, one picture a kind of layer."""
+    drawn = []
+    for what, numbers in (("input", INPUT), ("covariance", COVARIANCE)):
+        own = [
+            row for row in rows if row["what"] in (what, "residual" if what == "input" else what) and row["layer"] != -1
+        ]
+        for number, (said, how) in numbers.items():
+            panels = _by_kind(own, partial(_over_layers, number=number))
+            ends = "; shaded: 95% over documents" if what == "input" else ""
+            caption = f"{how[0].upper()}{how[1:]}. One picture a kind of layer, text {rows[0]['text']}{ends}."
             drawn.append(_panels(f"{said[0].upper()}{said[1:]}", caption, panels, "layer", number))
-        return drawn
+    spectra = _by_kind([r for r in rows if r["what"] == "spectrum" and float(r["share"]) > DRAWN], _spectra)
+    caption = (
+        f"Eigenvalues over their sum by rank, those above {short_number(DRAWN)}; geometric mean over the layers of "
+        f"a kind, as far as all have one. Text {rows[0]['text']}."
+    )
+    drawn.append(_panels("Spectrum of the covariance", caption, spectra, "rank", "share", log=True))
+    return drawn
+
+
+def _drift_figures(drift: Sequence[Row]) -> list[Figure]:
+    """One picture a text."""
+    drawn = []
+    for number, (said, how) in DRIFT.items() if drift else ():
+        texts = dict.fromkeys(str(row["text"]) for row in drift)
+        panels = {text: _over_layers([row for row in drift if row["text"] == text], number) for text in texts}
+        caption = f"{how[0].upper()}{how[1:]}. Residual stream before the first block (0) and after each block."
+        drawn.append(_panels(f"{said[0].upper()}{said[1:]}", caption, panels, "layer", number))
+    return drawn
 
 
 def _by_kind(rows: Sequence[Row], lines: Callable[[Sequence[Row]], list[Series]]) -> dict[str, list[Series]]:

@@ -39,7 +39,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
@@ -48,6 +48,7 @@ import torch
 from torch import Tensor
 
 from lit_consistency.analysis.core.analysis import Advance, Analysis
+from lit_consistency.analysis.core.figures import each_text
 from lit_consistency.analysis.core.losses import text_loss
 from lit_consistency.analysis.core.model_files import Matrix, ModelFiles, check_same_shapes
 from lit_consistency.analysis.core.perturbed import crossed_figures, log_ratio, of_reference, rises
@@ -224,8 +225,8 @@ class Perturbations(Analysis):
         return numbers
 
     def figures(self, rows: Sequence[Row]) -> list[Figure]:
-        """Rises over radii, the crossed table of several models, and matrices by themselves."""
-        return crossed_figures(rows, self.reference)
+        """Of every text: rises over radii, the crossed table of several models, and matrices by themselves."""
+        return each_text(rows, partial(crossed_figures, reference=self.reference))
 
     # -------------------- what is perturbed, and by what
 

@@ -100,13 +100,20 @@ def validation_follows(trainer: Trainer) -> bool:
     return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
 
 
-def make_up_validation(trainer: Trainer) -> None:
-    """Validate before training goes on, as Lightning does between two steps."""
-    loop = trainer.fit_loop.epoch_loop.val_loop
+def make_up_validation(trainer: Trainer, epoch: int) -> None:
+    """Validate before training goes on, as Lightning does between two steps.
+
+    Args:
+        trainer: of a resumed run, before its first step.
+        epoch: to whose steps the validation belongs; the Trainer may be in the next one already.
+    """
+    loop, progress = trainer.fit_loop.epoch_loop.val_loop, trainer.fit_loop.epoch_progress.current
     loop.restarting = False
+    now, progress.completed = progress.completed, epoch
     trainer.validating = True
     loop.run()
     trainer.training = True
+    progress.completed = now
 
 
 def random_states() -> dict[str, Any]:

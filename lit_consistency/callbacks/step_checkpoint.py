@@ -62,7 +62,7 @@ class StepCheckpoint(Checkpoint):
         self.folder: Path | None = None
         self._begun = False
         self._saved_at = -1
-        self._validation_due = False
+        self._validation_due: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checkpoints go into the run's folder; the series must fit into the run, which is seen before it is begun."""
@@ -85,9 +85,9 @@ class StepCheckpoint(Checkpoint):
         if record.resumed_from is not None and Path(record.resumed_from).absolute() == self._path(trainer).absolute():
             self._saved_at = trainer.global_step  # it stands there, verified
         self._abandon_later_steps(trainer, record)
-        if self._validation_due:
-            self._validation_due = False
-            make_up_validation(trainer)
+        if self._validation_due is not None:
+            make_up_validation(trainer, self._validation_due)
+            self._validation_due = None
 
     @rank_zero_only
     def _abandon_later_steps(self, trainer: Trainer, record: RunRecord) -> None:
@@ -119,9 +119,10 @@ class StepCheckpoint(Checkpoint):
         last = self.at_end and trainer.global_step >= language_model(pl_module).total_steps()
         interrupted = getattr(trainer, "interrupted_by", None)
         if due or last or interrupted:
-            self._validation_due = trainer.left_out_validation if interrupted else validation_follows(trainer)  # type: ignore[attr-defined]
+            follows = trainer.left_out_validation if interrupted else validation_follows(trainer)  # type: ignore[attr-defined]
+            self._validation_due = trainer.current_epoch if follows else None
             self.save(trainer, at_end=bool(last))
-            self._validation_due = False
+            self._validation_due = None
 
     def _save_end(self, trainer: Trainer) -> None:
         """Save a step that nobody knew to be the last, as when a callback has stopped the run."""
@@ -142,7 +143,7 @@ class StepCheckpoint(Checkpoint):
             rank_zero_warn(f"all {trainer.global_step} steps are done, and no checkpoint holds the end")
 
     def state_dict(self) -> dict[str, Any]:
-        """Whether a validation is due behind this step."""
+        """The epoch whose validation is due behind this step, or None."""
         return {"validation_due": self._validation_due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

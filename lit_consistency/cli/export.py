@@ -6,9 +6,12 @@ import sys
 from pathlib import Path
 
 from lit_consistency.cli.parser import ShortErrors, command_parser
+from lit_consistency.data.tokens.prompts import chat_template, end_of_turn
+from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.methods.base_folder import base_folder
-from lit_consistency.model.export import export_hf
+from lit_consistency.model.export import MAX_SHARD_SIZE, export_hf
 from lit_consistency.model.interpolation import export_interpolated
+from lit_consistency.records.model_folder import VOCABULARIES
 
 COMMAND = "python -m lit_consistency export"
 
@@ -24,6 +27,7 @@ def main(argv: list[str]) -> None:
         if (base_dir is None) != (shares is None):
             given, other = ("--with", "--interpolate") if shares is None else ("--interpolate", "--with")
             raise ValueError(f"{given}: expected {other} too; see --help")
+        turn_ends = _turn_ends(checkpoint_dir) if arguments.to == "hf" else ()
         if shares is not None:
             folders = export_interpolated(
                 base_folder(base_dir, "with"),
@@ -33,16 +37,28 @@ def main(argv: list[str]) -> None:
                 arguments.to,
                 overwrite,
                 command=" ".join([COMMAND, *argv]),
+                turn_ends=turn_ends,
+                max_shard_size=arguments.max_shard_size,
             )
         elif arguments.to == "litgpt":
             raise ValueError("to = litgpt: expected --interpolate and --with too; checkpoint_dir is in that format")
         else:
-            export_hf(checkpoint_dir, out_dir, overwrite)
+            export_hf(checkpoint_dir, out_dir, overwrite, turn_ends, arguments.max_shard_size)
             folders = [out_dir]
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
     for folder in folders:
         print(f"wrote {folder}", file=sys.stderr)
+
+
+def _turn_ends(checkpoint_dir: Path) -> tuple[int, ...]:
+    """The token with which the chat template ends a turn; transformers and vLLM go on past it unless they are told."""
+    if not any((checkpoint_dir / name).is_file() for name in VOCABULARIES):
+        return ()
+    tokenizer = Tokenizer(checkpoint_dir)
+    if tokenizer.chat_template is None or tokenizer.backend != "huggingface":
+        return ()
+    return end_of_turn(tokenizer, chat_template(tokenizer))
 
 
 def _parser() -> ShortErrors:
@@ -59,6 +75,11 @@ def _parser() -> ShortErrors:
         "--to", choices=("hf", "litgpt"), default="hf", help="hf: a folder that transformers loads. litgpt: LitGPT's."
     )
     parser.add_argument("--out_dir", type=Path, required=True, help="The folder to write.")
+    parser.add_argument(
+        "--max_shard_size",
+        default=MAX_SHARD_SIZE,
+        help=f"hf: of a file of weights, as {MAX_SHARD_SIZE}; a larger model is several files and an index.",
+    )
     parser.add_argument(
         "--interpolate",
         type=float,

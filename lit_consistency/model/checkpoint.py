@@ -7,6 +7,7 @@ tensor to be read, as the hash of the weights, stands in records/model_folder.py
 
 from __future__ import annotations
 
+import contextlib
 import math
 import pickle
 import shutil
@@ -24,8 +25,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lit_consistency.model.to_hf import embedding_is_head, hf_config
 from lit_consistency.model.tokenizer_files import copy_tokenizer
-from lit_consistency.records.atomic import new_folder
+from lit_consistency.records.atomic import new_folder, write_json
 from lit_consistency.records.model_folder import WEIGHTS, weights_path
 from lit_consistency.records.provenance import Provenance, verify_weights
 
@@ -97,23 +99,51 @@ def save_model(
     """
     with new_folder(out_dir, overwrite) as folder:
         write_weights(folder, state_dict)
-        write_model_files(folder, config, tokenizer_dir, prompt_style)
+        write_model_files(folder, config, tokenizer_dir, prompt_style, tied=embedding_is_head(state_dict))
         if also is not None:
             also(folder)
         provenance.write(folder)
 
 
 def write_model_files(
-    folder: Path, config: Config, tokenizer_dir: Path | None, prompt_style: str | PromptStyle | None = None
+    folder: Path,
+    config: Config,
+    tokenizer_dir: Path | None,
+    prompt_style: str | PromptStyle | None = None,
+    tied: bool = False,
 ) -> None:
-    """Write what a model folder holds beside its weights and its provenance; see ``save_model`` for the arguments."""
+    """Write what a model folder holds beside its weights and its provenance; see ``save_model`` for the arguments.
+
+    Args:
+        folder: where to.
+        config: as there.
+        tokenizer_dir: as there.
+        prompt_style: as there.
+        tied: whether the embedding is known to be the output matrix, bit for bit.
+    """
     save_config(_base_config(config), folder)
+    _write_hf_config(folder, config, tied)
     if tokenizer_dir is not None:
         copy_tokenizer(tokenizer_dir, folder)
         if prompt_style is None and (Path(tokenizer_dir) / "prompt_style.yaml").is_file():
             shutil.copyfile(Path(tokenizer_dir) / "prompt_style.yaml", folder / "prompt_style.yaml")
     if prompt_style is not None:
         save_prompt_style(prompt_style, folder)
+
+
+def _write_hf_config(folder: Path, config: Config, tied: bool) -> None:
+    """Write ``config.json``, without which ``litgpt evaluate`` finds no model in what it converts.
+
+    LitGPT drops the output matrix of Gemma and Phi-4. Where that is not the embedding, the file is left out: an error
+    there, and not the scores of another model. Nor is there a file for what transformers does not know.
+    """
+    dropped = "Gemma" in config.name or config.name.startswith("Phi-4")
+    if dropped and not tied:
+        return
+    with contextlib.suppress(ValueError):
+        # each family's own defaults name tokens that this vocabulary may not have
+        tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+        write_json(folder / "config.json", {**hf_config(config, tied=dropped), **tokens})
 
 
 def write_weights(folder: Path, state_dict: dict[str, Tensor]) -> None:

@@ -1,88 +1,83 @@
-"""A trained model as a folder that transformers loads.
+"""A trained model as a folder that transformers and vLLM load.
 
-Weights are renamed by LitGPT's own converters; ``config.json`` is written from LitGPT's ``Config``, whose
-architecture decides the family, not its name. Given up: families that neither ``LlamaForCausalLM`` nor
-``GPTNeoXForCausalLM`` computes exactly are refused. Embedding and head are written apart, as LitGPT trains them;
-``vocab_size`` is the padded one. transformers itself is not needed.
+What stands in it: ``config.json`` and the weights in shards (model/to_hf/), the tokenizer with its chat template,
+``generation_config.json`` with the tokens that end a turn, the model card, the provenance, and texts of the licence.
+Weights are read from the memory-mapped file and written block by block: memory holds one shard of them.
 
-Source: the fields of ``LlamaConfig`` and ``GPTNeoXConfig`` of transformers 4.57 to 5.3; the legacy names of the
-rotary settings, which all of these versions read.
+Embedding and output matrix that are equal bit for bit are tied in ``config.json`` and written once. Both written and
+tied, transformers would load them as two; and of Pythia, Falcon and Phi written once, LitGPT's own conversion misses
+the output matrix. ``vocab_size`` is the padded one, the rows that the matrices have. Given up: nothing is
+rounded, so a float32 model is exported in float32. transformers itself is not needed.
 """
 
 from __future__ import annotations
 
+import re
+import shutil
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from litgpt.config import Config
-from litgpt.scripts.convert_lit_checkpoint import copy_weights_gpt_neox, copy_weights_llama
 from litgpt.tokenizer import Tokenizer
 from safetensors.torch import save_file
 from torch import Tensor
 
 from lit_consistency.model.checkpoint import load_weights
 from lit_consistency.model.configuration import model_config
-from lit_consistency.model.tokenizer_files import copy_tokenizer
-from lit_consistency.records.atomic import new_folder, write_json
+from lit_consistency.model.to_hf import embedding_is_head, hf_config, hf_weights
+from lit_consistency.model.tokenizer_files import copy_tokenizer, read_generation_config, read_tokenizer_config
+from lit_consistency.records.atomic import new_folder, write_json, write_text
+from lit_consistency.records.model_card import model_card
 from lit_consistency.records.model_folder import VOCABULARIES, check_checkpoint_dir
 from lit_consistency.records.provenance import Provenance, read_provenance
+from lit_consistency.records.run_folder import RunFolder
 
-SHARED: dict[str, Any] = {
-    "n_expert": 0,
-    "norm_qk": False,
-    "norm_1": True,
-    "norm_2": True,
-    "post_attention_norm": False,
-    "post_mlp_norm": False,
-    "shared_attention_norm": False,
-    "scale_embeddings": False,
-    "lm_head_bias": False,
-    "rope_interleave": False,
-    "sliding_window_size": None,
-    "attention_logit_softcapping": None,
-    "final_logit_softcapping": None,
-    "rope_indices": None,
-    "latent_attention": None,
-}
-"""What both families need to be so, by the key of LitGPT's Config."""
-NEOX = {"mlp_class_name": "GptNeoxMLP", "norm_class_name": "LayerNorm", "bias": True, "rope_adjustments": None}
-LLAMA = {
-    "mlp_class_name": "LLaMAMLP",
-    "norm_class_name": "RMSNorm",
-    "bias": False,
-    "attn_bias": False,
-    "parallel_residual": False,
-    "rotary_percentage": 1.0,
-}
-HIDDEN_ACT = {"none": "gelu", "tanh": "gelu_pytorch_tanh"}
+MAX_SHARD_SIZE = "5GB"
+"""That of transformers up to version 4: any file system and any upload takes it."""
+LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
-def export_hf(checkpoint_dir: Path, out_dir: Path, overwrite: bool = False) -> None:
-    """Write ``config.json``, ``model.safetensors``, tokenizer, generation settings and provenance of a LitGPT folder.
+def export_hf(
+    checkpoint_dir: Path,
+    out_dir: Path,
+    overwrite: bool = False,
+    turn_ends: Sequence[int] = (),
+    max_shard_size: str = MAX_SHARD_SIZE,
+) -> None:
+    """Write a LitGPT folder as one of transformers; see ``save_hf``.
 
     Args:
         checkpoint_dir: the model in LitGPT's format.
         out_dir: the new folder.
         overwrite: replace a model that stands at ``out_dir``.
+        turn_ends: tokens that end a turn beside the end of a text, as the chat template has them.
+        max_shard_size: of a file of weights.
 
     Raises:
-        ValueError: transformers has no exact counterpart that we know, or ``out_dir`` may not be replaced.
+        ValueError: transformers has no exact counterpart that we know, a weight is not finite, ``max_shard_size`` is no
+            size, or ``out_dir`` may not be replaced.
         FileNotFoundError: the model is incomplete.
     """
     check_checkpoint_dir(checkpoint_dir, needs_tokenizer=False)
     config = model_config(None, checkpoint_dir, {}, None)
     hf_config(config)  # refuses before gigabytes are read
-    save_hf(out_dir, load_weights(checkpoint_dir), config, checkpoint_dir, read_provenance(checkpoint_dir), overwrite)
+    weights, provenance = load_weights(checkpoint_dir), read_provenance(checkpoint_dir)
+    save_hf(out_dir, weights, config, checkpoint_dir, provenance, overwrite, turn_ends, max_shard_size)
 
 
 def save_hf(
     out_dir: Path,
-    lit_weights: dict[str, Tensor],
+    lit_weights: Mapping[str, Tensor],
     config: Config,
-    tokenizer_dir: Path,
+    model_dir: Path,
     provenance: Provenance | None,
     overwrite: bool = False,
+    turn_ends: Sequence[int] = (),
+    max_shard_size: str = MAX_SHARD_SIZE,
 ) -> None:
     """Write a model that transformers loads.
 
@@ -90,120 +85,124 @@ def save_hf(
         out_dir: the new folder.
         lit_weights: under LitGPT's names.
         config: the model's configuration.
-        tokenizer_dir: folder whose tokenizer is copied, if it has one.
+        model_dir: folder whose tokenizer is copied, if it has one; in the folder of a run, whose record the card tells.
         provenance: where the model comes from, if that is known.
         overwrite: replace a model that stands at ``out_dir``.
+        turn_ends: tokens that end a turn beside the end of a text.
+        max_shard_size: of a file of weights, as 5GB.
 
     Raises:
         ValueError: as for ``export_hf``.
     """
-    settings = hf_config(config)
-    weights = _hf_weights(config, lit_weights)
-    has_tokenizer = any((Path(tokenizer_dir) / name).is_file() for name in VOCABULARIES)
-    tokenizer = Tokenizer(tokenizer_dir) if has_tokenizer else None
-    ends = {"bos_token_id": getattr(tokenizer, "bos_id", None), "eos_token_id": getattr(tokenizer, "eos_id", None)}
+    max_bytes, tied = shard_bytes(max_shard_size), embedding_is_head(lit_weights)
+    settings = hf_config(config, tied)
+    if "Gemma" in config.name and not tied:
+        # GemmaForCausalLM of vLLM asserts tie_word_embeddings (commit 02e37cd), and those of Gemma 2 and 3
+        warnings.warn(
+            "embedding and output matrix differ: transformers loads the model, vLLM takes no Gemma whose two differ",
+            stacklevel=2,
+        )
+    has_tokenizer = any((Path(model_dir) / name).is_file() for name in VOCABULARIES)
+    ids = _token_ids(Path(model_dir)) if has_tokenizer else dict.fromkeys(TOKEN_IDS)
+    run = RunFolder.of_model(Path(model_dir))
     with new_folder(out_dir, overwrite) as folder:
-        write_json(folder / "generation_config.json", ends)
         if has_tokenizer:
-            copy_tokenizer(tokenizer_dir, folder)
-        dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
-        write_json(folder / "config.json", {**settings, **ends, "dtype": dtype})
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+            copy_tokenizer(model_dir, folder)
+        write_json(folder / "generation_config.json", _generation_config(Path(model_dir), ids, turn_ends))
+        _write_shards(folder, hf_weights(config, lit_weights, tied), max_bytes)
+        dtype = str(next(iter(lit_weights.values())).dtype).removeprefix("torch.")
+        write_json(folder / "config.json", {**settings, **ids, "dtype": dtype})
+        record = run.read_record() if run else {}
+        write_text(folder / "README.md", model_card(Path(out_dir).name, config.name, provenance, record))
         if provenance is not None:
             provenance.write(folder)
+        for file in licence_files(Path(model_dir), provenance):
+            shutil.copyfile(file, folder / file.name)
 
 
-def hf_config(config: Config) -> dict[str, Any]:
-    """The ``config.json`` of the same architecture in transformers.
+def licence_files(model_dir: Path, provenance: Provenance | None) -> list[Path]:
+    """Texts of the licence in the model's folder; else in the nearest of its bases that stands there and has some."""
+    bases = [stage.get("base") for stage in reversed(provenance.stages if provenance else [])]
+    for folder in [model_dir, *(Path(base) for base in bases if base)]:
+        if files := sorted(file for pattern in LICENCES for file in folder.glob(pattern) if file.is_file()):
+            return files
+    return []
+
+
+# -------------------- weights
+
+
+def shard_bytes(max_shard_size: str) -> int:
+    """Bytes of a size as 5GB or 300MB, by powers of 1000 as transformers counts.
 
     Raises:
-        ValueError: naming, for each supported family, what stands against it.
+        ValueError: it is none.
     """
-    against_neox = _differences(config, {**SHARED, **NEOX})
-    if config.n_query_groups != config.n_head or config.head_size * config.n_head != config.n_embd:
-        against_neox.append("grouped queries or head_size != n_embd / n_head")
-    if config.rope_condense_ratio != 1:
-        against_neox.append(f"rope_condense_ratio = {config.rope_condense_ratio}")
-    against_llama = _differences(config, {**SHARED, **LLAMA})
-    if "Gemma" in config.name:
-        against_llama.append("norm of Gemma")
-    for against in (against_neox, against_llama):
-        if config.attention_scores_scalar not in (None, config.head_size):
-            against.append(f"attention_scores_scalar = {config.attention_scores_scalar}")
-    if not against_neox:
-        return {**_common(config), **_neox(config)}
-    if not against_llama:
-        return {**_common(config), **_llama(config)}
-    raise ValueError(
-        f"to = hf: {config.name} is of neither supported family: not llama ({', '.join(against_llama)}),"
-        f" not gpt_neox ({', '.join(against_neox)})"
-    )
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]?B)", str(max_shard_size).strip().upper())
+    size = int(float(match[1]) * UNITS[match[2]]) if match else 0
+    if size < 1:
+        raise ValueError(f"max_shard_size = {max_shard_size!r}: expected a size in B, KB, MB or GB, as 5GB")
+    return size
 
 
-def _differences(config: Config, needed: dict[str, Any]) -> list[str]:
-    return [f"{key} = {getattr(config, key)}" for key, value in needed.items() if getattr(config, key) != value]
+def _write_shards(folder: Path, weights: Iterable[tuple[str, Tensor]], max_bytes: int) -> None:
+    """Write ``model.safetensors``, or numbered files with an index where one would be larger than ``max_bytes``.
+
+    A weight that is larger than that has a file of its own.
+    """
+    shards: list[list[str]] = []
+    shard: dict[str, Tensor] = {}
+    total = size = 0
+    for name, tensor in weights:
+        if shard and size + tensor.nbytes > max_bytes:
+            shards.append(_write_shard(folder, len(shards), shard))
+            shard, size = {}, 0
+        # a copy: views of one matrix would be written with all of it, and a mapped file be read while it is replaced
+        shard[name] = tensor.clone(memory_format=torch.contiguous_format)
+        size += tensor.nbytes
+        total += tensor.nbytes
+    shards.append(_write_shard(folder, len(shards), shard))
+    if len(shards) == 1:
+        (folder / _shard_name(0)).rename(folder / "model.safetensors")
+        return
+    weight_map: dict[str, str] = {}
+    for i, names in enumerate(shards):
+        file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+        (folder / _shard_name(i)).rename(folder / file)
+        weight_map |= dict.fromkeys(names, file)
+    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _common(config: Config) -> dict[str, Any]:
-    return {
-        "vocab_size": config.padded_vocab_size,
-        "hidden_size": config.n_embd,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.n_layer,
-        "num_attention_heads": config.n_head,
-        "max_position_embeddings": config.block_size,
-        "tie_word_embeddings": False,
-    }
+def _write_shard(folder: Path, i: int, shard: dict[str, Tensor]) -> list[str]:
+    save_file(shard, folder / _shard_name(i), metadata={"format": "pt"})
+    return list(shard)
 
 
-def _neox(config: Config) -> dict[str, Any]:
-    return {
-        "architectures": ["GPTNeoXForCausalLM"],
-        "model_type": "gpt_neox",
-        "hidden_act": HIDDEN_ACT[config.gelu_approximate],
-        "layer_norm_eps": config.norm_eps,
-        "use_parallel_residual": config.parallel_residual,
-        "rotary_pct": config.rotary_percentage,
-        "rotary_emb_base": config.rope_base,
-    }
+def _shard_name(i: int) -> str:
+    """Of shard ``i`` while it is not known how many there will be."""
+    return f"shard-{i}"
 
 
-def _llama(config: Config) -> dict[str, Any]:
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_act": "silu",
-        "rms_norm_eps": config.norm_eps,
-        "num_key_value_heads": config.n_query_groups,
-        "head_dim": config.head_size,
-        "attention_bias": False,
-        "mlp_bias": False,
-        "rope_theta": float(config.rope_base),
-        "rope_scaling": _rope_scaling(config),
-    }
+# -------------------- tokens
+
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+"""All are written, None too: transformers' own defaults name tokens that another vocabulary does not have."""
 
 
-def _rope_scaling(config: Config) -> dict[str, Any] | None:
-    adjustments = config.rope_adjustments
-    if config.rope_condense_ratio != 1 and adjustments is None:
-        return {"rope_type": "linear", "factor": float(config.rope_condense_ratio)}
-    if adjustments is None:
-        return None
-    if config.rope_condense_ratio == 1 and adjustments.keys() == {"factor"}:
-        return {"rope_type": "linear", "factor": float(adjustments["factor"])}
-    if config.rope_condense_ratio == 1 and "low_freq_factor" in adjustments and "beta_fast" not in adjustments:
-        names = ("factor", "low_freq_factor", "high_freq_factor")
-        original = adjustments["original_max_seq_len"]
-        scaling = {name: float(adjustments[name]) for name in names}
-        return {"rope_type": "llama3", **scaling, "original_max_position_embeddings": original}
-    raise ValueError(
-        f"rope_adjustments = {adjustments}: expected llama3 or linear scaling, the others are not exported"
-    )
+def _token_ids(tokenizer_dir: Path) -> dict[str, int | None]:
+    tokenizer = Tokenizer(tokenizer_dir)
+    pad: Any = read_tokenizer_config(tokenizer_dir).get("pad_token")
+    pad = pad.get("content") if isinstance(pad, dict) else pad
+    find = tokenizer.processor.token_to_id if tokenizer.backend == "huggingface" else tokenizer.processor.piece_to_id
+    bos, eos = tokenizer.bos_id, tokenizer.eos_id
+    ids = (bos, eos[0] if isinstance(eos, list) else eos, None if pad is None else find(pad))
+    return dict(zip(TOKEN_IDS, ids, strict=True))
 
 
-def _hf_weights(config: Config, lit_weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights under transformers' names, each with its own memory, as safetensors wants it."""
-    weights: dict[str, Tensor] = {}
-    copy_weights = copy_weights_llama if config.mlp_class_name == "LLaMAMLP" else copy_weights_gpt_neox
-    copy_weights(config, weights, lit_weights)
-    return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
+def _generation_config(model_dir: Path, ids: Mapping[str, int | None], turn_ends: Sequence[int]) -> dict[str, Any]:
+    """What the model's folder says, with every token that ends an answer: of a text, of a turn, and those it names."""
+    stated = read_generation_config(model_dir)
+    named = stated.get("eos_token_id")
+    named = named if isinstance(named, list) else [named]
+    ends = [end for end in dict.fromkeys([ids["eos_token_id"], *named, *turn_ends]) if end is not None]
+    return {**ids, **stated, "eos_token_id": ends if len(ends) > 1 else next(iter(ends), None)}

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from lit_consistency.model.checkpoint import load_weights, save_model
 from lit_consistency.model.configuration import model_config
-from lit_consistency.model.export import hf_config, save_hf
+from lit_consistency.model.export import MAX_SHARD_SIZE, save_hf
+from lit_consistency.model.to_hf import finite, hf_config
 from lit_consistency.records.atomic import check_free
 from lit_consistency.records.model_folder import VOCABULARIES, check_checkpoint_dir, weights_hash
 from lit_consistency.records.provenance import Provenance, read_provenance
@@ -42,6 +43,8 @@ def export_interpolated(
     to: Literal["litgpt", "hf"] = "litgpt",
     overwrite: bool = False,
     command: str | None = None,
+    turn_ends: Sequence[int] = (),
+    max_shard_size: str = MAX_SHARD_SIZE,
 ) -> list[Path]:
     """Write the models at ``shares`` of the way from a base to the finetuned model (WiSE-FT).
 
@@ -53,12 +56,15 @@ def export_interpolated(
         to: the format, LitGPT's or that of transformers.
         overwrite: replace models that stand there.
         command: for the provenance.
+        turn_ends: of the format of transformers, see ``save_hf``.
+        max_shard_size: likewise.
 
     Returns:
         The folders.
 
     Raises:
-        ValueError: the models do not fit, a share is not in [0, 1] or is there twice, or a folder may not be replaced.
+        ValueError: the models do not fit, a share is not in [0, 1] or is there twice, a folder may not be replaced,
+            or a weight is not finite.
         FileNotFoundError: a model is incomplete.
     """
     for share in shares:
@@ -78,10 +84,11 @@ def export_interpolated(
     for share, folder in zip(shares, folders, strict=True):
         weights, provenance = between.weights(share), between.provenance(share, command)
         if to == "hf":
-            save_hf(folder, weights, between.config, finetuned_dir, provenance, overwrite)
+            save_hf(folder, weights, between.config, finetuned_dir, provenance, overwrite, turn_ends, max_shard_size)
         else:
             has_tokenizer = any((Path(finetuned_dir) / name).is_file() for name in VOCABULARIES)
             tokenizer_dir = finetuned_dir if has_tokenizer else None
+            weights = {name: finite(name, tensor) for name, tensor in weights.items()}
             save_model(folder, weights, between.config, tokenizer_dir, provenance, overwrite=overwrite)
     return folders
 

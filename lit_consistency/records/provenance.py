@@ -74,6 +74,8 @@ class Provenance:
         planned_steps: of a model taken before its run ended, the steps that the run was to have: its learning rate has
             not come down yet. None for a model of the end.
         weights_sha256: file -> SHA-256 of every file of tensors in the folder; set by ``write``.
+        source: of a model that was imported, where it came from: ``kind`` (``hub`` or ``folder``), ``name``,
+            ``revision``, and ``licence`` with the keys of a model card on the hub, as ``license``.
     """
 
     model: str
@@ -97,6 +99,7 @@ class Provenance:
     carried_optimizer_state: str | None = None
     planned_steps: int | None = None
     weights_sha256: dict[str, str] = field(default_factory=dict)
+    source: dict[str, Any] | None = None
 
     @property
     def stages(self) -> list[dict[str, Any]]:

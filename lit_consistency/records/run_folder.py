@@ -54,6 +54,14 @@ class RunFolder:
         """The run to which a step checkpoint belongs; None where it lies in no folder of a run."""
         return cls(checkpoint.parent.parent) if checkpoint.parent.name == "checkpoints" else None
 
+    @classmethod
+    def of_model(cls, folder: Path) -> RunFolder | None:
+        """The run in whose folder a model stands, the final one or one of its series; None where that is no run's."""
+        folder = folder.resolve()
+        run = cls(folder.parent.parent if folder.parent.name == "series" else folder.parent)
+        stands = folder == run.model or folder.parent == run.series
+        return run if stands and run.record_file.is_file() else None
+
     def series_model(self, step: int) -> Path:
         """Where the model of a step stands, in LitGPT's format."""
         return self.series / f"step-{step:08d}"

@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 from lit_consistency.stats.matched import Scale, to_scale
 from lit_consistency.study.cells import Cell
@@ -19,6 +21,8 @@ from lit_consistency.study.pick import by_number
 from lit_consistency.study.results import CellResult, Results
 
 END = "end"
+FIRST_ORDER = "0"
+"""Of the data; other orders are only of the spread."""
 JUDGED = ("retain/", "learn/")
 """Beginnings of metrics of which a base has numbers too."""
 
@@ -45,6 +49,11 @@ class Point:
     def seed(self) -> str:
         """Of the base."""
         return self.cell.coordinates[SEED]
+
+    @property
+    def order(self) -> str:
+        """Of the data."""
+        return self.cell.coordinates.get(ORDER, FIRST_ORDER)
 
     def number(self, metric: str) -> float:
         """As recorded."""
@@ -127,15 +136,31 @@ class Group:
     points: Sequence[Point]
     planned: Sequence[str] = ()
 
-    def ends(self, seed: str | None = None, order: str = "0") -> list[Point]:
+    @cached_property
+    def _by_seed(self) -> Mapping[tuple[str, str], Sequence[Point]]:
+        """Seed and order -> points. A report asks for them thousands of times."""
+        index: dict[tuple[str, str], list[Point]] = {}
+        for point in self.points:
+            index.setdefault((point.seed, point.order), []).append(point)
+        return index
+
+    @cached_property
+    def known(self) -> dict[Any, Any]:
+        """What was read of these points before: tables, effects and pictures of a report ask for the same numbers."""
+        return {}
+
+    def of_seed(self, seed: str, order: str = FIRST_ORDER) -> Sequence[Point]:
+        """All points of a seed and an order of the data."""
+        return self._by_seed.get((seed, order), ())
+
+    def orders(self, seed: str) -> list[str]:
+        """Orders of the data of which a seed has points."""
+        return sorted({order for other, order in self._by_seed if other == seed}, key=int)
+
+    def ends(self, seed: str | None = None, order: str = FIRST_ORDER) -> list[Point]:
         """Final models, of one seed or all, of one order of the data."""
-        return [
-            point
-            for point in self.points
-            if point.kind == END
-            and (seed is None or point.seed == seed)
-            and point.cell.coordinates.get(ORDER, "0") == order
-        ]
+        seeds = self.seeds if seed is None else [seed]
+        return [point for one in seeds for point in self.of_seed(one, order) if point.kind == END]
 
     def at(self, wanted: Mapping[str, str]) -> Group:
         """The points whose cells have these coordinates, as a group."""
@@ -146,10 +171,10 @@ class Group:
         ]
         return replace(self, points=points)
 
-    @property
+    @cached_property
     def seeds(self) -> list[str]:
         """Of its points."""
-        return sorted({point.seed for point in self.points}, key=int)
+        return sorted({seed for seed, _ in self._by_seed}, key=int)
 
 
 def points_of(cell: Cell, results: Results) -> list[Point]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from lit_consistency.stats.matched import Reading as MatchedReading
 from lit_consistency.stats.rates import best_rate
 from lit_consistency.stats.seeds import mean_interval
 from lit_consistency.stats.verdicts import detectable_effect
-from lit_consistency.study.options import ORDER, Reading
+from lit_consistency.study.options import Reading
 from lit_consistency.study.points import Group, Point, level_on, rate_of
 from lit_consistency.study.report.content import Effect, Front, FrontPoint, RateCurve, Variance
 
@@ -68,6 +68,14 @@ def read_group(group: Group, seed: str, where: Where, reading: Reading, order: s
         reading: metrics, levels, and the axis of the rate.
         order: of the data.
     """
+    levels = reading.learning, reading.level, reading.divergence, reading.divergence_level, reading.rate
+    key = seed, order, where, levels
+    if key not in group.known:
+        group.known[key] = _read(group, seed, where, reading, order)
+    return group.known[key]
+
+
+def _read(group: Group, seed: str, where: Where, reading: Reading, order: str) -> AtLevel:
     ends = group.ends(seed, order)
     if not ends:
         return AtLevel(math.nan, "no finished cell")
@@ -102,7 +110,7 @@ def read_group(group: Group, seed: str, where: Where, reading: Reading, order: s
 
 def _on_front(group: Group, seed: str, where: Where, reading: Reading) -> AtLevel:
     """Along the front of a seed's points of all rates, steps and shares of the way."""
-    points = [p for p in group.points if p.seed == seed and p.cell.coordinates.get(ORDER, "0") == "0"]
+    points = group.of_seed(seed)
     pairs = [(p.learning(reading.learning), p.forgetting(where.metric, where.scale, where.itself)) for p in points]
     if reading.level is None or not points:
         return AtLevel(math.nan, "no level is given")
@@ -170,11 +178,7 @@ def fronts(groups: Sequence[Group], reading: Reading) -> list[Front]:
 def _by_seed(group: Group, reading: Reading) -> dict[str, np.ndarray]:
     return {
         seed: np.asarray(
-            [
-                (point.learning(reading.learning), point.forgetting(reading.forgetting))
-                for point in group.points
-                if point.seed == seed and point.cell.coordinates.get(ORDER, "0") == "0"
-            ],
+            [(point.learning(reading.learning), point.forgetting(reading.forgetting)) for point in group.of_seed(seed)],
             dtype=np.float64,
         ).reshape(-1, 2)
         for seed in group.seeds
@@ -184,7 +188,7 @@ def _by_seed(group: Group, reading: Reading) -> dict[str, np.ndarray]:
 def _front_points(group: Group, reading: Reading) -> list[FrontPoint]:
     shown = []
     for seed in group.seeds:
-        points = [p for p in group.points if p.seed == seed and p.cell.coordinates.get(ORDER, "0") == "0"]
+        points = group.of_seed(seed)
         pairs = [(p.learning(reading.learning), p.forgetting(reading.forgetting)) for p in points]
         best = set(front(np.asarray(pairs, dtype=np.float64).reshape(-1, 2)).tolist())
         shown += [
@@ -212,16 +216,12 @@ def rate_curves(groups: Sequence[Group], reading: Reading) -> list[RateCurve]:
             rates, table = _table(group, reading.rate, value)
             mark = best.mark if level is None else _not_bracketed(table, level_on(ends[0], metric, level))
             curves.append(
-                RateCurve(
-                    panel=group.panel,
-                    group=group.name,
-                    axis=reading.rate,
-                    metric=metric if metric == reading.learning else f"change of {metric}",
-                    points=[_mean_point(rate, column) for rate, column in zip(rates, table.T, strict=True)],
-                    singles={
-                        seed: [(rate, float(v)) for rate, v in zip(rates, row, strict=True) if math.isfinite(v)]
-                        for seed, row in zip(group.seeds, table, strict=True)
-                    },
+                _rate_curve(
+                    group,
+                    reading.rate,
+                    metric if metric == reading.learning else f"change of {metric}",
+                    rates,
+                    table,
                     best=best.rate if metric == reading.learning and level is None else math.nan,
                     mark=mark if metric == reading.learning else "",
                     level=math.nan if level is None else level_on(ends[0], metric, level),
@@ -239,16 +239,12 @@ def tuned_curves(groups: Sequence[Group], metric: str, axis: str) -> list[RateCu
             continue
         index, at_edge = best_rate(rates, table, group.ends()[0].result.more_is_better(metric))
         curves.append(
-            RateCurve(
-                panel=group.panel,
-                group=group.name,
-                axis=axis,
-                metric=metric,
-                points=[_mean_point(rate, column) for rate, column in zip(rates, table.T, strict=True)],
-                singles={
-                    seed: [(rate, float(v)) for rate, v in zip(rates, row, strict=True) if math.isfinite(v)]
-                    for seed, row in zip(group.seeds, table, strict=True)
-                },
+            _rate_curve(
+                group,
+                axis,
+                metric,
+                rates,
+                table,
                 best=math.nan if index is None else rates[index],
                 mark="best at the edge" if at_edge else "",
             )
@@ -256,9 +252,23 @@ def tuned_curves(groups: Sequence[Group], metric: str, axis: str) -> list[RateCu
     return curves
 
 
-def _mean_point(rate: float, column: np.ndarray) -> tuple[float, float, float, float]:
-    interval = mean_interval(column.tolist())
-    return rate, interval.mean, interval.low, interval.high
+def _rate_curve(
+    group: Group, axis: str, metric: str, rates: Sequence[float], table: np.ndarray, **marks: Any
+) -> RateCurve:
+    """The mean over seeds with its interval at every rate, and the curve of every seed, from a (seeds, rates) table."""
+    means = [mean_interval(column.tolist()) for column in table.T]
+    return RateCurve(
+        panel=group.panel,
+        group=group.name,
+        axis=axis,
+        metric=metric,
+        points=[(rate, mean.mean, mean.low, mean.high) for rate, mean in zip(rates, means, strict=True)],
+        singles={
+            seed: [(rate, float(v)) for rate, v in zip(rates, row, strict=True) if math.isfinite(v)]
+            for seed, row in zip(group.seeds, table, strict=True)
+        },
+        **marks,
+    )
 
 
 def _not_bracketed(table: np.ndarray, level: float) -> str:
@@ -348,7 +358,7 @@ def components(groups: Sequence[Group], where: Where, reading: Reading) -> list[
         values: dict[str | int, list[float]] = {}
         errors: dict[str | int, list[float]] = {}
         for seed in group.seeds:
-            orders = sorted({p.cell.coordinates.get(ORDER, "0") for p in group.points if p.seed == seed}, key=int)
+            orders = group.orders(seed)
             values[seed] = [read_group(group, seed, where, reading, order).value for order in orders]
             errors[seed] = [_error(group.ends(seed, order), where) for order in orders]
         if not values:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,16 @@ class CellResult:
         Raises:
             ValueError: nothing says so; names the metric and those that are known.
         """
+        if metric not in self._directions:
+            self._directions[metric] = self._more_is_better(metric)
+        return self._directions[metric]
+
+    @cached_property
+    def _directions(self) -> dict[str, bool]:
+        """Asked for every point of every picture."""
+        return {}
+
+    def _more_is_better(self, metric: str) -> bool:
         if self.analysed:
             return False  # numbers are compared as they are
         if metric.startswith(CHANGES):
@@ -114,6 +125,23 @@ class Results:
             for step, numbers in sorted(rows.items())
             if any(key.startswith(("learn/", "retain/", "val/")) for key in numbers)
         ]
+
+    def snapshot(self) -> Snapshot:
+        """All of them as they are when first looked at."""
+        return Snapshot(self)
+
+
+class Snapshot(Results):
+    """Results that do not change while a report is made of them, whatever runs go on: each is looked at once.
+
+    Args:
+        results: whose folders are read; what they know already is taken if it still holds.
+    """
+
+    def __init__(self, results: Results) -> None:
+        super().__init__(results.root)
+        self.of = cache(results.of)  # type: ignore[method-assign]
+        self.curve = cache(results.curve)  # type: ignore[method-assign]
 
 
 def _read(folder: Path, state: State) -> CellResult:

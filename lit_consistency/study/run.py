@@ -246,7 +246,7 @@ class StudyRun:
     def write_report(self) -> Path:
         """Tables and page from what is there; their folder."""
         self._mark()
-        content = summarize(self.plan, self.cells(), self.results, self._command())
+        content = summarize(self.plan, self.cells(), self.results.snapshot(), self._command())
         folder = self.study.output / "report"
         missing = write_report(content, folder)
         print_summary(content)

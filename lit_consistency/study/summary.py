@@ -268,7 +268,8 @@ def _environment(plan: Plan, cells: Mapping[str, Sequence[Cell]], results: Resul
             continue
     every = [cell for of_stage in cells.values() for cell in of_stage]
     found["threads of a cell"] = ", ".join(sorted({str(cell.threads) for cell in every}))
-    seconds = [results.of(cell.name).seconds for cell in every if results.of(cell.name).metrics]
+    each = [results.of(name) for name in dict.fromkeys(cell.name for cell in every)]
+    seconds = [result.seconds for result in each if result.metrics]
     found["hours of all finished cells"] = f"{sum(s for s in seconds if s == s) / 3600:.1f}"
     return found
 

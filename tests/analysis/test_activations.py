@@ -229,7 +229,7 @@ def test_a_run_holds_the_base_once_and_the_numbers_of_the_last_model(
     wanted = {f"activations/{n}/{k}" for n in (*INPUT, *COVARIANCE_NUMBERS) for k in kinds}
     wanted |= {f"activations/{number}/residual" for number in (*INPUT, "massive_max")}
     assert set(numbers) == wanted | {f"activations/{n}/{w}" for n in DRIFT for w in ("mean", "last")}
-    assert len(list(folder.figures.glob("*.svg"))) == len(INPUT) + len(COVARIANCE) + 1 + len(DRIFT)
+    assert len(list(folder.figures.glob("*.svg"))) == 2 * (len(INPUT) + len(COVARIANCE) + 1) + len(DRIFT)
 
 
 def test_the_base_is_optional(tmp_path: Path) -> None:

@@ -355,6 +355,9 @@ def test_the_interaction_is_the_distance_of_two_lines() -> None:
     table = figures["Models x random perturbations, Frobenius norm"]
     assert table == (("a (AdamW)", "0.01", "0.02"), ("b (AdamW)", "0.06", "0.03"))
     assert figures["Matrices by themselves: b"] == (("mlp.fc", "sign", "0.06"), ("mlp.fc", "orthogonal", "0.03"))
+    both = Perturbations().figures([*rows, *({**row, "text": "new", "rise": 2 * float(row["rise"])} for row in rows)])
+    assert [figure.title for figure in both] == [f"{title}, {text}" for text in ("old", "new") for title in figures]
+    assert both[-1].rows == (("mlp.fc", "sign", "0.12"), ("mlp.fc", "orthogonal", "0.06"))
     numbers = [Perturbations().summary([row for row in rows if row["model"] == model]) for model in "ab"]
     ratio_of = [number["log_ratio/sign_orthogonal"] for number in numbers]
     assert ratio_of[1] - ratio_of[0] == pytest.approx(math.log(4))

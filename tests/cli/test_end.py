@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def test_a_place_that_cannot_hold_the_end_is_refused_before_the_first_step(
 def test_a_checkpoint_of_the_end_that_fails_does_not_cost_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(io: AtomicCheckpointIO, checkpoint: Any, path: Any, *_: Any) -> None:
+    def full(io: AtomicCheckpointIO, checkpoint: Any, path: Any, **_: Any) -> None:
         raise CheckpointError(f"could not save the checkpoint {path}: No space left on device")
 
     with monkeypatch.context() as patch:
@@ -151,7 +152,8 @@ def test_damaged_records_are_named_and_set_aside(tmp_path: Path) -> None:
     content = (run / "metrics.jsonl").read_bytes().split(b"\n")
     content[0] = b"\0" * len(content[0])
     (run / "metrics.jsonl").write_bytes(b"\n".join(content))
-    with pytest.warns(UserWarning, match=r"run\.json: damaged") as said:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
         fit(tmp_path / "broken", each, AUTO)
     for name in ("run.json", "config.yaml", "metrics.jsonl"):
         assert any(f"{name}: " in str(w.message) and "set aside as" in str(w.message) for w in said), name

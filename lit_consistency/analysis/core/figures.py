@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from lit_consistency.analysis.core.tables import grouped
 from lit_consistency.drawing.charts.dots import Dot, draw_dots
@@ -87,3 +88,18 @@ def dots_by(
     table = [(name, *(values.get((name, of), "") for of in groups)) for name in dict.fromkeys(dot.row for dot in dots)]
     said = f"{caption} Mean and range over the layers."
     return Figure("", "", title, said, picture, None, (row, *groups), tuple(table))
+
+
+def each_text(rows: Sequence[Row], draw: Callable[[Sequence[Row]], list[Figure]]) -> list[Figure]:
+    """The figures of every text by itself, with its name in their titles where there are several.
+
+    Args:
+        rows: of all texts, with ``text``.
+        draw: figures of the rows of one text.
+    """
+    texts = dict.fromkeys(str(row["text"]) for row in rows)
+    return [
+        replace(figure, title=f"{figure.title}, {text}") if len(texts) > 1 else figure
+        for text in texts
+        for figure in draw([row for row in rows if row["text"] == text])
+    ]

@@ -59,16 +59,15 @@ def _first_text(rows: Sequence[Row]) -> list[Row]:
 
 
 def crossed_figures(rows: Sequence[Row], reference: float) -> list[Figure]:
-    """Everything there is to see on the first text.
+    """Everything there is to see on one text.
 
     Args:
-        rows: of all models, with ``model``.
+        rows: of all models on one text, with ``model``.
         reference: radius of the crossed table and of the matrices by themselves.
     """
     if not rows:
         return []
-    own = _first_text(rows)
-    together = [row for row in own if row["matrices"] == "together"]
+    together = [row for row in rows if row["matrices"] == "together"]
     models = list(dict.fromkeys(str(row["model"]) for row in rows))
     drawn = []
     for norm in dict.fromkeys(str(row["norm"]) for row in rows):
@@ -83,7 +82,7 @@ def crossed_figures(rows: Sequence[Row], reference: float) -> list[Figure]:
         else:
             drawn.append(_ladder(of_norm, "kind", norm, "all kinds", rows))
     for model in models:
-        drawn += _apart([row for row in own if row["model"] == model], model, len(models) > 1, reference)
+        drawn += _apart([row for row in rows if row["model"] == model], model, len(models) > 1, reference)
     return drawn
 
 

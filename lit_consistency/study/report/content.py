@@ -5,7 +5,8 @@ Nothing here is computed; numbers that are not there are NaN. Names of axes and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +229,7 @@ class Content:
         command: that runs it.
         study_file: its configuration as YAML text.
         axes: stage -> axis -> names of its values.
-        cells: all of them, also those that are missing.
+        cells: all of them, also those that are missing; one of several stages stands in each of them.
         claims: first on the page.
         effects, fronts, rates, heat_maps, variances, readings: as above.
         environment: name -> value, as versions, processor, threads.
@@ -255,3 +256,15 @@ class Content:
     made: str = ""
     learning: str = "learning"
     forgetting: str = "forgetting"
+
+    @cached_property
+    def runs(self) -> list[CellRow]:
+        """The cells, each once; one that belongs to several stages, as a base that a tuning made, names all of them."""
+        rows: dict[str, CellRow] = {}
+        for cell in self.cells:
+            known = rows.get(cell.name)
+            if known is not None:
+                both = {**known.coordinates, **cell.coordinates}
+                cell = replace(known, stage=f"{known.stage}, {cell.stage}", coordinates=both)
+            rows[cell.name] = cell
+        return list(rows.values())

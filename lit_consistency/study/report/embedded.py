@@ -42,7 +42,7 @@ def cells_json(content: Content) -> str:
                 "at": [cell.coordinates.get(axis) for axis in axes],
                 "of": [_number(cell.metrics[m]) if m in cell.metrics else None for m in metrics],
             }
-            for cell in content.cells
+            for cell in content.runs
         ],
     }
     return safe_json(table)
@@ -59,7 +59,7 @@ def cells_packed(content: Content) -> str:
             "folder": "" if str(cell.folder) == "." else str(cell.folder),
             "curve": _columns(cell),
         }
-        for cell in content.cells
+        for cell in content.runs
     ]
     text = json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
     return base64.b64encode(zlib.compress(text.encode("utf-8", "replace"), 6)).decode("ascii")

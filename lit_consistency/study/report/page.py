@@ -57,11 +57,11 @@ def write_page(content: Content, folder: Path, drawn: Sequence[Figure] | None = 
         Path of the file.
 
     Raises:
-        ValueError: two cells have one name.
+        ValueError: two cells of a stage have one name.
     """
     # links from points to cells go by name
-    names = Counter(cell.name for cell in content.cells)
-    if twice := [name for name, n in names.items() if n > 1]:
+    names = Counter((cell.stage, cell.name) for cell in content.cells)
+    if twice := [name for (_, name), n in names.items() if n > 1]:
         raise ValueError(f"cells: {len(twice)} names stand twice, such as {twice[0]!r}; expected every name once")
     context = _context(content, figures(content) if drawn is None else drawn)
     return write_page_file(folder / "index.html", _environment(), "study.html", context)
@@ -82,7 +82,7 @@ def _context(content: Content, drawn: Sequence[Figure]) -> dict[str, Any]:
     ]
     states = state_counts(content)
     # of a cell that never ran no time is known
-    seconds = [cell.seconds for cell in content.cells if math.isfinite(cell.seconds)]
+    seconds = [cell.seconds for cell in content.runs if math.isfinite(cell.seconds)]
     return {
         "content": content,
         "title": content.title,

@@ -38,13 +38,13 @@ def write_tensorboard(content: Content, folder: Path) -> None:
         content: with the cells.
         folder: ``tensorboard`` of the report; folders of cells that are gone are removed from it.
     """
-    cells = {folder_name(cell.name): cell for cell in content.cells if cell.metrics or cell.curve}
+    cells = {folder_name(cell.name): cell for cell in content.runs if cell.metrics or cell.curve}
     # only what this file wrote is removed: somebody may have put more there
     if folder.is_dir():
         for path in folder.glob(f"*/{FILE}"):
             if path.parent.name not in cells:
                 shutil.rmtree(path.parent)
-    whole = fingerprint_of([VERSION, content.axes, [(c.stage, c.coordinates, list(c.metrics)) for c in content.cells]])
+    whole = fingerprint_of([VERSION, content.axes, [(c.stage, c.coordinates, list(c.metrics)) for c in content.runs]])
     files = {}
     if not _is_written(folder / FILE, whole):
         files[folder / FILE] = _stamped(whole, [_experiment(content)])
@@ -71,10 +71,8 @@ def _experiment(content: Content) -> bytes:
     """Which hyperparameters (axes) and metrics the HParams page shows, and their values."""
     from tensorboard.plugins.hparams import summary_v2 as hp
 
-    stated = {
-        axis: {c.coordinates[axis] for c in content.cells if axis in c.coordinates} for axis in cell_axes(content)
-    }
-    hparams = [hp.HParam("stage", hp.Discrete(sorted({cell.stage for cell in content.cells} or {""})))]
+    stated = {axis: {c.coordinates[axis] for c in content.runs if axis in c.coordinates} for axis in cell_axes(content)}
+    hparams = [hp.HParam("stage", hp.Discrete(sorted({cell.stage for cell in content.runs} or {""})))]
     hparams += [hp.HParam(_axis(axis), hp.Discrete(sorted(values))) for axis, values in stated.items() if values]
     metrics = [hp.Metric(FINAL + name, display_name=name) for name in cell_metrics(content)]
     return _event(summary=hp.hparams_config_pb(hparams, metrics, time_created_secs=0.0))

@@ -41,7 +41,7 @@ def print_summary(content: Content, console: Console | None = None) -> None:
     console.print(Text(content.title, "bold"), width=width)
     counts = [f"{STATES.get(state, '')} {n:,} {state}".strip() for state, n in state_counts(content).items()]
     console.print(
-        Text(f"{count(len(content.cells), 'cell')}: {', '.join(counts)}" if counts else "no cells"), width=width
+        Text(f"{count(len(content.runs), 'cell')}: {', '.join(counts)}" if counts else "no cells"), width=width
     )
     if content.claims:
         console.print()

@@ -50,7 +50,7 @@ def verdict_counts(claims: Iterable[ClaimResult]) -> str:
 
 def state_counts(content: Content) -> dict[str, int]:
     """State -> how many cells are in it; states that do not occur are left out."""
-    counts = Counter(cell.state for cell in content.cells)
+    counts = Counter(cell.state for cell in content.runs)
     return {state: counts[state] for state in [*STATES, *sorted(set(counts) - set(STATES))] if counts[state]}
 
 

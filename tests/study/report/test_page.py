@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import json
 import re
 import zlib
@@ -13,6 +14,7 @@ import pytest
 
 from lit_consistency.study.report.content import Content
 from lit_consistency.study.report.page import write_page
+from lit_consistency.study.report.tables import write_tables
 from tests.study.report.synthetic import HOSTILE, LEARNING, content
 
 
@@ -146,6 +148,21 @@ def test_an_empty_study_and_half_a_character_are_written(tmp_path: Path, study: 
     cell = replace(study.cells[0], log="an undecodable byte: \udcff", curve=[], metrics={})
     page = Page(write_page(replace(empty, cells=[cell]), tmp_path).read_text(encoding="utf-8"))
     assert unpacked(page)[0]["log"] == "an undecodable byte: ?"
+
+
+def test_a_cell_of_two_stages_is_one_run(tmp_path: Path, study: Content) -> None:
+    """A base that a tuning has made is the base of what follows: two places in the study, one run."""
+    base = study.cells[0]
+    shared = replace(base, stage="tune", coordinates={"base_lr": "0.002", "seed": "0"})
+    content = replace(study, cells=[shared, *study.cells])
+    page = Page(write_page(content, tmp_path).read_text(encoding="utf-8"))
+    assert len(unpacked(page)) == len(content.runs) == len(study.cells)
+    assert content.runs[0].stage == "tune, pretrain"
+    assert content.runs[0].coordinates == {**base.coordinates, "base_lr": "0.002", "seed": "0"}
+    assert write_tables(content, tmp_path) == []
+    with (tmp_path / "results.csv").open(newline="") as file:
+        stages = [row["stage"] for row in csv.DictReader(file) if row["name"] == base.name]
+    assert stages == ["pretrain", "tune"]
 
 
 def test_two_cells_of_one_name_are_refused(tmp_path: Path, study: Content) -> None:
