@@ -106,7 +106,7 @@ class Strikes:
 
     def moment(self) -> float:
         """Seconds after which to strike; long after the end when it was enough."""
-        return self.chance.uniform(self.first, self.last) if self.go_on else 600.0
+        return self.chance.uniform(self.first, self.last) if self.go_on else 3000.0
 
 
 def flipped(content: bytes, chance: random.Random) -> bytes:
