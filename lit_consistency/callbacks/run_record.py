@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
@@ -89,6 +90,7 @@ class RunRecord(Callback):
         self.checkpoint_at_end = False
         self._resumed_step = -1
         self._metrics_bytes: int | None = None
+        self._train_loss: float | None = None
 
     @property
     def folder(self) -> RunFolder:
@@ -155,6 +157,8 @@ class RunRecord(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The step is restored by now: drop the numbers of later steps."""
         if self.resumed_from:
+            if self._train_loss is not None:  # of the record, should no further step be made
+                trainer.callback_metrics["train/loss"] = torch.tensor(self._train_loss, dtype=torch.float64)
             for logger in trainer.loggers:
                 if isinstance(logger, MetricsFile):
                     logger.keep_until(trainer.global_step, self._metrics_bytes)
@@ -195,6 +199,7 @@ class RunRecord(Callback):
         """A checkpoint holds the configuration and the inputs that made it: a resume is compared, a base has a past."""
         checkpoint["config"] = self.config_yaml
         checkpoint["metrics_bytes"] = self.folder.metrics_bytes
+        checkpoint["train_loss"] = _train_loss(trainer, language_model(pl_module))
         checkpoint["inputs"] = self.inputs
         checkpoint["branch"] = self.branched_from
         module = language_model(pl_module)
@@ -210,6 +215,7 @@ class RunRecord(Callback):
         """Refuse to continue on other data or another base, before anything is written."""
         self._resumed_step = checkpoint["global_step"]
         self._metrics_bytes = checkpoint.get("metrics_bytes")
+        self._train_loss = checkpoint.get("train_loss")
         if self.branched_from is not None and self.resumed_from is None:
             # what measuring has taken in the run that is left is no time of this one
             for state in checkpoint.get("callbacks", {}).values():
@@ -361,6 +367,14 @@ class RunRecord(Callback):
 
 def _bytes(parameter: Tensor) -> int:
     return parameter.numel() * parameter.element_size()  # of a sharded one the whole
+
+
+def _train_loss(trainer: Trainer, module: LitLanguageModel) -> float | None:
+    """The last that is logged; that of a step is so only behind its checkpoint."""
+    if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        return module.step_loss
+    logged = trainer.callback_metrics.get("train/loss")
+    return None if logged is None else float(logged)
 
 
 def _keep_until(trainer: Trainer, kind: type[MetricsFile] | type[TensorBoardRunLogger], step: int) -> None:

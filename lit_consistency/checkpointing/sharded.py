@@ -213,7 +213,7 @@ def _publish(temporary: Path, path: Path, manifest: dict[str, Any]) -> None:
 
 
 # the one in C has no instruction to override; what is known of types of this one is known of that one
-_Unpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
+_Unpickler: Any = pickle._Unpickler
 
 
 class _IndexUnpickler(_Unpickler):

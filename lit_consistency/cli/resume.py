@@ -68,10 +68,10 @@ def find_checkpoint(section: Mapping[str, Any]) -> Path | None:
     if section["ckpt_path"] == "auto":
         if not run["name"]:
             raise ValueError("ckpt_path = 'auto': expected run.name too, the run to continue")
-        folder = RunFolder(Path(run["root"]) / run["name"])
+        own = RunFolder(Path(run["root"]) / run["name"])
         if getattr(rank_zero_only, "rank", 0) == 0:  # the other ranks read what the first is about to lock
-            wait_for_writer(folder.path, rank_zero_info)
-        return _newest(folder)
+            wait_for_writer(own.path, rank_zero_info)
+        return _newest(own)
     path = named_checkpoint(Path(section["ckpt_path"]))
     verify(path)
     if not run["name"] and (folder := RunFolder.of_checkpoint(path)) is not None:

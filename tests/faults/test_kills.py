@@ -73,10 +73,15 @@ def test_a_save_that_is_killed_leaves_what_stood_there(tmp_path: Path, record_pr
 
     def save() -> None:
         for step in range(10_000):
-            AtomicCheckpointIO().save_checkpoint(state, tmp_path / "checkpoints" / f"step-{step % 3:08d}.ckpt")
+            AtomicCheckpointIO().save_checkpoint(state, folder / f"step-{step % 3:08d}.ckpt")
             provenance = tiny_provenance(model="pythia-14m")
             save_model(tmp_path / "model", model.state_dict(), config, tokenizer, provenance, overwrite=True)
 
+    folder = tmp_path / "checkpoints"
+    first = fork(
+        lambda: AtomicCheckpointIO().save_checkpoint(state, folder / "step-00000001.ckpt"), tmp_path / "log.txt"
+    )
+    assert wait(first) == 0
     strikes = Strikes(1, 0.6, first=0.2)
     while strikes.go_on:
         strikes.n += 1
@@ -84,7 +89,7 @@ def test_a_save_that_is_killed_leaves_what_stood_there(tmp_path: Path, record_pr
         assert wait(pid, strikes.moment()) is None, (tmp_path / "log.txt").read_text()
         kill(pid)
         wait(pid)
-        newest, _ = newest_valid(tmp_path / "checkpoints")
+        newest, _ = newest_valid(folder)
         assert newest is not None
         assert load_weights(tmp_path / "model").keys() == model.state_dict().keys()
     remove_leftovers(tmp_path)
