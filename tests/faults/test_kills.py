@@ -84,9 +84,9 @@ def test_a_save_that_is_killed_leaves_what_stood_there(tmp_path: Path, record_pr
     assert wait(first) == 0
     strikes = Strikes(1, 0.6, first=0.2)
     while strikes.go_on:
+        pid, seconds = fork(save, tmp_path / "log.txt"), strikes.moment()
         strikes.n += 1
-        pid = fork(save, tmp_path / "log.txt")
-        assert wait(pid, strikes.moment()) is None, (tmp_path / "log.txt").read_text()
+        assert wait(pid, seconds) is None, (tmp_path / "log.txt").read_text()
         kill(pid)
         wait(pid)
         newest, _ = newest_valid(folder)
@@ -114,9 +114,9 @@ def test_an_export_that_is_killed_is_whole_or_not_there(tmp_path: Path, record_p
 
     there, out, strikes = 0, tmp_path / "out", Strikes(2, 4 * (time.monotonic() - began))
     while strikes.go_on:
+        pid, seconds = fork(export, tmp_path / "log.txt"), strikes.moment()
         strikes.n += 1
-        pid = fork(export, tmp_path / "log.txt")
-        assert wait(pid, strikes.moment()) is None, (tmp_path / "log.txt").read_text()
+        assert wait(pid, seconds) is None, (tmp_path / "log.txt").read_text()
         kill(pid)
         wait(pid)
         assert out.is_dir() or not there, "what stood there once stays"
