@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from lit_consistency.cli.output import outlive_readers
+from lit_consistency.records.processes import die_with_parent
 
 USAGE = """\
 usage: lit-consistency COMMAND [options]        (or python -m lit_consistency COMMAND [options])
@@ -44,6 +45,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run one command; exit status 2 for a mistake in the call."""
     outlive_readers()
     args = list(sys.argv[1:] if args is None else args)
+    die_with_parent()
     command = args[0] if args else "--help"
     if command in ("-h", "--help"):
         print(USAGE, end="")

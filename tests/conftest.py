@@ -25,6 +25,17 @@ def _session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         os.environ["XDG_CACHE_HOME"] = before
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """After ``pytest -m faults``: what was injected, how often, and what survived."""
+    passed = terminalreporter.getreports("passed")
+    rows = [value for report in passed for name, value in report.user_properties if name == "fault"]
+    if rows:
+        terminalreporter.write_sep("=", "what was injected")
+        terminalreporter.write_line("| injected | times | what survived |\n|---|---|---|")
+        for injected, times, survived in rows:
+            terminalreporter.write_line(f"| {injected} | {times} | {survived} |")
+
+
 @pytest.fixture(autouse=True)
 def _unchanged() -> Iterator[None]:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}

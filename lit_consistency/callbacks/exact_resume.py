@@ -3,6 +3,9 @@
 Random states of Python, NumPy and torch. Where a checkpoint is written in the middle of an accumulation, the loader
 begins that optimizer step anew, so gathered gradients need not be saved. Only tensors and plain values are saved: a
 checkpoint is read with ``weights_only=True``.
+
+A checkpoint of a step is written before the validation that may follow it, and that of the last step before all that
+happens at the end. Lightning forgets the one and skips the other when it resumes; here both are made up for.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lit_consistency.module import LitLanguageModel, language_model
@@ -71,6 +75,45 @@ class ExactResume(Callback):
         for group, configured in zip(trainer.optimizers[0].param_groups, self._configured, strict=True):
             group.update(configured, lr=configured["initial_lr"] * factor)
         trainer.lr_scheduler_configs[0].scheduler.base_lrs = [group["initial_lr"] for group in self._configured]
+
+
+class FinishingFitLoop(_FitLoop):
+    """Lightning's loop, but for a resumed run whose steps are all done: its end is not skipped."""
+
+    @classmethod
+    def replace(cls, trainer: Trainer) -> None:
+        """Take the place of the loop that a Trainer has made."""
+        made = trainer.fit_loop
+        loop = cls(trainer, min_epochs=made.min_epochs, max_epochs=made.max_epochs)
+        loop.epoch_loop = made.epoch_loop
+        trainer.fit_loop = loop
+
+    @property
+    def skip(self) -> bool:
+        """Whether there is nothing to do at all."""
+        return super().skip and not self.is_resuming
+
+
+def validation_follows(trainer: Trainer) -> bool:
+    """Whether Lightning validates behind the micro-batch in progress; asked in ``on_train_batch_end``."""
+    loop = trainer.fit_loop
+    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
+
+
+def make_up_validation(trainer: Trainer, epoch: int) -> None:
+    """Validate before training goes on, as Lightning does between two steps.
+
+    Args:
+        trainer: of a resumed run, before its first step.
+        epoch: to whose steps the validation belongs; the Trainer may be in the next one already.
+    """
+    loop, progress = trainer.fit_loop.epoch_loop.val_loop, trainer.fit_loop.epoch_progress.current
+    loop.restarting = False
+    now, progress.completed = progress.completed, epoch
+    trainer.validating = True
+    loop.run()
+    trainer.training = True
+    progress.completed = now
 
 
 def random_states() -> dict[str, Any]:

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from lit_consistency.callbacks.exact_resume import validation_follows
 from lit_consistency.module import language_model
 
 
@@ -30,7 +31,8 @@ def watched_signals() -> tuple[signal.Signals, ...]:
 class Preemption(Callback):
     """Save and stop at the next optimizer step after a signal; a second SIGINT stops at once.
 
-    After the run, ``trainer.interrupted_by`` holds the signal's number.
+    After the run, ``trainer.interrupted_by`` holds the signal's number; ``trainer.left_out_validation`` says whether a
+    validation was due behind the last step, for which the grace of a signal may not be enough.
     """
 
     def __init__(self) -> None:
@@ -90,6 +92,7 @@ class Preemption(Callback):
 def _stop(trainer: Trainer, number: int) -> None:
     """Leave the loop after this step: no minimum of steps, no validation on the way out."""
     trainer.interrupted_by = number  # type: ignore[attr-defined]
+    trainer.left_out_validation = validation_follows(trainer)  # type: ignore[attr-defined]
     trainer.should_stop = True
     trainer.limit_val_batches = 0
     trainer.fit_loop.min_epochs = None

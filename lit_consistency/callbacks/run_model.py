@@ -11,6 +11,7 @@ import yaml
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from litgpt.prompts import Default, PromptStyle, prompt_styles
+from torch import nn
 
 from lit_consistency.callbacks.forgetting import Forgetting
 from lit_consistency.callbacks.throughput import Throughput
@@ -132,6 +133,20 @@ def headlines(measured: Mapping[str, float]) -> dict[str, float]:
     sets = ("learn/", "retain/", "forget/", "retained/")
     judged = (*sets, "kl_to_base", "reverse_kl_to_base", "distance/all", "relative_distance/all", "moved/all")
     return {name: value for name, value in measured.items() if name.startswith(judged) and "." not in name}
+
+
+def bytes_of(model: nn.Module) -> tuple[int, int]:
+    """Bytes of all parameters and of those that are trained, whole also where they are sharded."""
+    sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in model.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
+
+
+def train_loss_now(trainer: Trainer, module: LitLanguageModel) -> float | None:
+    """The last that is logged; that of a step is so only behind its checkpoint."""
+    if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        return module.step_loss
+    logged = trainer.callback_metrics.get("train/loss")
+    return None if logged is None else float(logged)
 
 
 def losses_now(trainer: Trainer) -> dict[str, float]:

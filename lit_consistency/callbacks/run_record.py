@@ -12,21 +12,25 @@ import os
 import re
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from lit_consistency.callbacks.forgetting import Forgetting
 from lit_consistency.callbacks.run_model import (
+    bytes_of,
     find_callback,
     headlines,
     litgpt_style,
     losses_now,
     provenance_now,
+    train_loss_now,
     write_run_adapters,
     write_run_model,
 )
@@ -38,7 +42,7 @@ from lit_consistency.methods import Full, LoRA
 from lit_consistency.model import weights_hash, write_model_files
 from lit_consistency.module import LitLanguageModel, language_model
 from lit_consistency.optimizers import format_table
-from lit_consistency.records.atomic import check_free, remove_leftovers, replaced_folder
+from lit_consistency.records.atomic import check_free, remove_leftovers, replaced_folder, unwritable
 from lit_consistency.records.differences import differences
 from lit_consistency.records.fingerprints import sha256
 from lit_consistency.records.provenance import current_versions, family, read_provenance
@@ -85,8 +89,13 @@ class RunRecord(Callback):
         self.branched_from: dict[str, Any] | None = None  # of the command line: where this run has left another
         self.record: dict[str, Any] = {}
         self.inputs: dict[str, Any] = {}
-        self.series: list[int] = []  # steps at which the model is written too, which StepCheckpoint sets
+        # what StepCheckpoint sets: steps at which the model is written too, and what comes before the final one
+        self.series: list[int] = []
+        self.before_model: Callable[[], None] = lambda: None
+        self.checkpoint_at_end = False
         self._resumed_step = -1
+        self._metrics_bytes: int | None = None
+        self._train_loss: float | None = None
 
     @property
     def folder(self) -> RunFolder:
@@ -101,14 +110,25 @@ class RunRecord(Callback):
     def check_free(self, continues: bool) -> None:
         """ValueError when the folder holds another run, or ``final_dir`` something that is no model."""
         if self.final_dir is not None:
-            if self.final_dir.exists() and not self.overwrite:
+            own = continues and self._has_written(self.final_dir)
+            if self.final_dir.exists() and not self.overwrite and not own:
                 raise ValueError(f"final_dir = {self.final_dir}: exists; name another, or set overwrite to replace it")
-            check_free(self.final_dir, self.overwrite)
+            check_free(self.final_dir, self.overwrite or own)
         if not continues and not self.folder.is_empty:
             raise ValueError(
                 f"run.name = {self.name!r}: {self.directory} is not empty; choose another name, or continue that "
                 "run with --ckpt_path auto"
             )
+
+    def _has_written(self, folder: Path) -> bool:
+        """Whether this run has written the model of a folder, and was killed before it could say so."""
+        provenance = read_provenance(folder)
+        return provenance is not None and provenance.run == self.name and provenance.planned_steps is None
+
+    @property
+    def model_dir(self) -> Path:
+        """Where the final model goes."""
+        return self.final_dir or self.folder.model
 
     # -------------------- hooks
 
@@ -117,17 +137,15 @@ class RunRecord(Callback):
         self.name = trainer.strategy.broadcast(self.name)
         module = language_model(pl_module)
         method = module.method
-        if (
-            stage == "fit"
-            and self.save_model == "adapters"
-            and not (isinstance(method, LoRA) and module.checkpoint_dir)
-        ):
+        if stage != "fit":
+            return
+        if self.save_model == "adapters" and not (isinstance(method, LoRA) and module.checkpoint_dir):
             on = "a base" if module.checkpoint_dir else "no base"
             raise ValueError(
                 f"run.save_model = adapters with the method {method.name} and {on}: expected LoRA and "
                 "model.checkpoint_dir, or save_model = true"
             )
-        if stage == "fit" and self.save_optimizer_state and not isinstance(method, Full):
+        if self.save_optimizer_state and not isinstance(method, Full):
             raise ValueError(
                 f"run.save_optimizer_state = true with the method {method.name}: expected full or a pull, whose state "
                 "is that of all weights of the model that is saved"
@@ -136,6 +154,7 @@ class RunRecord(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Everything is set up and nothing has been trained: write what is being run."""
         module = language_model(pl_module)
+        self._probe(trainer, module)
         self.record = self._describe(trainer, module)
         self._warn_of_mismatch()
         self._write_start()
@@ -152,7 +171,11 @@ class RunRecord(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The step is restored by now: drop the numbers of later steps."""
         if self.resumed_from:
-            _keep_until(trainer, MetricsFile, trainer.global_step)
+            if self._train_loss is not None:  # of the record, should no further step be made
+                trainer.callback_metrics["train/loss"] = torch.tensor(self._train_loss, dtype=torch.float64)
+            for logger in trainer.loggers:
+                if isinstance(logger, MetricsFile):
+                    logger.keep_until(trainer.global_step, self._metrics_bytes)
         forgetting = find_callback(trainer, Forgetting)
         if forgetting and trainer.is_global_zero and forgetting.measured_at == trainer.global_step == 0:
             forgetting.write_items(self.folder.first_measured)
@@ -171,6 +194,8 @@ class RunRecord(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the final model, then the final numbers."""
         interrupted, module = getattr(trainer, "interrupted_by", None), language_model(pl_module)
+        if interrupted is None:
+            self.before_model()
         if interrupted is None and trainer.global_step in self.series:
             self._save_series(trainer, module, at_end=True)
         if interrupted is None and self.save_model:
@@ -186,6 +211,8 @@ class RunRecord(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """A checkpoint holds the configuration and the inputs that made it: a resume is compared, a base has a past."""
         checkpoint["config"] = self.config_yaml
+        checkpoint["metrics_bytes"] = self.folder.metrics_bytes
+        checkpoint["train_loss"] = train_loss_now(trainer, language_model(pl_module))
         checkpoint["inputs"] = self.inputs
         checkpoint["branch"] = self.branched_from
         module = language_model(pl_module)
@@ -200,6 +227,8 @@ class RunRecord(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse to continue on other data or another base, before anything is written."""
         self._resumed_step = checkpoint["global_step"]
+        self._metrics_bytes = checkpoint.get("metrics_bytes")
+        self._train_loss = checkpoint.get("train_loss")
         if self.branched_from is not None and self.resumed_from is None:
             # what measuring has taken in the run that is left is no time of this one
             for state in checkpoint.get("callbacks", {}).values():
@@ -212,6 +241,23 @@ class RunRecord(Callback):
             )
 
     # -------------------- content
+
+    def _probe(self, trainer: Trainer, module: LitLanguageModel) -> None:
+        """ValueError, on all ranks, unless the end of the run can be written: found out before the first step."""
+        problem = None
+        if trainer.is_global_zero:
+            model, trained = bytes_of(module.gpt)
+            state = 2 * trained  # of AdamW, which has the largest
+            targets = {}
+            if self.save_model == "adapters":
+                targets["run.final_dir"] = (self.final_dir or self.folder.adapters, trained)
+            elif self.save_model:
+                targets["run.final_dir"] = (self.model_dir, model + state * self.save_optimizer_state)
+            if self.checkpoint_at_end:
+                targets["checkpoint.at_end"] = (self.folder.checkpoints, model + state)
+            problem = unwritable(targets)
+        if problem := trainer.strategy.broadcast(problem):
+            raise ValueError(problem)
 
     def _inputs(self, trainer: Trainer, module: LitLanguageModel) -> dict[str, Any]:
         """What the run is made from; computed once, on the first rank, because it reads every file."""
@@ -270,6 +316,8 @@ class RunRecord(Callback):
     @rank_zero_only
     def _write_start(self) -> None:
         remove_leftovers(self.directory)
+        remove_leftovers(self.model_dir.parent, self.model_dir.name)
+        self.folder.set_damaged_aside()
         self.folder.write_config(self.config_yaml)
         self._write()
 
@@ -283,6 +331,7 @@ class RunRecord(Callback):
             "status": status,
             "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "steps": trainer.global_step,
+            "empty_steps": trainer.datamodule.empty_steps,  # type: ignore[attr-defined]
             "base_metrics": forgetting.base if forgetting else {},
             "final_metrics": forgetting.latest if forgetting else {},
             "losses": losses_now(trainer),
@@ -319,20 +368,15 @@ class RunRecord(Callback):
 
     def _save_final(self, trainer: Trainer, module: LitLanguageModel) -> None:
         """Write the model, the adapters beside it, or these alone."""
-        overwrite, adapters_dir = self.overwrite or self.final_dir is None, self.folder.adapters
+        adapters_dir = self.folder.adapters
+        overwrite = self.overwrite or self.final_dir is None or self._has_written(self.final_dir)
         if self.save_model == "adapters":
             adapters_dir = self.final_dir or adapters_dir
         else:
-            self._save_model(trainer, module, self.final_dir or self.folder.model, at_end=True, overwrite=overwrite)
+            self._save_model(trainer, module, self.model_dir, at_end=True, overwrite=overwrite)
         if isinstance(module.method, LoRA):
-            write_run_adapters(
-                trainer,
-                module,
-                adapters_dir,
-                self.record,
-                self.config_yaml,
-                overwrite=overwrite or adapters_dir == self.folder.adapters,
-            )
+            overwrite = overwrite or adapters_dir == self.folder.adapters
+            write_run_adapters(trainer, module, adapters_dir, self.record, self.config_yaml, overwrite=overwrite)
 
     def _save_model(
         self, trainer: Trainer, module: LitLanguageModel, out_dir: Path, *, at_end: bool, overwrite: bool

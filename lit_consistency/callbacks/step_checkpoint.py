@@ -1,14 +1,13 @@
-"""Checkpoints of a run in progress: every k optimizer steps and on a signal, the newest few kept; and its series.
+"""Checkpoints of a run: every k optimizer steps, on a signal and of the end, the newest few kept; and its series.
 
-A checkpoint continues the run and goes when newer ones come. The series is models that stay, spaced over the run, for
-those who study how finetuning depends on the length of pretraining; RunRecord, which knows where a model comes from,
-writes them.
+That of the end is written as soon as the last step is done, before the last validation, the last measurement and the
+final model: whatever fails then, ``--ckpt_path auto`` makes the end from it. A checkpoint continues the run and goes
+when newer ones come. The series is models that stay, spaced over the run, for those who study how finetuning depends on
+the length of pretraining; RunRecord, which knows where a model comes from, writes them.
 """
 
 from __future__ import annotations
 
-import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
+from lit_consistency.callbacks.exact_resume import make_up_validation, validation_follows
 from lit_consistency.callbacks.run_model import find_callback
 from lit_consistency.callbacks.run_record import RunRecord
 from lit_consistency.checkpointing.io import AtomicCheckpointIO, checkpoints, step_of
-from lit_consistency.checkpointing.manifest import has_manifest, manifest_of, write_manifest
+from lit_consistency.checkpointing.manifest import CheckpointError, has_manifest, manifest_of, write_manifest
 from lit_consistency.module import language_model
 from lit_consistency.records.atomic import remove_leftovers
 from lit_consistency.records.run_folder import RunFolder
@@ -33,9 +33,10 @@ class StepCheckpoint(Checkpoint):
     checkpoint.
 
     Args:
-        every_n_steps: optimizer steps between checkpoints; 0 saves only when the run is interrupted.
+        every_n_steps: optimizer steps between checkpoints; 0 saves only the end, or when the run is interrupted.
         keep: how many checkpoints stay on disk, at least 2, so that one bad file never costs the run.
-        at_end: save one more when training ends, so that the run can be continued with more steps.
+        at_end: save the last step, so that nothing is lost if the model cannot be written, and the run can be continued
+            with more steps.
         series: steps whose models are kept as ``<run>/series/step-XXXXXXXX/`` in LitGPT's format, each a base for
             other runs: ``{steps: log, count: 8}`` spaces 8 evenly in the logarithm from step 1 (or ``first: M``) to the
             last; a list of steps, as ``[10, 100, 1000]``; or ``{tokens: [1000000]}``, counted by full batches.
@@ -45,7 +46,7 @@ class StepCheckpoint(Checkpoint):
         self,
         every_n_steps: int = 0,
         keep: int = 2,
-        at_end: bool = False,
+        at_end: bool = True,
         series: dict[str, Any] | list[int] | None = None,
     ) -> None:
         if every_n_steps < 0:
@@ -59,31 +60,51 @@ class StepCheckpoint(Checkpoint):
             check_series(series)
         self.series = series
         self.folder: Path | None = None
+        self._begun = False
         self._saved_at = -1
+        self._validation_due: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checkpoints go into the run's folder; the series must fit into the run, which is seen before it is begun."""
         self.folder = RunFolder(Path(trainer.strategy.broadcast(trainer.default_root_dir))).checkpoints
-        if stage != "fit" or self.series is None:
+        if stage != "fit":
+            return
+        record = find_callback(trainer, RunRecord)
+        record.checkpoint_at_end = self.at_end
+        record.before_model = lambda: self._save_end(trainer)
+        if self.series is None:
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
         per_step = data.global_batch_size * data.block_size
-        find_callback(trainer, RunRecord).series = series_steps(
-            self.series, language_model(pl_module).total_steps(), per_step
-        )
+        record.series = series_steps(self.series, language_model(pl_module).total_steps(), per_step)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Move later steps aside, then make up for the validation that was due behind the checkpoint."""
+        record = find_callback(trainer, RunRecord)
+        self._begun = True
+        if record.resumed_from is not None and Path(record.resumed_from).absolute() == self._path(trainer).absolute():
+            self._saved_at = trainer.global_step  # it stands there, verified
+        self._abandon_later_steps(trainer, record)
+        if self._validation_due is not None:
+            make_up_validation(trainer, self._validation_due)
+            self._validation_due = None
 
     @rank_zero_only
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Move what belongs to later steps aside: a branch that this run has left, which is not its newest."""
+    def _abandon_later_steps(self, trainer: Trainer, record: RunRecord) -> None:
+        """A branch that this run has left is not its newest."""
         assert self.folder is not None
-        record = find_callback(trainer, RunRecord)
+        remove_leftovers(self.folder)
         ahead = [path for path in checkpoints(self.folder) if step_of(path) > trainer.global_step]
         # the manifest first: a half-moved checkpoint does not count
-        _set_aside(self.folder, [file for path in ahead for file in (manifest_of(path), path)])
+        later = {self.folder: [file for path in ahead for file in (manifest_of(path), path)]}
         remove_leftovers(record.folder.series)
         if record.resumed_from is None or record.allow_changes:  # an exact resume would write the same models again
             models = record.folder.series_models()
-            _set_aside(record.folder.series, [path for step, path in models.items() if step > trainer.global_step])
+            later[record.folder.series] = [path for step, path in models.items() if step > trainer.global_step]
+        for folder, paths in later.items():
+            if aside := record.folder.abandon(folder, paths):
+                names = ", ".join(path.name for path in paths)
+                rank_zero_info(f"{names}: of later steps, moved to {aside}, which the next run of this name removes")
         there = record.folder.series_models()
         if missed := [step for step in record.series if step <= trainer.global_step and step not in there]:
             rank_zero_warn(f"checkpoint.series: steps {missed} lie before step {trainer.global_step}: not written")
@@ -95,21 +116,61 @@ class StepCheckpoint(Checkpoint):
         if (batch_idx + 1) % trainer.accumulate_grad_batches != 0:
             return
         due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
-        if due or getattr(trainer, "interrupted_by", None):
-            self.save(trainer)
+        last = self.at_end and trainer.global_step >= language_model(pl_module).total_steps()
+        interrupted = getattr(trainer, "interrupted_by", None)
+        if due or last or interrupted:
+            follows = trainer.left_out_validation if interrupted else validation_follows(trainer)  # type: ignore[attr-defined]
+            self._validation_due = trainer.current_epoch if follows else None
+            self.save(trainer, at_end=bool(last))
+            self._validation_due = None
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the end, if asked to."""
+    def _save_end(self, trainer: Trainer) -> None:
+        """Save a step that nobody knew to be the last, as when a callback has stopped the run."""
         if self.at_end:
-            self.save(trainer)
+            self.save(trainer, at_end=True)
 
-    def save(self, trainer: Trainer) -> None:
-        """Save now, at an optimizer-step boundary, then remove what is older than the newest ``keep``."""
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """What fails when all steps are done costs nothing: say where they are."""
+        if not self._begun or trainer.global_step < language_model(pl_module).total_steps():
+            return
+        path = self._path(trainer)
+        if has_manifest(path):
+            rank_zero_warn(
+                f"all {trainer.global_step} steps are done and {path} holds the end; the same command with --run.name "
+                f"{path.parent.parent.name} --ckpt_path auto goes on from there"
+            )
+        else:
+            rank_zero_warn(f"all {trainer.global_step} steps are done, and no checkpoint holds the end")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch whose validation is due behind this step, or None."""
+        return {"validation_due": self._validation_due}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """It is made up for when training starts."""
+        self._validation_due = state_dict["validation_due"]
+
+    def _path(self, trainer: Trainer) -> Path:
         assert self.folder is not None
+        return self.folder / f"step-{trainer.global_step:08d}.ckpt"
+
+    def save(self, trainer: Trainer, at_end: bool = False) -> None:
+        """Save now, at an optimizer-step boundary, then remove what is older than the newest ``keep``.
+
+        Args:
+            trainer: of the run.
+            at_end: whether the steps are all done; the model is written next, so a failure is a warning only.
+        """
         if trainer.global_step == self._saved_at:
             return
-        path = self.folder / f"step-{trainer.global_step:08d}.ckpt"
-        trainer.save_checkpoint(path, weights_only=False)
+        path = self._path(trainer)
+        try:
+            trainer.save_checkpoint(path, weights_only=False)
+        except CheckpointError as error:
+            if not at_end:
+                raise
+            rank_zero_warn(f"{error}; going on to the final model")
+            trainer.strategy.barrier("Trainer.save_checkpoint")  # where the other ranks of DDP wait
         if path.is_dir() and trainer.is_global_zero and not has_manifest(path):
             write_manifest(path)  # another strategy's folder; that of FSDP2Strategy brings its own
         trainer.strategy.barrier("checkpoint")
@@ -125,15 +186,3 @@ class StepCheckpoint(Checkpoint):
                 AtomicCheckpointIO().remove_checkpoint(path)
             except OSError as error:
                 rank_zero_warn(f"could not remove the old checkpoint {path}: {error}")
-
-
-def _set_aside(folder: Path, paths: list[Path]) -> None:
-    """Move files or folders, in this order, into a folder beside them."""
-    paths = [path for path in paths if path.exists()]
-    if not paths:
-        return
-    aside = folder / time.strftime("abandoned-%Y%m%d-%H%M%S")
-    aside.mkdir(parents=True, exist_ok=True)
-    for path in paths:
-        os.replace(path, aside / path.name)
-    rank_zero_info(f"{', '.join(path.name for path in paths)}: of later steps, moved to {aside}")

@@ -22,10 +22,11 @@ def verify(path: Path) -> None:
         raise CheckpointError(f"{path}: no such checkpoint")
     if not manifest_of(path).is_file():
         raise CheckpointError(f"{path}: no manifest {manifest_of(path).name}: the save was not finished")
-    try:
-        manifest = json.loads(manifest_of(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{manifest_of(path)}: not readable: {error}") from error
+    manifest = _read(manifest_of(path))
+    files = {str(file.relative_to(path)): file for file in path.rglob("*") if file.is_file()} if path.is_dir() else {}
+    # a manifest vouches for what it names, and for nothing else that would be read
+    if unnamed := sorted((files.keys() or {path.name}) - manifest.keys()):
+        raise CheckpointError(f"{path}: {manifest_of(path).name} does not vouch for {unnamed[0]}")
     for name, expected in manifest.items():
         file = path / name if path.is_dir() else path
         if not file.is_file():
@@ -34,6 +35,16 @@ def verify(path: Path) -> None:
             raise CheckpointError(f"{file}: {file.stat().st_size} bytes, expected {expected['bytes']}")
         if (digest := sha256(file)) != expected["sha256"]:
             raise CheckpointError(f"{file}: sha256 {digest}, expected {expected['sha256']}")
+
+
+def _read(file: Path) -> dict[str, dict[str, Any]]:
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        if not all({"bytes", "sha256"} <= entry.keys() for entry in manifest.values()):
+            raise ValueError("expected bytes and sha256 of every file")
+    except (ValueError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{file}: damaged: {error}") from error
+    return manifest
 
 
 def has_manifest(path: Path) -> bool:

@@ -30,7 +30,20 @@ from lit_consistency.records.atomic import flush, publish, remove_leftovers, unf
 
 META = "meta.pt"
 INDEX = ".metadata"
-INDEX_CLASSES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
+INDEX_CLASSES = {
+    "torch.distributed.checkpoint.metadata": (
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    ),
+    "torch.distributed.checkpoint.filesystem": ("_StorageInfo", "_StoragePrefix"),
+}
+"""Module -> classes of plain values of which an index is made."""
 
 
 def save_folder(checkpoint: dict[str, Any], path: Path) -> None:
@@ -199,13 +212,27 @@ def _publish(temporary: Path, path: Path, manifest: dict[str, Any]) -> None:
     write_text(manifest_of(path), json.dumps(manifest))
 
 
-class _IndexUnpickler(pickle.Unpickler):
+# the one in C has no instruction to override; what is known of types of this one is known of that one
+_Unpickler: Any = pickle._Unpickler
+
+
+class _IndexUnpickler(_Unpickler):
+    dispatch = dict(_Unpickler.dispatch)
+
+    def load_build(self) -> None:
+        """Set the state of a value; of a class it would change what the class does, here and everywhere."""
+        if isinstance(self.stack[-2], type):
+            raise pickle.UnpicklingError(f"{self.stack[-2].__name__}: an index sets values, not classes")
+        super().load_build()
+
+    dispatch[pickle.BUILD[0]] = load_build
+
     def find_class(self, module: str, name: str) -> Any:
         """Only the classes of an index and plain values: it may name nothing that does something."""
-        expected = module in (*INDEX_CLASSES, "torch", "torch.serialization") or module.partition(".")[0] == "pathlib"
+        own = name in INDEX_CLASSES.get(module, ())
+        expected = own or module in ("torch", "torch.serialization") or module.partition(".")[0] == "pathlib"
         # asked before: to look a name up imports its module, and importing runs code
         kind = super().find_class(module, name) if expected and "." not in name else None
-        own = module in INDEX_CLASSES and isinstance(kind, type) and kind.__module__ == module
         plain = module == "torch" and (kind is torch.Size or isinstance(kind, torch.dtype))
         path = module.partition(".")[0] == "pathlib" and isinstance(kind, type) and issubclass(kind, PurePath)
         # the name of a layout, as `strided`, to the layout
@@ -220,6 +247,14 @@ class _Reader(dcp.FileSystemReader):
         file = Path(self.path) / INDEX
         try:
             index = _IndexUnpickler(io.BytesIO(file.read_bytes())).load()
-        except (OSError, pickle.UnpicklingError, EOFError, AttributeError, ImportError) as error:
+        except (
+            OSError,
+            pickle.UnpicklingError,
+            EOFError,
+            AttributeError,
+            ImportError,
+            LookupError,
+            TypeError,
+        ) as error:
             raise CheckpointError(f"{file}: {error}") from error
         return index

@@ -31,6 +31,7 @@ from lit_consistency.callbacks import (
     StepCheckpoint,
     Throughput,
 )
+from lit_consistency.callbacks.exact_resume import FinishingFitLoop
 from lit_consistency.checkpointing.io import AtomicCheckpointIO
 from lit_consistency.cli.branch import begin_branch, saved_branch
 from lit_consistency.cli.fit_parser import Parser
@@ -43,6 +44,8 @@ from lit_consistency.loggers.metrics_file import MetricsFile
 from lit_consistency.loggers.tensorboard import TensorBoardRunLogger
 from lit_consistency.module import LitLanguageModel
 from lit_consistency.optimizers.schedules import Branched
+from lit_consistency.records.lease import only_writer
+from lit_consistency.records.processes import bind_children
 
 TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # the order of samples is ours
@@ -137,11 +140,13 @@ class ConsistencyCLI(LightningCLI):
             given = any(isinstance(callback, ProgressBar) for callback in kwargs["callbacks"])
             kwargs["callbacks"] += [] if given else [RunProgress()]
         try:
-            return super().instantiate_trainer(**kwargs)
+            made = super().instantiate_trainer(**kwargs)
         except TypeError as error:  # so Lightning says of a number of devices that an accelerator does not have
             if "`devices`" not in str(error):
                 raise
             raise ValueError(f"trainer.devices = {trainer.get('devices')}: {error}") from None
+        FinishingFitLoop.replace(made)
+        return made
 
     def instantiate_classes(self) -> None:
         """The schedule of a branch begins where the branch does."""
@@ -158,7 +163,11 @@ class ConsistencyCLI(LightningCLI):
         if self.subcommand == "fit" and self.asked_for == "auto" and has_finished(record.folder, section["trainer"]):
             rank_zero_info(f"{record.directory}: the run has finished, there is nothing left to train")
             return
-        super()._run_subcommand(str(self.subcommand))
+        if self.subcommand != "fit" or self.trainer.global_rank != 0:
+            super()._run_subcommand(str(self.subcommand))
+            return
+        with only_writer(record.directory, rank_zero_info):
+            super()._run_subcommand(str(self.subcommand))
 
     def before_fit(self) -> None:
         """A new run never writes into the folder of another; `auto` may begin one again that died early."""
@@ -181,6 +190,7 @@ def _as_list(value: Any) -> list[Any]:
 def main(args: Sequence[str]) -> None:
     """Parse, check, run; exit status 2 for the user's mistakes, 128 plus the signal's number after a signal."""
     cli: ConsistencyCLI | None = None
+    bind_children(signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)  # ranks that Lightning starts
     try:
         _quiet()
         cli = build(None if list(args) == sys.argv[1:] else list(args))

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
-from lit_consistency.checkpointing.io import checkpoints, config_of, named_checkpoint, newest_valid, step_of
+from lit_consistency.checkpointing.io import config_of, named_checkpoint, newest_valid
 from lit_consistency.checkpointing.manifest import verify
 from lit_consistency.records.differences import differences, flatten
+from lit_consistency.records.lease import wait_for_writer
 from lit_consistency.records.run_folder import RunFolder
 
 # what may differ without changing what is computed: where the run is written, shown and executed
@@ -67,7 +68,10 @@ def find_checkpoint(section: Mapping[str, Any]) -> Path | None:
     if section["ckpt_path"] == "auto":
         if not run["name"]:
             raise ValueError("ckpt_path = 'auto': expected run.name too, the run to continue")
-        return _newest(RunFolder(Path(run["root"]) / run["name"]), section["trainer"])
+        own = RunFolder(Path(run["root"]) / run["name"])
+        if getattr(rank_zero_only, "rank", 0) == 0:  # the other ranks read what the first is about to lock
+            wait_for_writer(own.path, rank_zero_info)
+        return _newest(own)
     path = named_checkpoint(Path(section["ckpt_path"]))
     verify(path)
     if not run["name"] and (folder := RunFolder.of_checkpoint(path)) is not None:
@@ -80,17 +84,9 @@ def has_finished(folder: RunFolder, trainer: Mapping[str, Any]) -> bool:
     return folder.is_finished and folder.has_length(trainer)
 
 
-def _newest(folder: RunFolder, trainer: Mapping[str, Any]) -> Path | None:
-    """The newest valid checkpoint that leaves something to train.
-
-    A run that was killed after its last step, before its model was written, does that step again: Lightning skips a
-    loop that is done, and with it everything that is to happen at the end.
-    """
+def _newest(folder: RunFolder) -> Path | None:
+    """The newest valid checkpoint, be it of the last step: what is left to do then is measured and written."""
     path, skipped = newest_valid(folder.checkpoints)
-    total = folder.read_record().get("total_steps")
-    if path is not None and total is not None and step_of(path) >= total and folder.has_length(trainer):
-        earlier = [p for p in checkpoints(path.parent) if step_of(p) < total]
-        path, skipped = newest_valid(path.parent, among=earlier)
     for reason in skipped:
         rank_zero_warn(f"skipped a checkpoint: {reason}")
     rank_zero_info(f"resuming from {path}" if path else "no checkpoint to continue from: starting from the beginning")

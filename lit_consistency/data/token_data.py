@@ -96,6 +96,7 @@ class TokenData(LightningDataModule, ABC):
         self._own_tokenizer: Path | None = None
         self._shards: dict[str, Shard] = {}
         self._rows: dict[str, TokenRows] = {}
+        self._empty_micro_batches = 0
 
     # -------------------- what a subclass says
 
@@ -176,7 +177,16 @@ class TokenData(LightningDataModule, ABC):
         return TokenLoader(rows, order, num_workers=self.num_workers, on_resume=self._count_anew)
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Notes, while a batch is on the CPU and looking costs nothing, whether any row holds several documents."""
+        """Notes, while a batch is on the CPU and looking costs nothing, what is asked of it on the way.
+
+        Whether any row holds several documents, and of training whether the optimizer step has a token to learn.
+        """
+        if not int(batch.get("supervised", 1)):
+            if not self._empty_micro_batches:
+                rank_zero_warn(
+                    "a step without a token to learn: the optimizer moves by what it remembers; see run.json"
+                )
+            self._empty_micro_batches += 1
         return {**batch, "packed": bool((batch["documents"] > 0).any())}
 
     def val_dataloader(self) -> TokenLoader:
@@ -195,6 +205,19 @@ class TokenData(LightningDataModule, ABC):
         return self.val_dataloader()
 
     # -------------------- numbers
+
+    @property
+    def empty_steps(self) -> int:
+        """Optimizer steps so far that had no token to learn."""
+        return -(-self._empty_micro_batches // self.accumulate(self._ranks()[0]))
+
+    def state_dict(self) -> dict[str, int]:
+        """For checkpoints; the position is the loader's own."""
+        return {"empty_steps": self.empty_steps}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on counting."""
+        self._empty_micro_batches = state_dict["empty_steps"] * self.accumulate(self._ranks()[0])
 
     @property
     def steps_per_epoch(self) -> int:
@@ -259,6 +282,9 @@ class TokenData(LightningDataModule, ABC):
         if name not in self._rows:
             self._shard(name)
             self._rows[name] = self._token_rows(self._shards[name])
+            if not self._rows[name].supervised.any():
+                n_rows = f"{len(self._rows[name]):,} rows"
+                raise ValueError(f"data, {name}: none of the tokens of {n_rows} is learned; expected at least one")
             self._say_counts(name)
         return self._rows[name]
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from lit_consistency.checkpointing.sharded import named_state
 from lit_consistency.distributed.dtensors import full_tensor, shard_like, zeros_sharded_as
 from lit_consistency.optimizers.core.optimizer import PROGRESS
+from lit_consistency.records.provenance import verify_weights
 
 FILE = "optimizer_state.safetensors"
 HEADER = "lit_consistency"
@@ -108,6 +109,7 @@ def carry_optimizer_state(optimizer: torch.optim.Optimizer, folder: Path) -> Non
     Raises:
         ValueError: the state is of another class, lacks a parameter, has another shape or is not finite.
     """
+    verify_weights(Path(folder) / FILE)
     check_class(folder, type(optimizer).__name__)
     header = read_header(folder)
     parameters = {n: p for group in optimizer.param_groups for n, p in zip(_names(group), group["params"], strict=True)}

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_consistency.records.results import Result, higher_is_better, read_items, read_results
+from lit_consistency.records.results import Result, check_items, higher_is_better, read_items, read_results
 from lit_consistency.stats.intervals import Estimate, Ratio, by_class, paired_difference, ratio, value_of
 from lit_consistency.stats.paired_tests import LEVEL, least_p_value, mcnemar, permutation_test
 
@@ -79,6 +79,8 @@ def compare_folders(first: Path, second: Path, seed: int = 0) -> tuple[list[Comp
     for key in (key for key in left if key in right):
         if left[key].metric != right[key].metric:
             raise ValueError(f"{key}: judged by {left[key].metric} in {first}, by {right[key].metric} in {second}")
+        check_items(first, left[key])
+        check_items(second, right[key])
         items = read_items(first, key), read_items(second, key)
         pairs, warning = _join(key, *(_documents(*items) if left[key].kind == "text" else items))
         warnings += warning

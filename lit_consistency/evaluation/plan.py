@@ -6,6 +6,7 @@ fingerprint is taken from there.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 from lit_consistency import __version__
 from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.records.fingerprints import fingerprint_of
-from lit_consistency.records.results import Result, read_result, result_key
+from lit_consistency.records.results import Result, check_items, read_result, result_key
 from lit_consistency.tasks.contamination import Overlap, training_documents, training_fingerprint
 from lit_consistency.tasks.formats import Format
 from lit_consistency.tasks.guards import (
@@ -145,7 +146,9 @@ def _known(ask: Ask, key: str, mark: str) -> Result | None:
         return None
     try:
         result = read_result(path)
-    except ValueError:
+        check_items(ask.output, result)
+    except ValueError as error:
+        warnings.warn(f"{error}; measured again", stacklevel=2)
         return None
     return result if result.fingerprint == mark else None
 

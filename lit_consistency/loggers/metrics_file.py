@@ -42,6 +42,6 @@ class MetricsFile(Logger):
         """Hyperparameters stand in config.yaml."""
 
     @rank_zero_only
-    def keep_until(self, step: int) -> None:
-        """Drop the numbers of later steps."""
-        self.folder.keep_metrics_until(step)
+    def keep_until(self, step: int, size: int | None = None) -> None:
+        """Drop the numbers of later steps; see ``RunFolder.keep_metrics_until``."""
+        self.folder.keep_metrics_until(step, size)

@@ -35,7 +35,7 @@ from lit_consistency.model import model_config, write_weights
 from lit_consistency.records.atomic import new_file, replaced_folder
 from lit_consistency.records.fingerprints import sha256
 from lit_consistency.records.model_folder import ADAPTERS, CONFIG
-from lit_consistency.records.provenance import provenance_of
+from lit_consistency.records.provenance import provenance_of, read_provenance
 from lit_consistency.records.run_folder import RunFolder
 
 STEP = re.compile(r"step-(\d+)(\.ckpt)?")
@@ -131,6 +131,8 @@ def _made_once(folder: Path, checkpoint: Path, run: RunFolder, option: str, opti
             # beside weights that stay as they are: the model is the same with it and without
             with new_file(folder / FILE) as temporary:
                 write_optimizer_state(_state_by_name(content, checkpoint), temporary)
+            if provenance := read_provenance(folder):
+                provenance.write(folder)  # which now vouches for the state too
     return folder
 
 

@@ -21,7 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from lit_consistency.distributed.dtensors import shard_like
 from lit_consistency.distributed.fsdp import shard
 from lit_consistency.methods import Method
-from lit_consistency.model import DocumentMask, check_documents, init_weights, load_weights
+from lit_consistency.model import DocumentMask, check_documents, check_finite, init_weights, load_weights
 from lit_consistency.model.tying import is_tied, tie, tied_weights, untying
 
 
@@ -43,6 +43,8 @@ def build_model(
     weights = None
     if checkpoint_dir is not None:
         weights = tied_weights(config, load_weights(checkpoint_dir), checkpoint_dir)
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            check_finite(weights, checkpoint_dir)
     with isolate_rng():
         model = None
         if weights is not None and mesh is not None:

@@ -1,6 +1,6 @@
 """The LitGPT model: configuration, masks of documents, loss, initial weights, folders, export, interpolation."""
 
-from lit_consistency.model.checkpoint import load_weights, save_model, write_model_files, write_weights
+from lit_consistency.model.checkpoint import check_finite, load_weights, save_model, write_model_files, write_weights
 from lit_consistency.model.configuration import model_config, padding_multiple
 from lit_consistency.model.export import export_hf
 from lit_consistency.model.gpt import GPT, DocumentMask, check_documents, document_mask
@@ -21,6 +21,7 @@ __all__ = [
     "export_hf",
     "export_interpolated",
     "init_weights",
+    "check_finite",
     "load_weights",
     "model_config",
     "padding_multiple",

@@ -8,10 +8,11 @@ tensor to be read, as the hash of the weights, stands in records/model_folder.py
 from __future__ import annotations
 
 import contextlib
+import math
 import pickle
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from lit_consistency.model.tokenizer_files import copy_tokenizer
 from lit_consistency.model.tying import EMBEDDING, HEAD
 from lit_consistency.records.atomic import new_folder, write_json
 from lit_consistency.records.model_folder import WEIGHTS, weights_path
-from lit_consistency.records.provenance import Provenance
+from lit_consistency.records.provenance import Provenance, verify_weights
 
 
 def load_weights(checkpoint_dir: Path) -> dict[str, Tensor]:
@@ -43,6 +44,7 @@ def load_weights(checkpoint_dir: Path) -> dict[str, Tensor]:
         ValueError: the file is damaged, asks to run code, or holds something other than named tensors.
     """
     path = weights_path(checkpoint_dir)
+    verify_weights(path)
     try:
         weights = load_file(path) if path.suffix == ".safetensors" else _load_pickled(path)
     except pickle.UnpicklingError as error:
@@ -56,6 +58,18 @@ def load_weights(checkpoint_dir: Path) -> dict[str, Tensor]:
     if not isinstance(weights, dict) or not weights or not all(isinstance(value, Tensor) for value in weights.values()):
         raise ValueError(f"{path}: expected a mapping of names to tensors, or one under the key `model`")
     return dict(weights)
+
+
+def check_finite(weights: Mapping[str, Tensor], source: Path) -> None:
+    """ValueError that names the first weight with a value that is not finite: of a training that diverged."""
+    for name, tensor in weights.items():
+        # a sum is not finite where a term is not; in float64 no sum of finite weights overflows
+        if tensor.is_floating_point() and not math.isfinite(tensor.sum(dtype=torch.float64)):
+            kind = "NaN" if tensor.isnan().any() else "infinity"
+            raise ValueError(
+                f"{weights_path(source)}: {name} holds {kind}; expected finite weights: the training that made them "
+                "has diverged, or the file is damaged"
+            )
 
 
 def save_model(
@@ -87,9 +101,9 @@ def save_model(
     with new_folder(out_dir, overwrite) as folder:
         write_weights(folder, state_dict)
         write_model_files(folder, config, tokenizer_dir, prompt_style, tied=embedding_is_head(state_dict))
-        provenance.write(folder)
         if also is not None:
             also(folder)
+        provenance.write(folder)
 
 
 def write_model_files(

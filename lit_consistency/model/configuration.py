@@ -127,7 +127,7 @@ def _stored(checkpoint_dir: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"checkpoint_dir = {checkpoint_dir}: missing model_config.yaml")
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: expected YAML, got: {error}") from error
     known = {entry.name for entry in fields(Config)}
     unknown = sorted(settings.keys() - known) if isinstance(settings, dict) else [settings]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +35,36 @@ CLASSES_WITH_BOS = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer")
 
 def read_tokenizer_config(folder: Path) -> dict[str, Any]:
     """Contents of tokenizer_config.json; empty without the file."""
-    file = Path(folder) / "tokenizer_config.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return read_json(Path(folder) / "tokenizer_config.json", json.loads)
 
 
 def read_generation_config(folder: Path) -> dict[str, Any]:
     """Contents of generation_config.json, of which some released ones are no valid JSON; empty without the file."""
-    file = Path(folder) / "generation_config.json"
+
+    def parse(text: str) -> Any:
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError:
+            return fix_and_load_json(text)
+
+    return read_json(Path(folder) / "generation_config.json", parse)
+
+
+def read_json(file: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, Any]:
+    """The object of a JSON file; empty without the file.
+
+    Raises:
+        ValueError: the file is damaged; it is named.
+    """
     if not file.is_file():
         return {}
-    content = file.read_text(encoding="utf-8")
     try:
-        return json.loads(content)
-    except json.JSONDecodeError:
-        return fix_and_load_json(content)
+        content = parse(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: damaged, expected JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: damaged, expected an object, found {type(content).__name__}")
+    return content
 
 
 def bos_text(folder: Path) -> str | None:
@@ -103,10 +120,7 @@ def _litgpt_adds_bos(config: dict[str, Any]) -> bool:
 
 def _first_special_token(folder: Path) -> str | None:
     """The special token that the post-processor of tokenizer.json puts before a text, or None."""
-    file = Path(folder) / "tokenizer.json"
-    if not file.is_file():
-        return None
-    post_processor = json.loads(file.read_text(encoding="utf-8")).get("post_processor") or {}
+    post_processor = read_json(Path(folder) / "tokenizer.json").get("post_processor") or {}
     for processor in post_processor.get("processors", [post_processor]):
         if processor.get("type") == "TemplateProcessing":
             first = processor["single"][:1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lit_consistency.records.atomic import hidden_folders
 from lit_consistency.records.fingerprints import fingerprint_of, sha256_once
 
 WEIGHTS = ("lit_model.pth", "lit_model.safetensors")
@@ -33,8 +34,12 @@ def check_checkpoint_dir(checkpoint_dir: Path, needs_tokenizer: bool = True, opt
     """
     folder = Path(checkpoint_dir)
     if not folder.is_dir():
+        asides = hidden_folders(folder.parent, folder.name) if folder.parent.is_dir() else []
+        hint = f"; {asides[0]} stands beside it, moved there by a save that was killed: rename it" if asides else ""
         hub = f"; a model of the hub is fetched by: {IMPORT} {folder.as_posix()}" if len(folder.parts) == 2 else ""
-        raise FileNotFoundError(f"{option} = {folder}: there is no such folder; expected one in LitGPT's format{hub}")
+        raise FileNotFoundError(
+            f"{option} = {folder}: there is no such folder; expected one in LitGPT's format{hint or hub}"
+        )
     if (folder / "config.json").is_file() and not (folder / CONFIG).is_file():
         raise FileNotFoundError(
             f"{option} = {folder}: is in the format of Hugging Face's transformers; expected LitGPT's, which is made "
@@ -62,6 +67,12 @@ def weights_path(checkpoint_dir: Path) -> Path:
         if (path := Path(checkpoint_dir) / name).is_file():
             return path
     raise FileNotFoundError(f"checkpoint_dir = {checkpoint_dir}: missing {' or '.join(WEIGHTS)}")
+
+
+def weights_files(checkpoint_dir: Path) -> list[Path]:
+    """Every file of tensors in a folder: weights, adapters, the optimizer's state."""
+    files = (path for path in Path(checkpoint_dir).iterdir() if path.is_file() and not path.name.startswith("."))
+    return sorted(path for path in files if {".pth", ".safetensors", ".bin"} & set(path.suffixes))
 
 
 def weights_hash(checkpoint_dir: Path) -> str:

@@ -1,12 +1,14 @@
 """Where a model comes from: one YAML file beside its weights.
 
-It answers which optimizer pretrained the model a user is about to finetune, and which runs led to it. Plain types
-only, so that any tool reads it; a key written by a newer version is skipped rather than refused.
+It answers which optimizer pretrained the model a user is about to finetune, and which runs led to it, and it vouches
+for the bytes of the weights. Plain types only, so that any tool reads it; a key written by a newer version is skipped
+rather than refused.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+import os
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ import yaml
 
 from lit_consistency import __version__
 from lit_consistency.records.atomic import write_text
+from lit_consistency.records.fingerprints import sha256_once
+from lit_consistency.records.model_folder import weights_files
 
 FILE = "provenance.yaml"
 FAMILIES = {"Adam": "AdamW", "AdamW": "AdamW", "MoFO": "AdamW", "Muon": "Muon", "FilteredMuon": "Muon", "SGD": "SGD"}
@@ -73,6 +77,7 @@ class Provenance:
             not come down yet. None for a model of the end.
         merging: of a method that merges adapters into the base's weights, the dtype in which it was ``computed`` and
             the one of the base that the result was rounded to and is ``stored_as``.
+        weights_sha256: file -> SHA-256 of every file of tensors in the folder; set by ``write``.
     """
 
     model: str
@@ -95,6 +100,7 @@ class Provenance:
     branched_from: dict[str, Any] | None = None
     carried_optimizer_state: str | None = None
     planned_steps: int | None = None
+    weights_sha256: dict[str, str] = field(default_factory=dict)
     source: dict[str, Any] | None = None
     merging: dict[str, str] | None = None
 
@@ -116,8 +122,12 @@ class Provenance:
         return Provenance(**stage, history=self.stages)
 
     def write(self, folder: Path) -> None:
-        """Write ``provenance.yaml`` into ``folder``; a value that is not a plain type is an error of yaml."""
-        text = yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)
+        """Write ``provenance.yaml`` into ``folder``, last of its files: it holds the hashes of those of tensors.
+
+        A value that is not a plain type is an error of yaml.
+        """
+        hashes = {file.name: sha256_once(file) for file in weights_files(folder)}
+        text = yaml.safe_dump(asdict(replace(self, weights_sha256=hashes)), sort_keys=False, allow_unicode=True)
         write_text(Path(folder) / FILE, text)
 
 
@@ -132,7 +142,7 @@ def read_provenance(folder: Path) -> Provenance | None:
         return None
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: expected YAML, got: {error}") from error
     return provenance_of(content, str(path))
 
@@ -150,3 +160,22 @@ def provenance_of(content: Any, source: str) -> Provenance:
         )
     known = {entry.name for entry in fields(Provenance)}
     return Provenance(**{key: value for key, value in content.items() if key in known})
+
+
+def verify_weights(file: Path) -> None:
+    """See that a file of tensors is the one for which the provenance beside it vouches.
+
+    One process of a machine looks, for all of them; a file that no provenance names is not known, and not refused.
+
+    Raises:
+        ValueError: it was damaged, or changed.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return
+    provenance = read_provenance(file.parent)
+    expected = provenance.weights_sha256.get(file.name) if provenance is not None else None
+    if expected is not None and (digest := sha256_once(file)) != expected:
+        raise ValueError(
+            f"{file}: sha256 {digest}, expected {expected} ({FILE}): damaged, or changed since it was written; put the "
+            f"file back, or take it out of weights_sha256 in {FILE} if it was changed on purpose"
+        )

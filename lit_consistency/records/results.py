@@ -1,7 +1,8 @@
 """Results on disk: one file of numbers and one of items for every task, format and number of examples.
 
 ``results/KEY.json`` is written last and whole, so it says that ``items/KEY.jsonl`` beside it is complete; its
-fingerprint holds all that the numbers depend on, and an evaluation that finds the same one does not measure again.
+fingerprint holds all that the numbers depend on, and an evaluation that finds the same one does not measure again. It
+names the hash and the number of its items, which tell items that were edited or cut from those that were written.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from lit_consistency.records.atomic import new_file, plain, write_json, write_text
 from lit_consistency.records.extras import require
+from lit_consistency.records.fingerprints import sha256
 
 ITEM_FORMATS = ("jsonl", "parquet")
 METRICS = {
@@ -67,6 +69,8 @@ class Result:
         fingerprint: of all that the numbers depend on.
         model: fingerprint of the model alone, so that results of two models in one folder are told apart.
         confined: of programs that the model wrote, what stood around them when they ran.
+        n_items: records in the file of items; set when it is written.
+        items_sha256: SHA-256 of that file; empty in results of older versions.
     """
 
     task: str
@@ -82,6 +86,8 @@ class Result:
     fingerprint: str
     model: str = ""
     confined: str | None = None
+    n_items: int = 0
+    items_sha256: str = ""
 
     @property
     def key(self) -> str:
@@ -139,7 +145,7 @@ def write_result(folder: Path, result: Result, records: Sequence[dict[str, Any]]
             parquet.write_table(pyarrow.Table.from_pylist(list(records)), temporary)
     else:
         write_text(path, "".join(json.dumps(plain(record), ensure_ascii=False) + "\n" for record in records))
-    write_json(numbers, asdict(result))
+    write_json(numbers, asdict(replace(result, n_items=len(records), items_sha256=sha256(path))))
 
 
 def read_results(folder: Path) -> list[Result]:
@@ -159,23 +165,42 @@ def read_result(file: Path) -> Result:
     """One result; what was no number is NaN again."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        later = {"model": "", "confined": None}
-        known = {
-            e.name: content.get(e.name, later[e.name]) if e.name in later else content[e.name] for e in fields(Result)
-        }
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{file}: no result of this version ({error!r})") from None
-    for numbers in known["metrics"].values():
-        numbers |= {key: math.nan if value is None else value for key, value in numbers.items()}
-    known["findings"] = [tuple(finding) for finding in known["findings"]]
+        later = {"model": "", "confined": None, "n_items": 0, "items_sha256": ""}
+        known = {entry.name: content[entry.name] for entry in fields(Result) if entry.name not in later}
+        known |= {name: content.get(name, none) for name, none in later.items()}
+        for numbers in known["metrics"].values():
+            numbers |= {key: math.nan if value is None else value for key, value in numbers.items()}
+        known["findings"] = [tuple(finding) for finding in known["findings"]]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{file}: damaged, or no result of this version ({error!r})") from None
     return Result(**known)
+
+
+def check_items(folder: Path, result: Result) -> None:
+    """ValueError unless the items of a result are those that were written with it."""
+    files = [folder / "items" / f"{result.key}.{kind}" for kind in ITEM_FORMATS]
+    file = next((path for path in files if path.is_file()), None)
+    if file is None:
+        raise FileNotFoundError(
+            f"{folder}: no items/{result.key}.jsonl or .parquet; expected the items of every result"
+        )
+    if not result.items_sha256 or sha256(file) == result.items_sha256:
+        return
+    try:
+        n_items = f"{len(read_items(folder, result.key))} items"
+    except ValueError as error:
+        n_items = str(error)
+    raise ValueError(
+        f"{file}: not what was written with results/{result.key}.json, {result.n_items} items ({n_items} now); "
+        "expected items as evaluate has written them: measure again"
+    )
 
 
 def read_items(folder: Path, key: str) -> list[dict[str, Any]]:
     """The records of a result, from JSONL or Parquet; a score that was no number is NaN again."""
     path = folder / "items" / f"{key}.jsonl"
     if path.is_file():
-        records = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        records = [_item(path, i, line) for i, line in enumerate(path.read_bytes().split(b"\n"), 1) if line]
         return [{**record, "score": math.nan} if record["score"] is None else record for record in records]
     path = path.with_suffix(".parquet")
     if not path.is_file():
@@ -184,3 +209,13 @@ def read_items(folder: Path, key: str) -> list[dict[str, Any]]:
     from pyarrow import parquet
 
     return parquet.read_table(path).to_pylist()
+
+
+def _item(file: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        item = json.loads(line)
+        if not {"id", "score"} <= item.keys():
+            raise ValueError("expected id and score")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{file}, line {number}: damaged ({error})") from None
+    return item

@@ -10,16 +10,24 @@ what makes a model of the weights in a step checkpoint (configuration, tokenizer
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lit_consistency.records.atomic import plain, write_text
+from lit_consistency.records.atomic import move_into, named_failure, plain, set_aside, write_text
+from lit_consistency.records.lease import MUTEX, WRITER
 
 FINISHED = "finished"
 """``status`` in run.json of a run that trained to its end and wrote everything; else running, interrupted or failed."""
+MEASURED = ("val/", "learn/", "retain/", "distance/", "evaluation/", "interpolated/", "final/")
+"""Beginnings of the names of what is measured behind a step, whose checkpoint was written before."""
+ABANDONED = "abandoned-"
+"""Begins the names of folders into which a run moves what it has gone back behind."""
 
 
 class RunFolder:
@@ -66,8 +74,8 @@ class RunFolder:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing stands there yet."""
-        return not self.path.exists() or not any(self.path.iterdir())
+        """Whether nothing stands there yet, but for the lease of whoever is about to write."""
+        return not self.path.exists() or all(path.name in (WRITER, MUTEX) for path in self.path.iterdir())
 
     # -------------------- configuration and record
 
@@ -76,16 +84,22 @@ class RunFolder:
         write_text(self.config_file, text)
 
     def read_config(self) -> dict[str, Any]:
-        """The configuration; empty where none was written."""
-        return yaml.safe_load(self.config_file.read_text(encoding="utf-8")) if self.config_file.is_file() else {}
+        """The configuration; empty where none was written, and, with a warning, where it is damaged."""
+        return _read_mapping(self.config_file, yaml.safe_load)
 
     def write_record(self, record: Mapping[str, Any]) -> None:
         """Write run.json; paths and other objects go by their text, what is no number becomes null."""
         write_text(self.record_file, json.dumps(plain(dict(record)), indent=2, default=str) + "\n")
 
     def read_record(self) -> dict[str, Any]:
-        """What run.json holds; empty where none was written."""
-        return json.loads(self.record_file.read_text(encoding="utf-8")) if self.record_file.is_file() else {}
+        """What run.json holds; empty where none was written, and, with a warning, where it is damaged."""
+        return _read_mapping(self.record_file, json.loads)
+
+    def set_damaged_aside(self) -> None:
+        """Rename what cannot be read, before it is written anew."""
+        for file, parse in ((self.record_file, json.loads), (self.config_file, yaml.safe_load)):
+            if file.is_file() and (why := _damage(file, parse)) is not None:
+                set_aside(file, why)
 
     @property
     def is_finished(self) -> bool:
@@ -108,19 +122,95 @@ class RunFolder:
         """Add a line to metrics.jsonl; what is no number becomes null."""
         self.path.mkdir(parents=True, exist_ok=True)
         line = {"step": step, **{key: float(value) for key, value in numbers.items()}}
-        with open(self.metrics_file, "a", encoding="utf-8") as file:
+        # lines are appended, not written whole: a file of a long run is not to be copied at every step
+        with named_failure(self.metrics_file), open(self.metrics_file, "a", encoding="utf-8") as file:
             file.write(json.dumps(plain(line), allow_nan=False) + "\n")
+
+    @property
+    def metrics_bytes(self) -> int:
+        """Size of metrics.jsonl now."""
+        return self.metrics_file.stat().st_size if self.metrics_file.is_file() else 0
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl in the order they were written; one that a kill has torn is left out."""
-        if not self.metrics_file.is_file():
-            return []
-        # lines are appended, not written whole: a file of a long run is not to be copied at every step
-        lines = self.metrics_file.read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines if line.endswith("}")]
+        lines, n_damaged = self._metric_lines()
+        if n_damaged:
+            warnings.warn(f"{self.metrics_file}: {n_damaged} damaged lines are left out", stacklevel=2)
+        return [line for _, line in lines]
 
-    def keep_metrics_until(self, step: int) -> None:
-        """Drop lines of later steps, so that the file equals that of a run without a break."""
-        if self.metrics_file.is_file():
-            kept = [json.dumps(line) + "\n" for line in self.read_metrics() if line["step"] <= step]
-            write_text(self.metrics_file, "".join(kept))
+    def keep_metrics_until(self, step: int, size: int | None = None) -> None:
+        """Drop lines of later steps, so that the file equals that of a run without a break.
+
+        Args:
+            step: the last that is kept.
+            size: of the file when the checkpoint of this step was written: what was measured behind it is measured
+                again, and its lines are dropped; None keeps them.
+        """
+        if not self.metrics_file.is_file():
+            return
+        lines, n_damaged = self._metric_lines()
+        if n_damaged:
+            set_aside(self.metrics_file, f"{n_damaged} damaged lines")
+        kept = [
+            json.dumps(line) + "\n"
+            for place, line in lines
+            if (line["step"] is None or line["step"] <= step)
+            and (size is None or place < size or not any(key.startswith(MEASURED) for key in line))
+        ]
+        write_text(self.metrics_file, "".join(kept))
+
+    def _metric_lines(self) -> tuple[list[tuple[int, dict[str, Any]]], int]:
+        """Where each line begins and what it says, and how many more are damaged; the end of the file may be torn."""
+        if not self.metrics_file.is_file():
+            return [], 0
+        *texts, torn = self.metrics_file.read_bytes().split(b"\n")
+        lines, place = [], 0
+        for text in texts:
+            try:
+                line = json.loads(text)
+                if "step" not in line:
+                    raise ValueError
+                lines.append((place, line))
+            except (ValueError, TypeError):
+                pass
+            place += len(text) + 1
+        return lines, len(texts) - len(lines)
+
+    # -------------------- what is left behind
+
+    def abandon(self, folder: Path, paths: list[Path]) -> Path | None:
+        """Move files or folders, in this order, into a folder beside them; what earlier runs had moved there goes.
+
+        Args:
+            folder: ``checkpoints`` or ``series``.
+            paths: what this run has gone back behind.
+
+        Returns:
+            Where they are now; None where there was nothing to move.
+        """
+        for earlier in folder.glob(f"{ABANDONED}*"):
+            shutil.rmtree(earlier, ignore_errors=True)
+        paths = [path for path in paths if path.exists()]
+        if not paths:
+            return None
+        aside = folder / time.strftime(f"{ABANDONED}%Y%m%d-%H%M%S")
+        move_into(aside, paths)
+        return aside
+
+
+def _read_mapping(file: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    if (why := _damage(file, parse)) is not None:
+        warnings.warn(f"{file}: {why}; read as if it were not there", stacklevel=3)
+        return {}
+    return parse(file.read_text(encoding="utf-8"))
+
+
+def _damage(file: Path, parse: Callable[[str], Any]) -> str | None:
+    """What is wrong with a file that should hold a mapping; None for nothing."""
+    try:
+        content = parse(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        return f"damaged ({error})"
+    return None if isinstance(content, dict) else f"damaged (expected a mapping, found {type(content).__name__})"

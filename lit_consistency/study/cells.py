@@ -69,7 +69,9 @@ class Cell:
             # files of a pretraining, which goes on from the base, name the shape of a new model
             base = [f"--model.checkpoint_dir={model}", "--model.name=null"] if model else []
             run = [f"--run.root={cells}", f"--run.name={self.name}", f"--run.save_model={str(save_model).lower()}"]
-            return ("fit", *self.given, *base, *run, "--trainer.enable_progress_bar=false", "--ckpt_path=auto")
+            # first, so that a study may say otherwise: thousands of cells are not to leave three models' size each
+            end = "--checkpoint.at_end=false"
+            return ("fit", end, *self.given, *base, *run, "--trainer.enable_progress_bar=false", "--ckpt_path=auto")
         option = {"evaluate": "--model", "analyze": "--model", "sequence": "--base"}[self.kind]
         # what is analysed is compared with what it was trained from
         above = self.base.model_in(cells) if self.kind == "analyze" and isinstance(self.base, Cell) else None

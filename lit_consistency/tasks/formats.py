@@ -132,7 +132,7 @@ def load_format(name: str) -> Format:
         raise ValueError(f"format = {name!r}: expected one of {', '.join(NAMES)}, or a YAML file")
     try:
         content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not YAML ({error})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: a {type(content).__name__}; expected a mapping of keys")

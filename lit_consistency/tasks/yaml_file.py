@@ -109,7 +109,7 @@ def _read(path: Path, data_dir: Path | None, world: World | Mapping[str, Any] | 
     """The tasks of a file by the names of their variants; a single one has the file's."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not YAML ({error})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: a {type(content).__name__}; expected a mapping of keys")

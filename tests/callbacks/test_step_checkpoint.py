@@ -31,15 +31,15 @@ def test_a_failing_removal_never_stops_the_run(tmp_path: Path, monkeypatch: pyte
 
 
 def test_at_end_and_never(tmp_path: Path) -> None:
-    fit(tmp_path / "a", "--checkpoint.at_end=true")
+    fit(tmp_path / "a")
     assert [path.name for path in checkpoints(tmp_path / "a" / "run" / "checkpoints")] == ["step-00000004.ckpt"]
-    fit(tmp_path / "b")
+    fit(tmp_path / "b", "--checkpoint.at_end=false")
     assert not (tmp_path / "b" / "run" / "checkpoints").exists()
 
 
 def test_steps_are_counted_not_micro_batches(tmp_path: Path) -> None:
     """Two micro-batches a step: one checkpoint at step 2, none between."""
-    fit(tmp_path, "--checkpoint.every_n_steps=2", "--trainer.max_steps=3")
+    fit(tmp_path, "--checkpoint.every_n_steps=2", "--checkpoint.at_end=false", "--trainer.max_steps=3")
     assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-00000002.ckpt"]
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from lit_consistency.checkpointing.io import AtomicCheckpointIO, checkpoints, newest_valid
-from lit_consistency.checkpointing.manifest import CheckpointError, verify, write_manifest
+from lit_consistency.checkpointing.manifest import CheckpointError, manifest_of, verify, write_manifest
 
 CONTENT = {"state_dict": {"w": torch.arange(1000.0)}, "global_step": 3}
 
@@ -54,6 +54,33 @@ def test_a_file_without_manifest_does_not_count(saved: Path) -> None:
     saved.with_name(saved.name + ".manifest.json").unlink()
     with pytest.raises(CheckpointError, match="the save was not finished"):
         verify(saved)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", "does not vouch for step-00000003.ckpt"),
+        ('{"other": {"bytes": 1, "sha256": ""}}', "does not vouch"),
+        ("[1]", "damaged"),
+        ('{"step-00000003.ckpt": 3}', "damaged"),
+        ('{"step-00000003.ckpt": {"bytes": 3', "damaged"),
+    ],
+)
+def test_a_manifest_vouches_for_nothing_that_it_does_not_name(saved: Path, text: str, message: str) -> None:
+    manifest_of(saved).write_text(text)
+    assert newest_valid(saved.parent)[0] is None
+    with pytest.raises(CheckpointError, match=message):
+        AtomicCheckpointIO().load_checkpoint(saved)
+
+
+def test_a_shard_that_the_manifest_does_not_name_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "step-00000001.ckpt"
+    path.mkdir()
+    (path / "a.distcp").write_bytes(b"abc")
+    write_manifest(path)
+    (path / "b.distcp").write_bytes(b"def")
+    with pytest.raises(CheckpointError, match=r"does not vouch for b\.distcp"):
+        verify(path)
 
 
 def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
@@ -143,6 +144,18 @@ def test_an_index_that_would_run_code_is_refused(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="not expected in the index"):
             read_folder(path)
     assert not (tmp_path / "canary").exists()
+
+
+def test_an_index_cannot_change_a_class(tmp_path: Path) -> None:
+    """The instruction BUILD with a pair as its state sets attributes, of whatever lies on the stack."""
+    path = saved(tmp_path)
+    before = Metadata.__init__
+    for name in (b"torch.distributed.checkpoint.metadata\nMetadata\n", b"torch\nSize\n"):
+        state = b"(N}" + b"\x8c\x08__init__" + b"K\x01" + b"s" + b"t"
+        (path / ".metadata").write_bytes(b"\x80\x04c" + name + state + b"b.")
+        with pytest.raises(CheckpointError, match="an index sets values, not classes"):
+            read_folder(path)
+    assert Metadata.__init__ is before
 
 
 def test_an_index_imports_no_module_but_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from lit_consistency.__main__ import main
 from lit_consistency.evaluation.compare import compare_folders
-from lit_consistency.records.results import Result, read_items, read_results, write_result
+from lit_consistency.records.results import Result, read_items, read_result, read_results, write_result
 from lit_consistency.stats.intervals import by_class, ratio
 from lit_consistency.stats.paired_tests import mcnemar, permutation_test
 from tests.tasks.tiny import NLI, PAIRS, evaluate, nli_rows, tiny_model, write_task
@@ -117,8 +117,9 @@ def test_the_p_value_is_that_of_the_metric(tiny_folder: Path, tmp_path: Path) ->
         for path in sorted((tmp_path / folder / "items").iterdir()):
             records = [json.loads(line) for line in path.read_text().splitlines()]
             golds[path.name.partition(".")[0]] = [record["gold"] for record in records]
-            lines = [json.dumps(record | {"score": score}) for record, score in zip(records, given, strict=True)]
-            path.write_text("\n".join(lines) + "\n")
+            result = read_result(tmp_path / folder / "results" / f"{path.stem}.json")
+            scored = [record | {"score": score} for record, score in zip(records, given, strict=True)]
+            write_result(tmp_path / folder, result, scored)
     found = {c.task: c.p_value for c in compare_folders(tmp_path / "first", tmp_path / "second")[0]}
     sides = [by_class(given, golds["balanced"]) for given in scores.values()]
     parts = [ratio(given) for given in scores.values()]

@@ -1,4 +1,6 @@
 import dataclasses
+import hashlib
+import math
 import os
 import pickle
 from pathlib import Path
@@ -12,6 +14,7 @@ from safetensors.torch import save_file
 
 from lit_consistency.model import (
     check_checkpoint_dir,
+    check_finite,
     copy_tokenizer,
     load_weights,
     model_config,
@@ -48,7 +51,39 @@ def test_a_saved_model_is_read_back_bit_for_bit(tmp_path: Path, tokenizer_dir: P
     assert weights.keys() == model.state_dict().keys()
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
     assert model_config(None, tmp_path / "a", {}, None) == model.config
-    assert read_provenance(tmp_path / "a") == tiny_provenance(model="Llama-3.2-1B")
+    written = hashlib.sha256((tmp_path / "a" / "lit_model.pth").read_bytes()).hexdigest()
+    expected = tiny_provenance(model="Llama-3.2-1B", weights_sha256={"lit_model.pth": written})
+    assert read_provenance(tmp_path / "a") == expected
+
+
+@pytest.mark.parametrize("name", ["lit_model.pth", "lit_model.safetensors"])
+def test_a_flipped_bit_is_found_before_a_weight_is_used(tmp_path: Path, tokenizer_dir: Path, name: str) -> None:
+    folder = tmp_path / "a"
+    tiny_checkpoint(folder, "pythia-14m", tokenizer_dir)
+    if name == "lit_model.safetensors":
+        save_file(load_weights(folder), folder / name)
+        (folder / "lit_model.pth").unlink()
+        tiny_provenance().write(folder)
+    whole = (folder / name).read_bytes()
+    for place in range(8):
+        damaged = bytearray(whole)
+        damaged[place * len(whole) // 8] ^= 1 << place
+        (folder / name).write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"{folder / name}: sha256 \w+, expected \w+ .*damaged, or changed"):
+            load_weights(folder)
+    (folder / name).write_bytes(whole)
+    load_weights(folder)
+
+
+def test_a_weight_that_is_not_finite_is_named(tmp_path: Path, tokenizer_dir: Path) -> None:
+    tiny_checkpoint(tmp_path / "a", "pythia-14m", tokenizer_dir)
+    weights = load_weights(tmp_path / "a")
+    check_finite(weights, tmp_path / "a")
+    for value, word in ((math.nan, "NaN"), (-math.inf, "infinity")):
+        damaged = {**weights, "lm_head.weight": weights["lm_head.weight"].clone().to(torch.bfloat16)}
+        damaged["lm_head.weight"][3, 1] = value
+        with pytest.raises(ValueError, match=rf"lit_model.pth: lm_head.weight holds {word}; .*has diverged"):
+            check_finite(damaged, tmp_path / "a")
 
 
 def test_litgpt_generates_from_a_saved_model(

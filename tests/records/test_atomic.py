@@ -1,12 +1,14 @@
 import json
 import math
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from lit_consistency.records.atomic import (
     SUFFIX,
+    _exchange,
     new_folder,
     remove_leftovers,
     replaced_folder,
@@ -14,6 +16,7 @@ from lit_consistency.records.atomic import (
     write_json,
     write_text,
 )
+from lit_consistency.records.model_folder import check_checkpoint_dir
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -79,6 +82,7 @@ def test_a_failing_rename_puts_the_old_folder_back(tmp_path: Path, monkeypatch: 
             raise PermissionError("no")
         rename(source, destination)
 
+    monkeypatch.setattr("lit_consistency.records.atomic._exchange", lambda *_: False)  # as on file systems without it
     monkeypatch.setattr("lit_consistency.records.atomic.os.replace", failing)
     with pytest.raises(PermissionError), new_folder(tmp_path / "a", overwrite=True) as folder:
         (folder / "file").write_text("new")
@@ -140,3 +144,50 @@ def test_a_broken_folder_is_replaced_whatever_it_holds(tmp_path: Path) -> None:
         (folder / "tokens.bin").write_text("whole")
         assert (tmp_path / "shard" / "tokens.bin").read_text() == "torn"
     assert tree(tmp_path) == {"shard/tokens.bin": b"whole"}
+
+
+def test_there_is_no_moment_without_the_folder_that_is_replaced(tmp_path: Path) -> None:
+    a_model(tmp_path / "a")
+    gone, stop = [], threading.Event()
+
+    def watch() -> None:
+        while not stop.is_set():
+            if not (tmp_path / "a" / "lit_model.pth").is_file():
+                gone.append(1)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for _ in range(50):
+        with new_folder(tmp_path / "a", overwrite=True) as folder:
+            (folder / "lit_model.pth").write_text("new")
+    stop.set()
+    watcher.join()
+    if not _exchange(a_model(tmp_path / "b"), a_model(tmp_path / "c")):
+        pytest.skip("this file system cannot exchange two names")
+    assert not gone
+
+
+def test_a_folder_that_had_made_room_is_put_back_or_removed(tmp_path: Path) -> None:
+    aside = a_model(tmp_path / ".a.old-0123456789ab")
+    with pytest.raises(FileNotFoundError, match=rf"{aside} stands beside it, moved there by a save that was killed"):
+        check_checkpoint_dir(tmp_path / "a")
+    with pytest.warns(UserWarning, match=rf"{aside}: moved there .* put back to {tmp_path / 'a'}"):
+        remove_leftovers(tmp_path, "a")
+    assert (tmp_path / "a" / "lit_model.pth").read_bytes() == b"old weights"
+    a_model(tmp_path / ".a.old-0123456789ac")
+    remove_leftovers(tmp_path, "a")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_writer_that_cannot_say_so_has_filled_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``torch.save`` says ``[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534``."""
+    usage = type("usage", (), {"free": 4096})
+    monkeypatch.setattr("lit_consistency.records.atomic.shutil.disk_usage", lambda _: usage)
+    messages = ["[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534", "I/O error: No space left"]
+    for message in messages:
+        with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path / 'a'}'") as caught:
+            write_and_raise(tmp_path / "a", RuntimeError(message))
+        assert caught.value.errno == 28
+    usage.free = 1 << 30
+    with pytest.raises(OSError, match=r"could not be written \(\[enforce fail"):
+        write_and_raise(tmp_path / "a", RuntimeError(messages[0]))

@@ -16,7 +16,7 @@ from lit_consistency.methods.base_folder import base_folder
 from lit_consistency.model import GPT, check_checkpoint_dir, load_weights, model_config
 from lit_consistency.optimizers.groups import parameter_groups
 from lit_consistency.records.model_folder import model_fingerprint, weights_hash, weights_path
-from lit_consistency.records.provenance import Provenance, read_provenance
+from lit_consistency.records.provenance import Provenance, read_provenance, verify_weights
 
 
 class Matrix(NamedTuple):
@@ -112,7 +112,7 @@ class ModelFiles:
         Raises:
             ValueError: the file has no such weight, or is damaged.
         """
-        path = weights_path(self.folder)
+        path = self._weights
         if path.suffix == ".safetensors":
             try:
                 # the file is opened anew: a mapping that is kept counts all pages it has read as used memory
@@ -132,10 +132,17 @@ class ModelFiles:
 
         Returned tensors may be views of the file: they are only to be read, and pages count as used while it is kept.
         """
-        if weights_path(self.folder).suffix == ".safetensors":
+        if self._weights.suffix == ".safetensors":
             return lambda name: self.tensor(name, None)
         mapped = self._mapped()
         return lambda name: mapped[name]
+
+    @cached_property
+    def _weights(self) -> Path:
+        """The file, which is what was written; looked at once."""
+        path = weights_path(self.folder)
+        verify_weights(path)
+        return path
 
     def _mapped(self) -> dict[str, Tensor]:
         return load_weights(self.folder)

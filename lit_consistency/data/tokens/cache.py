@@ -2,19 +2,22 @@
 
 The folder's name is a hash of the fingerprint, so a changed file, tokenizer or option leads elsewhere and nothing is
 ever overwritten. A lock lets one process work while others wait; the folder appears by one rename, so what is there
-is whole. It gives up cleaning: old shards stay until the user removes them.
+was whole once; its hashes are compared when it is opened, by one process of a machine, and what is damaged is named and
+made anew. It gives up cleaning: old shards stay until the user removes them.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from lit_consistency.data.tokens.token_files import Shard, open_shard
+from lit_consistency.data.tokens.token_files import FORMAT, DamagedShard, Shard, open_shard
 from lit_consistency.records.atomic import remove_leftovers, replaced_folder
 from lit_consistency.records.fingerprints import fingerprint_of
 
@@ -29,8 +32,8 @@ def default_cache_dir() -> Path:
 
 
 def digest(fingerprint: dict[str, Any]) -> str:
-    """SHA-256 of a fingerprint, independent of the order of its keys."""
-    return fingerprint_of(fingerprint, sort_keys=True)
+    """SHA-256 of a fingerprint and of the format of shards, independent of the order of keys."""
+    return fingerprint_of({"format": FORMAT, "of": fingerprint}, sort_keys=True)
 
 
 def open_or_build(cache_dir: Path, fingerprint: dict[str, Any], build: Callable[[Path], None]) -> Shard:
@@ -45,12 +48,17 @@ def open_or_build(cache_dir: Path, fingerprint: dict[str, Any], build: Callable[
         ValueError, OSError: What `build` raised; nothing is left behind then.
     """
     folder = cache_dir / digest(fingerprint)[:24]
-    if (shard := open_shard(folder, fingerprint)) is not None:
-        return shard
+    verify = os.environ.get("LOCAL_RANK", "0") == "0"
+    with suppress(DamagedShard):
+        if (shard := open_shard(folder, fingerprint, verify)) is not None:
+            return shard
     cache_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(cache_dir / f"{folder.name}.lock"):
-        if (shard := open_shard(folder, fingerprint)) is not None:
-            return shard  # another process made it while this one waited
+        try:
+            if (shard := open_shard(folder, fingerprint, verify)) is not None:
+                return shard  # another process made it while this one waited
+        except DamagedShard as error:
+            warnings.warn(f"{error}; the tokens are made anew", stacklevel=2)
         remove_leftovers(cache_dir, folder.name)
         with replaced_folder(folder) as unfinished:  # what stands there is broken, else it would have opened
             build(unfinished)

@@ -1,9 +1,9 @@
 """Tokens on disk: written once as a stream, then mapped into memory by every process.
 
 A folder holds `tokens.bin` (uint16 or uint32), for SFT `supervised.bin` (one byte per token), `offsets.npy` (n + 1
-document boundaries, int64) and `meta.json`, written last. It gives up compression and random writing: a token costs
-two bytes (four from a vocabulary of 65,536 on), one more for SFT, and the page cache serves all ranks and workers of
-a machine.
+document boundaries, int64) and `meta.json`, written last, with the SHA-256 of the others. It gives up compression and
+random writing: a token costs two bytes (four from a vocabulary of 65,536 on), one more for SFT, and the page cache
+serves all ranks and workers of a machine.
 """
 
 from __future__ import annotations
@@ -15,7 +15,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-FORMAT = 1
+from lit_consistency.records.fingerprints import sha256, sha256_once
+
+FORMAT = 2
+"""2: with hashes."""
+
+
+class DamagedShard(ValueError):
+    """A shard whose files are not those that were written."""
 
 
 class ShardWriter:
@@ -29,6 +36,7 @@ class ShardWriter:
 
     def __init__(self, folder: Path, vocab_size: int, masked: bool) -> None:
         self.folder = folder
+        self.vocab_size = vocab_size
         self.dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
         self._tokens = open(folder / "tokens.bin", "wb")  # noqa: SIM115 (closed by __exit__)
         self._supervised = open(folder / "supervised.bin", "wb") if masked else None  # noqa: SIM115
@@ -36,8 +44,18 @@ class ShardWriter:
         self.n_tokens = 0
 
     def add(self, tokens: np.ndarray | list[int], supervised: np.ndarray | None = None) -> None:
-        """Appends a document: token ids (T,), and its mask (T,) where the shard is masked."""
-        self._tokens.write(np.asarray(tokens).astype(self.dtype).tobytes())
+        """Appends a document: token ids (T,), and its mask (T,) where the shard is masked.
+
+        Raises:
+            ValueError: An id is not in the vocabulary.
+        """
+        ids = np.asarray(tokens, dtype=np.int64)
+        if len(ids) and not 0 <= ids.min() <= ids.max() < self.vocab_size:
+            raise ValueError(
+                f"document {len(self._lengths)}: token ids {ids.min()} to {ids.max()}: expected 0 to "
+                f"{self.vocab_size - 1}, those of the tokenizer"
+            )
+        self._tokens.write(ids.astype(self.dtype).tobytes())
         if self._supervised is not None:
             assert supervised is not None
             self._supervised.write(np.asarray(supervised, dtype=np.uint8).tobytes())
@@ -56,9 +74,11 @@ class ShardWriter:
             stream.flush()
         with open(self.folder / "offsets.npy", "wb") as stream:
             np.save(stream, offsets)
-        sizes = {file.name: file.stat().st_size for file in sorted(self.folder.iterdir())}
+        files = sorted(self.folder.iterdir())
+        sizes = {file.name: file.stat().st_size for file in files}
+        hashes = {file.name: sha256(file) for file in files}
         counts = {"n_documents": len(self._lengths), "n_tokens": self.n_tokens}
-        content = {"format": FORMAT, "dtype": self.dtype.name, "sizes": sizes, **counts, **meta}
+        content = {"format": FORMAT, "dtype": self.dtype.name, "sizes": sizes, "sha256": hashes, **counts, **meta}
         with open(self.folder / "meta.json", "wb") as stream:
             stream.write(json.dumps(content, indent=1).encode())
 
@@ -89,28 +109,45 @@ class Shard(NamedTuple):
     meta: dict[str, Any]
 
 
-def open_shard(folder: Path, fingerprint: dict[str, Any]) -> Shard | None:
-    """The shard in a folder, or None where it is absent, incomplete or made from something else.
+def open_shard(folder: Path, fingerprint: dict[str, Any], verify: bool = True) -> Shard | None:
+    """The shard in a folder, or None where there is none, or one made from something else.
 
     Args:
         folder: Where a `ShardWriter` has written.
         fingerprint: What the tokens must have been made from.
+        verify: Whether to compare the hashes of its files, at a second or two a gigabyte.
+
+    Raises:
+        DamagedShard: The files are not those that were written.
     """
+    if not folder.is_dir():
+        return None
     try:
         meta = json.loads((folder / "meta.json").read_bytes())
         wanted = json.loads(json.dumps(fingerprint))  # as it comes back from a file: tuples are lists
-        whole = meta["format"] == FORMAT and meta["fingerprint"] == wanted
-        whole = whole and all((folder / name).stat().st_size == size for name, size in meta["sizes"].items())
-        if not whole:
+        if meta["format"] != FORMAT or meta["fingerprint"] != wanted:
             return None
+        for name, size in meta["sizes"].items():
+            _compare(folder / name, "bytes", (folder / name).stat().st_size, size)
+            if verify:
+                _compare(folder / name, "sha256", sha256_once(folder / name), meta["sha256"][name])
         offsets = np.load(folder / "offsets.npy")
-    except (OSError, ValueError, KeyError):
-        return None
-    if len(offsets) != meta["n_documents"] + 1 or offsets[-1] != meta["n_tokens"]:
-        return None
-    tokens = _map(folder / "tokens.bin", np.dtype(meta["dtype"]))
-    masked = "supervised.bin" in meta["sizes"]
-    return Shard(tokens, _map(folder / "supervised.bin", np.dtype(bool)) if masked else None, offsets, meta)
+        dtype = np.dtype(meta["dtype"])
+        _compare(folder / "meta.json", "documents", len(offsets) - 1, meta["n_documents"])
+        _compare(folder / "meta.json", "tokens", int(offsets[-1]), meta["n_tokens"])
+        _compare(folder / "tokens.bin", "bytes", meta["sizes"]["tokens.bin"], meta["n_tokens"] * dtype.itemsize)
+        tokens = _map(folder / "tokens.bin", dtype)
+        masked = "supervised.bin" in meta["sizes"]
+        return Shard(tokens, _map(folder / "supervised.bin", np.dtype(bool)) if masked else None, offsets, meta)
+    except DamagedShard:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DamagedShard(f"{folder}: cannot be read ({error!r})") from error
+
+
+def _compare(file: Path, what: str, value: object, expected: object) -> None:
+    if value != expected:
+        raise DamagedShard(f"{file}: damaged: {what} {value}, expected {expected}")
 
 
 def _map(file: Path, dtype: np.dtype) -> np.ndarray:

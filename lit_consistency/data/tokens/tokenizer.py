@@ -77,7 +77,11 @@ class Tokenizer(litgpt.tokenizer.Tokenizer):
             )
         if not (self.folder / "tokenizer.json").is_file():
             require("sentencepiece", f"tokenizer_dir = {folder}: tokenizer.model")
-        super().__init__(self.folder)
+        try:
+            super().__init__(self.folder)
+        except (Exception, RuntimeError) as error:  # `tokenizers` raises Exception itself
+            file = next(self.folder / name for name in VOCABULARIES if (self.folder / name).is_file())
+            raise ValueError(f"{file}: cannot be read, expected a whole tokenizer ({error})") from error
         if self.bos_id is None and (bos := bos_text(self.folder)) is not None:
             self.bos_id = self.token_to_id(bos)
         ends: Any = self.eos_id

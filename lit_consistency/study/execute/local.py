@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_consistency.study.execute.lease import start_of
+from lit_consistency.records.processes import bind_children, start_of
 from lit_consistency.study.execute.state import last_lines
 from lit_consistency.study.job import Job
 
@@ -61,6 +61,7 @@ def run_command(arguments: Sequence[str], log: Path) -> None:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
+            env=bind_children(signal.SIGTERM, dict(os.environ)),  # at which a run saves, should this process be killed
         )
         with _passing_on(child):
             try:

@@ -16,8 +16,8 @@ from enum import Enum
 from pathlib import Path
 
 from lit_consistency.records.atomic import write_json
+from lit_consistency.records.lease import is_live
 from lit_consistency.records.run_folder import FINISHED, RunFolder
-from lit_consistency.study.execute.lease import is_live
 
 FILE = "outcome.json"
 LOG = "log.txt"

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lit_consistency.records.lease import Lease, Renewal, is_live_here
 from lit_consistency.study.execute.follower import LOOK_AGAIN, Follower
 from lit_consistency.study.execute.forkserver import GRACE
-from lit_consistency.study.execute.lease import Lease, Renewal, is_live_here
 from lit_consistency.study.execute.local import Ended, LocalProcesses, end_of
 from lit_consistency.study.execute.options import Capacity, check_jobs
 from lit_consistency.study.execute.progress import ProgressReport

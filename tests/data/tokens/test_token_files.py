@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lit_consistency.data.tokens.token_files import Shard, ShardWriter, open_shard
+from lit_consistency.data.tokens.token_files import DamagedShard, Shard, ShardWriter, open_shard
 
 FINGERPRINT = {"made": "for a test"}
 
@@ -47,7 +47,7 @@ def test_an_empty_shard_opens(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["tokens.bin", "supervised.bin", "offsets.npy", "meta.json"])
-@pytest.mark.parametrize("damage", ["missing", "shorter", "longer", "empty"])
+@pytest.mark.parametrize("damage", ["missing", "shorter", "longer", "empty", "flipped"])
 def test_a_damaged_shard_does_not_open(tmp_path: Path, name: str, damage: str) -> None:
     write(tmp_path, [[1, 2, 3], [4, 5]], masked=True)
     file = tmp_path / name
@@ -55,8 +55,21 @@ def test_a_damaged_shard_does_not_open(tmp_path: Path, name: str, damage: str) -
     if damage == "missing":
         file.unlink()
     else:
-        file.write_bytes({"shorter": content[:-1], "longer": content + b"\0", "empty": b""}[damage])
-    assert open_shard(tmp_path, FINGERPRINT) is None
+        # of offsets.npy the last number, of meta.json the bracket that opens it
+        place = 0 if name == "meta.json" else -8
+        flipped = bytearray(content)
+        flipped[place if len(content) > 8 else 0] ^= 1
+        damaged = {"shorter": content[:-1], "longer": content + b"\0", "empty": b"", "flipped": bytes(flipped)}
+        file.write_bytes(damaged[damage])
+    with pytest.raises(DamagedShard, match=name if damage == "flipped" and name != "meta.json" else str(tmp_path)):
+        open_shard(tmp_path, FINGERPRINT)
+
+
+def test_an_id_outside_the_vocabulary_is_not_written(tmp_path: Path) -> None:
+    """As 16 bits, 65,636 would be the token 100."""
+    for ids in ([1, 100], [-1], [65_636]):
+        with pytest.raises(ValueError, match="expected 0 to 99, those of the tokenizer"):
+            write(tmp_path, [ids])
 
 
 def test_another_fingerprint_or_format_does_not_open(tmp_path: Path) -> None:

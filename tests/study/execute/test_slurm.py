@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_consistency.study.execute.lease import start_of
+from lit_consistency.records.processes import start_of
 from lit_consistency.study.execute.state import State, read_attempts, state_of
 from tests.runs import ROOT
 from tests.study.execute.clusters import absent_of_slurm, ask, two_slurm_nodes

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from lit_consistency.records.lease import Lease
 from lit_consistency.records.run_folder import RunFolder
-from lit_consistency.study.execute.lease import Lease
 from lit_consistency.study.execute.state import (
     Attempt,
     State,

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from lit_consistency.records.lease import Lease
 from lit_consistency.study.execute.engine import execute
-from lit_consistency.study.execute.lease import Lease
 from lit_consistency.study.execute.local import LocalProcesses, ProcessFailed
 from lit_consistency.study.execute.options import ExecutionOptions
 from lit_consistency.study.execute.retries import INTERRUPTIONS
@@ -130,7 +130,7 @@ def test_a_time_limit_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_what_another_took_over_is_stopped_and_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lit_consistency.study.execute.lease.RENEWED_EVERY", 0.1)
+    monkeypatch.setattr("lit_consistency.records.lease.RENEWED_EVERY", 0.1)
     job = tiny_job(tmp_path, "job", "wait")
 
     def take_over() -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from lit_consistency.__main__ import main
+from lit_consistency.records.provenance import read_provenance
 from lit_consistency.study.sequence import run as sequence
 from tests.runs import ROOT, weights
 from tests.study.sequence.sequences import Started
@@ -51,6 +52,9 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> Started:
             state["lm_head.weight"]
         )
         torch.save(state, folder / "model" / "lit_model.pth")
+        provenance = read_provenance(folder / "model")
+        assert provenance is not None
+        provenance.write(folder / "model")
         (folder / "run.json").write_text(json.dumps({"status": "finished"}))
 
     monkeypatch.setattr(sequence, "run_command", run)
