@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
+from lit_consistency.cli.output import outlive_readers
 from lit_consistency.records.processes import die_with_parent
 
 USAGE = """\
@@ -17,10 +19,12 @@ commands:
   validate   loss of the held-out part of the data:     validate --config configs/quickstart.yaml
   test       the same, named test/loss
   predict    per row: log-likelihood and the model's first choice, into <run>/predictions.jsonl
+  data       rows as the model will see them:           data --rows ROWS --model DIR
   evaluate   tasks, formats, guards, comparisons:       evaluate --model DIR --tasks piqa blimp --output OUT
   analyze    why it forgets, from checkpoints:          analyze --model DIR --what updates kl --text TASK --output OUT
   study      many runs, fronts, effects, verdicts:      study --config configs/studies/quickstart.yaml
   sequence   train on one task after the other:         sequence --config configs/sequences/quickstart.yaml
+  import     a model of the hub or a folder:            import ORG/MODEL
   export     write a model for another library:         export --checkpoint_dir DIR --to hf --out_dir OUT
              or one between it and its base:          export ... --to litgpt --interpolate 0.5 --with BASE
 
@@ -29,8 +33,17 @@ commands:
 """
 
 
+TRAINING = ("fit", "validate", "test", "predict")
+"""Commands of one parser, which is told which of them it is."""
+# `import` is no name of a module
+FILES = {**dict.fromkeys(TRAINING, "fit"), "import": "import_hf"}
+FILES |= {command: command for command in ("data", "evaluate", "analyze", "sequence", "study", "export")}
+"""Command -> the file of ``cli`` that carries it out, imported only then."""
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run one command; exit status 2 for a mistake in the call."""
+    outlive_readers()
     args = list(sys.argv[1:] if args is None else args)
     die_with_parent()
     command = args[0] if args else "--help"
@@ -40,33 +53,11 @@ def main(args: Sequence[str] | None = None) -> None:
         from lit_consistency import __version__
 
         print(__version__)
-    elif command in ("fit", "validate", "test", "predict"):
-        from lit_consistency.cli.fit import main as train
-
-        train(args)
-    elif command == "evaluate":
-        from lit_consistency.cli.evaluate import main as evaluate
-
-        evaluate(args[1:])
-    elif command == "analyze":
-        from lit_consistency.cli.analyze import main as analyze
-
-        analyze(args[1:])
-    elif command == "sequence":
-        from lit_consistency.cli.sequence import main as sequence
-
-        sequence(args[1:])
-    elif command == "study":
-        from lit_consistency.cli.study import main as study
-
-        study(args[1:])
-    elif command == "export":
-        from lit_consistency.cli.export import main as export
-
-        export(args[1:])
+    elif command in FILES:
+        run = import_module(f"lit_consistency.cli.{FILES[command]}").main
+        run(args if command in TRAINING else args[1:])
     else:
-        allowed = "fit, validate, test, predict, evaluate, analyze, sequence, study, export"
-        print(f"error: command {command!r}: expected one of {allowed}; see --help", file=sys.stderr)
+        print(f"error: command {command!r}: expected one of {', '.join(FILES)}; see --help", file=sys.stderr)
         sys.exit(2)
 
 

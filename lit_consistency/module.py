@@ -218,11 +218,15 @@ class LitLanguageModel(LightningModule):
 
     def log_now(self, numbers: dict[str, float]) -> None:
         """Write numbers to every logger at the current optimizer step, and where callbacks of Lightning watch them."""
+        self.show_to_callbacks(numbers)
+        for logger in self.trainer.loggers:
+            logger.log_metrics(numbers, step=self.trainer.global_step)
+
+    def show_to_callbacks(self, numbers: dict[str, float]) -> None:
+        """Put numbers into ``trainer.callback_metrics``, where callbacks of Lightning watch them."""
         self.trainer.callback_metrics.update(
             {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
         )
-        for logger in self.trainer.loggers:
-            logger.log_metrics(numbers, step=self.trainer.global_step)
 
     # -------------------- validation, test, prediction
 

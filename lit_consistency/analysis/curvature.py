@@ -28,12 +28,12 @@ handful of vectors. Only the first text is asked unless ``all_texts``.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import ClassVar, Literal, NamedTuple, get_args
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -394,4 +394,4 @@ def _memory(device: torch.device) -> int:
     """Bytes of the device."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(psutil.virtual_memory().total)

@@ -130,6 +130,8 @@ class Forgetting(Callback):
         self._recall_start(trainer, module)
         if not self.base:
             self._measure(trainer, module)
+        else:  # a callback that watches them may ask before this part of the run has measured
+            module.show_to_callbacks(self.latest)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

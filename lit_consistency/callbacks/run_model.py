@@ -11,13 +11,18 @@ import yaml
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from litgpt.prompts import Default, PromptStyle, prompt_styles
+from torch import nn
 
 from lit_consistency.callbacks.forgetting import Forgetting
 from lit_consistency.callbacks.throughput import Throughput
 from lit_consistency.data import SFTData
+from lit_consistency.distributed.fsdp import gathered
 from lit_consistency.distributed.optimizer_state import FILE, gathered_optimizer_state, write_optimizer_state
-from lit_consistency.model import save_model
+from lit_consistency.methods import LoRA
+from lit_consistency.methods.adapters import write_adapters
+from lit_consistency.model import save_model, write_model_files
 from lit_consistency.module import LitLanguageModel
+from lit_consistency.records.atomic import new_folder
 from lit_consistency.records.provenance import Provenance, read_provenance
 
 LOSSES = ("train/loss", "val/loss")
@@ -61,8 +66,38 @@ def write_run_model(
             overwrite=overwrite,
             also=(lambda folder: write_optimizer_state(moments, folder / FILE)) if moments else None,
         )
-        rank_zero_info(f"model of step {trainer.global_step}: {out_dir}")
+        merged = module.method.merging.as_record() if module.method.merging else None
+        how = f", merged in {merged['computed']}, stored in {merged['stored_as']}" if merged else ""
+        rank_zero_info(f"model of step {trainer.global_step}: {out_dir}{how}")
     trainer.strategy.barrier("model")
+
+
+def write_run_adapters(
+    trainer: Trainer,
+    module: LitLanguageModel,
+    out_dir: Path,
+    record: Mapping[str, Any],
+    config_yaml: str,
+    *,
+    overwrite: bool,
+) -> None:
+    """Write what a LoRA run has learned, without its base; a collective call. See ``write_run_model``."""
+    method, base = module.method, module.checkpoint_dir
+    assert isinstance(method, LoRA)
+    if base is None:
+        rank_zero_info("no adapters are saved: this run's base was drawn, and stands in no folder to merge them onto")
+        return
+    own = {name: tensor for name, tensor in module.gpt.state_dict().items() if "lora_" in name}
+    factors = gathered(own, keep=trainer.is_global_zero)
+    provenance = provenance_now(trainer, module, record, config_yaml, at_end=True)
+    if trainer.is_global_zero:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        with new_folder(out_dir, overwrite) as folder:
+            write_adapters(folder, method, factors, base, record["base_hash"])
+            write_model_files(folder, module.config, data.tokenizer_folder, litgpt_style(data))
+            provenance.write(folder)
+        rank_zero_info(f"adapters of step {trainer.global_step}: {out_dir}")
+    trainer.strategy.barrier("adapters")
 
 
 def provenance_now(
@@ -87,6 +122,7 @@ def provenance_now(
         "branched_from": record["branched_from"],
         "carried_optimizer_state": record["carried_optimizer_state"],
         "planned_steps": None if at_end else module.total_steps(),
+        "merging": module.method.merging.as_record() if module.method.merging else None,
     }
     before = read_provenance(module.checkpoint_dir) if module.checkpoint_dir is not None else None
     return before.next_stage(**stage) if before else Provenance(**stage)
@@ -97,6 +133,20 @@ def headlines(measured: Mapping[str, float]) -> dict[str, float]:
     sets = ("learn/", "retain/", "forget/", "retained/")
     judged = (*sets, "kl_to_base", "reverse_kl_to_base", "distance/all", "relative_distance/all", "moved/all")
     return {name: value for name, value in measured.items() if name.startswith(judged) and "." not in name}
+
+
+def bytes_of(model: nn.Module) -> tuple[int, int]:
+    """Bytes of all parameters and of those that are trained, whole also where they are sharded."""
+    sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in model.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
+
+
+def train_loss_now(trainer: Trainer, module: LitLanguageModel) -> float | None:
+    """The last that is logged; that of a step is so only behind its checkpoint."""
+    if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        return module.step_loss
+    logged = trainer.callback_metrics.get("train/loss")
+    return None if logged is None else float(logged)
 
 
 def losses_now(trainer: Trainer) -> dict[str, float]:

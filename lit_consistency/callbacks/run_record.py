@@ -15,28 +15,30 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
-from torch import Tensor
 
 from lit_consistency.callbacks.forgetting import Forgetting
 from lit_consistency.callbacks.run_model import (
+    bytes_of,
     find_callback,
     headlines,
     litgpt_style,
     losses_now,
     provenance_now,
+    train_loss_now,
+    write_run_adapters,
     write_run_model,
 )
 from lit_consistency.callbacks.throughput import Throughput
 from lit_consistency.distributed.optimizer_state import FILE
 from lit_consistency.loggers.metrics_file import MetricsFile
 from lit_consistency.loggers.tensorboard import TensorBoardRunLogger
-from lit_consistency.methods import Full
+from lit_consistency.methods import Full, LoRA
 from lit_consistency.model import weights_hash, write_model_files
 from lit_consistency.module import LitLanguageModel, language_model
 from lit_consistency.optimizers import format_table
@@ -53,9 +55,12 @@ class RunRecord(Callback):
     Args:
         name: of the run's folder; a time stamp when not given.
         root: folder of all runs.
-        final_dir: where the final model goes; ``<run>/model`` when not given.
+        final_dir: where the final model goes, or the adapters where these alone are saved; ``<run>/model`` or
+            ``<run>/adapters`` when not given.
         overwrite: replace ``final_dir`` if it exists. The old folder stays until the new one is complete.
-        save_model: save the final model at all.
+        save_model: ``true`` saves the final model, and of a LoRA run what it has learned, a few MB, in
+            ``<run>/adapters``; ``adapters`` saves only the latter, which is merged where a model is asked for;
+            ``false`` saves neither.
         save_optimizer_state: write the optimizer's state beside every model that is saved, twice as large as it with
             AdamW, so that a run with ``model.carry_optimizer_state`` can go on with it.
     """
@@ -66,7 +71,7 @@ class RunRecord(Callback):
         root: Path = Path("checkpoints/runs"),
         final_dir: Path | None = None,
         overwrite: bool = False,
-        save_model: bool = True,
+        save_model: bool | Literal["adapters"] = True,
         save_optimizer_state: bool = False,
     ) -> None:
         if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
@@ -130,8 +135,17 @@ class RunRecord(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Processes that started a second apart agree on the name of rank 0."""
         self.name = trainer.strategy.broadcast(self.name)
-        method = language_model(pl_module).method
-        if stage == "fit" and self.save_optimizer_state and not isinstance(method, Full):
+        module = language_model(pl_module)
+        method = module.method
+        if stage != "fit":
+            return
+        if self.save_model == "adapters" and not (isinstance(method, LoRA) and module.checkpoint_dir):
+            on = "a base" if module.checkpoint_dir else "no base"
+            raise ValueError(
+                f"run.save_model = adapters with the method {method.name} and {on}: expected LoRA and "
+                "model.checkpoint_dir, or save_model = true"
+            )
+        if self.save_optimizer_state and not isinstance(method, Full):
             raise ValueError(
                 f"run.save_optimizer_state = true with the method {method.name}: expected full or a pull, whose state "
                 "is that of all weights of the model that is saved"
@@ -185,8 +199,7 @@ class RunRecord(Callback):
         if interrupted is None and trainer.global_step in self.series:
             self._save_series(trainer, module, at_end=True)
         if interrupted is None and self.save_model:
-            overwrite = self.overwrite or self.final_dir is None or self._has_written(self.final_dir)
-            self._save_model(trainer, module, self.model_dir, at_end=True, overwrite=overwrite)
+            self._save_final(trainer, module)
         self._finish(trainer, "interrupted" if interrupted else FINISHED, module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -199,7 +212,7 @@ class RunRecord(Callback):
         """A checkpoint holds the configuration and the inputs that made it: a resume is compared, a base has a past."""
         checkpoint["config"] = self.config_yaml
         checkpoint["metrics_bytes"] = self.folder.metrics_bytes
-        checkpoint["train_loss"] = _train_loss(trainer, language_model(pl_module))
+        checkpoint["train_loss"] = train_loss_now(trainer, language_model(pl_module))
         checkpoint["inputs"] = self.inputs
         checkpoint["branch"] = self.branched_from
         module = language_model(pl_module)
@@ -233,11 +246,12 @@ class RunRecord(Callback):
         """ValueError, on all ranks, unless the end of the run can be written: found out before the first step."""
         problem = None
         if trainer.is_global_zero:
-            trained = sum(_bytes(p) for p in module.gpt.parameters() if p.requires_grad)
-            model = sum(_bytes(p) for p in module.gpt.parameters())
+            model, trained = bytes_of(module.gpt)
             state = 2 * trained  # of AdamW, which has the largest
             targets = {}
-            if self.save_model:
+            if self.save_model == "adapters":
+                targets["run.final_dir"] = (self.final_dir or self.folder.adapters, trained)
+            elif self.save_model:
                 targets["run.final_dir"] = (self.model_dir, model + state * self.save_optimizer_state)
             if self.checkpoint_at_end:
                 targets["checkpoint.at_end"] = (self.folder.checkpoints, model + state)
@@ -340,6 +354,8 @@ class RunRecord(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(chosen, {f"final/{name}": float("nan") for name in sorted(names)})
+            else:  # what the user has added
+                logger.log_hyperparams(chosen)
 
     def _save_series(self, trainer: Trainer, module: LitLanguageModel, at_end: bool) -> None:
         """Write the model of this step into the series, unless an earlier part of this run has."""
@@ -349,6 +365,18 @@ class RunRecord(Callback):
         if throughput := find_callback(trainer, Throughput):
             throughput.begin_saving()
         self._save_model(trainer, module, path, at_end=at_end, overwrite=False)
+
+    def _save_final(self, trainer: Trainer, module: LitLanguageModel) -> None:
+        """Write the model, the adapters beside it, or these alone."""
+        adapters_dir = self.folder.adapters
+        overwrite = self.overwrite or self.final_dir is None or self._has_written(self.final_dir)
+        if self.save_model == "adapters":
+            adapters_dir = self.final_dir or adapters_dir
+        else:
+            self._save_model(trainer, module, self.model_dir, at_end=True, overwrite=overwrite)
+        if isinstance(module.method, LoRA):
+            overwrite = overwrite or adapters_dir == self.folder.adapters
+            write_run_adapters(trainer, module, adapters_dir, self.record, self.config_yaml, overwrite=overwrite)
 
     def _save_model(
         self, trainer: Trainer, module: LitLanguageModel, out_dir: Path, *, at_end: bool, overwrite: bool
@@ -363,18 +391,6 @@ class RunRecord(Callback):
             overwrite=overwrite,
             optimizer_state=self.save_optimizer_state,
         )
-
-
-def _bytes(parameter: Tensor) -> int:
-    return parameter.numel() * parameter.element_size()  # of a sharded one the whole
-
-
-def _train_loss(trainer: Trainer, module: LitLanguageModel) -> float | None:
-    """The last that is logged; that of a step is so only behind its checkpoint."""
-    if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-        return module.step_loss
-    logged = trainer.callback_metrics.get("train/loss")
-    return None if logged is None else float(logged)
 
 
 def _keep_until(trainer: Trainer, kind: type[MetricsFile] | type[TensorBoardRunLogger], step: int) -> None:

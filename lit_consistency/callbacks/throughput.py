@@ -8,11 +8,11 @@ after a checkpoint counts as saving, since Lightning calls nothing between the t
 
 from __future__ import annotations
 
-import resource
 import sys
 import warnings
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 from lightning.fabric.utilities.throughput import get_available_flops
@@ -219,6 +219,10 @@ def peak_memory_gib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     # Linux counts in KiB, macOS in bytes
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset / 2**30
+    import resource  # not on Windows
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
 
 

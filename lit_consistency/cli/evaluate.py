@@ -75,7 +75,8 @@ OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
 )
 FLAGS = (
     ("strict", "stop with an error when a guard finds something (labels of one class, rows in the training data, ...)"),
-    ("allow_code_execution", "run the programs that the model writes, for tasks that test code"),
+    ("allow_code_execution", "run the programs that the model writes, for tasks that test code, behind walls"),
+    ("allow_unconfined_code", "run them also where no walls can be built: they may do whatever you may"),
 )
 
 

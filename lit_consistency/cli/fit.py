@@ -35,6 +35,7 @@ from lit_consistency.callbacks.exact_resume import FinishingFitLoop
 from lit_consistency.checkpointing.io import AtomicCheckpointIO
 from lit_consistency.cli.branch import begin_branch, saved_branch
 from lit_consistency.cli.fit_parser import Parser
+from lit_consistency.cli.parser import reason
 from lit_consistency.cli.resume import check_changes, find_checkpoint, has_finished
 from lit_consistency.cli.trainer_options import check_trainer, sharded_options
 from lit_consistency.data import TokenData
@@ -124,8 +125,8 @@ class ConsistencyCLI(LightningCLI):
         trainer = dict(self._get(self.config_init, "trainer"))
         if self.subcommand == "fit":
             check_trainer(trainer)
-        if trainer.get("logger") in (None, True):
-            kwargs["logger"] = _loggers(record) if self.subcommand == "fit" else False
+        added = [] if isinstance(trainer.get("logger"), bool) else _as_list(trainer.get("logger"))
+        kwargs["logger"] = [*_loggers(record), *added] if self.subcommand == "fit" else added
         kwargs.setdefault("default_root_dir", str(record.directory))
         kwargs |= (sharded := sharded_options(trainer))
         kwargs["plugins"] = [*_as_list(trainer.get("plugins")), *sharded.get("plugins", []), AtomicCheckpointIO()]
@@ -138,7 +139,12 @@ class ConsistencyCLI(LightningCLI):
         if trainer.get("enable_progress_bar") is not False and not trainer.get("barebones"):
             given = any(isinstance(callback, ProgressBar) for callback in kwargs["callbacks"])
             kwargs["callbacks"] += [] if given else [RunProgress()]
-        made = super().instantiate_trainer(**kwargs)
+        try:
+            made = super().instantiate_trainer(**kwargs)
+        except TypeError as error:  # so Lightning says of a number of devices that an accelerator does not have
+            if "`devices`" not in str(error):
+                raise
+            raise ValueError(f"trainer.devices = {trainer.get('devices')}: {error}") from None
         FinishingFitLoop.replace(made)
         return made
 
@@ -192,7 +198,7 @@ def main(args: Sequence[str]) -> None:
     except (ValueError, OSError, MisconfigurationException) as error:
         if os.environ.get("LIT_CONSISTENCY_TRACEBACK") or (cli and _begun(cli)):
             raise
-        print(f"error: {error}\n(LIT_CONSISTENCY_TRACEBACK=1 shows where)", file=sys.stderr)
+        print(f"error: {reason(str(error))}\n(LIT_CONSISTENCY_TRACEBACK=1 shows where)", file=sys.stderr)
         sys.exit(2)
     except (KeyboardInterrupt, SystemExit) as stop:
         # Lightning turns an interrupt into status 1

@@ -22,6 +22,7 @@ class Parser(ShortErrors, LightningArgumentParser):
         shares_world: whether this is the parser of a command, whose key ``world`` all others refer to.
     """
 
+    builds_all = True  # Lightning does
     shares_world = False
 
     def instantiate_classes(self, cfg: Namespace, instantiate_groups: bool = True) -> Namespace:

@@ -23,10 +23,9 @@ from typing import Any, Union, get_args, get_origin
 from jsonargparse import ArgumentParser, Namespace, _common, _typehints, _util
 from jsonargparse._typehints import ActionTypeHint
 
+from lit_consistency.cli.class_paths import REFUSED, check_class_path
 from lit_consistency.cli.moved import refuse_moved
 
-REFUSED = "refused: "
-"""Before an error of ours: the parser shows what follows instead of jsonargparse's account of all that it tried."""
 UNIONS = (Union, UnionType)
 
 _discard = _typehints.discard_init_args_on_class_path_change
@@ -39,7 +38,13 @@ NAMED_HELP = (
 
 
 class OverlayParser(ArgumentParser):
-    """A parser whose configurations compose as this file says."""
+    """A parser whose configurations compose as this file says.
+
+    Attributes:
+        builds_all: whether all classes of the configuration are built, also those in options without a type.
+    """
+
+    builds_all = False
 
     def format_help(self) -> str:
         """The help, which says of named things how one of them is changed and removed."""
@@ -82,6 +87,7 @@ def _adapt_by_name(value: Any, hint: Any, *args: Any, **options: Any) -> Any:
     origin, optional = get_origin(hint), _optional_class(hint)
     if optional is not None and value not in (None, "null"):
         return _adapt_by_name(value, optional, *args, **options)  # its error alone, without that of the other choice
+    check_class_path(value, hint, getattr(_common.parent_parser.get(), "builds_all", False))
     if options.get("instantiate_classes"):
         return _adapt(value, hint, *args, **options)
     if moved := refuse_moved(value):

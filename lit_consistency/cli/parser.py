@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 
 from jsonargparse import DefaultHelpFormatter, Namespace
 
-from lit_consistency.cli.overlays import REFUSED, OverlayParser
+from lit_consistency.cli.class_paths import REFUSED
+from lit_consistency.cli.overlays import OverlayParser
 
 
 class ShortErrors(OverlayParser):
@@ -61,15 +62,18 @@ def one_line(message: str) -> str:
     while step := STEP.match(rest):
         key += f".{step['key']}" if step["key"] else ".init_args" if step["init_args"] else ""
         rest = rest[step.end() :]
-    if not key:
-        return message
-    rest = rest.partition(REFUSED)[2].partition("\n")[0] or rest.strip()
+    return f"{key.removesuffix('.init_args')[1:]}: {reason(rest)}" if key else message
+
+
+def reason(text: str) -> str:
+    """What is wrong with a value, without jsonargparse's account of all that it has tried."""
+    rest = text.partition(REFUSED)[2].partition("\n")[0] or text.strip()
     rest = re.sub(r"\. Got value: Namespace\(.*\)$", "", rest, flags=re.DOTALL)
     if choices := CHOICES.match(rest):
         reasons, _, given = choices[1].partition("Given value type:")
         texts = [" ".join(text.split()) for text in re.split(r"^\s*- ", reasons, flags=re.MULTILINE) if text.strip()]
         rest = f"{'; or '.join(texts)}. Got value: {given.partition('Given value:')[2].strip()}"
-    return f"{key.removesuffix('.init_args')[1:]}: {rest}"
+    return rest
 
 
 class HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging, WeightAveraging
@@ -31,6 +31,18 @@ def check_trainer(trainer: Mapping[str, Any]) -> None:
     _at_least("max_epochs", trainer.get("max_epochs"), 1, unless=(-1, None))
     _at_least("log_every_n_steps", trainer.get("log_every_n_steps"), 1, unless=(None,))
     _at_least("gradient_clip_val", trainer.get("gradient_clip_val"), 0, unless=(None,))
+    for unit in ("steps", "epochs"):
+        least, most = trainer.get(f"min_{unit}"), trainer.get(f"max_{unit}")
+        _at_least(f"min_{unit}", least, 0, unless=(None,))
+        if least and most not in (-1, None) and least > most:
+            raise ValueError(f"trainer.min_{unit} = {least}: expected at most trainer.max_{unit} = {most}")
+    if re.fullmatch(r"-?\d+", str(trainer.get("devices"))):
+        _at_least("devices", int(str(trainer["devices"])), 1, unless=(-1,))
+    if trainer.get("logger") is False:
+        raise ValueError(
+            "trainer.logger = false: expected loggers to add, or it unset; metrics.jsonl and TensorBoard stay, since "
+            "resuming, reports and claims read them"
+        )
     check_strategy(trainer.get("strategy"))
     check_callbacks(trainer.get("callbacks"))
     if trainer.get("max_steps") in (-1, None) and trainer.get("max_epochs") in (-1, None):
@@ -119,7 +131,10 @@ def _resolved(strategy: Any) -> Any:
     if moved := next((refuse_moved(old) for old in MOVED if old in strategy), None):
         raise ValueError(f"trainer.strategy: {moved}")
     module, _, name = strategy.rpartition(".")
-    kind = getattr(import_module(module), name, None) if find_spec(module.partition(".")[0]) else None
+    try:
+        kind = getattr(import_module(module), name, None)
+    except ImportError:
+        kind = None
     if not (isinstance(kind, type) and issubclass(kind, Strategy)):
         raise ValueError(f"trainer.strategy = {strategy}: expected a name, as auto, ddp or fsdp2, or a Strategy's path")
     return kind()

@@ -4,14 +4,17 @@ from lit_consistency.data.loading.loader import TokenLoader
 from lit_consistency.data.loading.replay import Replay
 from lit_consistency.data.pretrain_data import PretrainData
 from lit_consistency.data.sft_data import SFTData
+from lit_consistency.data.sources.conversations import DetectedFormat, detected_formats
 from lit_consistency.data.sources.documents import JsonLines, Parquet, Source, TextFiles
 from lit_consistency.data.sources.hub import HubDataset, HubRows
+from lit_consistency.data.sources.mixture import RowMixture, TextMixture
 from lit_consistency.data.sources.rows import Conversation, RowFiles, Rows
 from lit_consistency.data.token_data import TokenData
 from lit_consistency.data.tokens.prompts import Example, PromptEncoder
 from lit_consistency.data.tokens.tokenizer import Tokenizer, write_tokenizer
 
 __all__ = [
+    "DetectedFormat",
     "Example",
     "HubDataset",
     "HubRows",
@@ -22,12 +25,15 @@ __all__ = [
     "Replay",
     "Conversation",
     "RowFiles",
+    "RowMixture",
     "Rows",
     "SFTData",
     "Source",
     "TextFiles",
+    "TextMixture",
     "TokenData",
     "TokenLoader",
     "Tokenizer",
+    "detected_formats",
     "write_tokenizer",
 ]

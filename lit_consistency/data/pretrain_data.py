@@ -38,10 +38,10 @@ class PretrainData(TokenData):
         super().__init__(source, validation, replay, **kwargs)
 
     def _fingerprint(self, part: Source) -> dict[str, Any]:
-        return document_fingerprint(part, self.tokenizer)
+        return document_fingerprint(part, self.tokenizer, self.parse_special_tokens)
 
     def _build(self, folder: Path, part: Source, label: str) -> None:
-        write_documents(folder, part, self.tokenizer, label)
+        write_documents(folder, part, self.tokenizer, label, self.parse_special_tokens)
 
     def _token_rows(self, shard: Shard) -> TokenRows:
         return StreamRows(shard, self.block_size)

@@ -67,19 +67,20 @@ class SFTData(TokenData):
 
     def _fingerprint(self, part: Source | Rows) -> dict[str, Any]:
         if isinstance(part, Source):
-            return document_fingerprint(part, self.tokenizer)
-        return conversation_fingerprint(part, self._encoder(), self.tokenizer, self.block_size, self.too_long)
+            return document_fingerprint(part, self.tokenizer, self.parse_special_tokens)
+        return conversation_fingerprint(part, self.encoder(), self.tokenizer, self.block_size, self.too_long)
 
     def _build(self, folder: Path, part: Source | Rows, label: str) -> None:
         if isinstance(part, Source):
-            write_documents(folder, part, self.tokenizer, label)
+            write_documents(folder, part, self.tokenizer, label, self.parse_special_tokens)
             return
-        write_conversations(folder, part, self._encoder(), self.tokenizer, self.block_size, self.too_long, label)
+        write_conversations(folder, part, self.encoder(), self.tokenizer, self.block_size, self.too_long, label)
 
     def _token_rows(self, shard: Shard) -> TokenRows:
         if shard.supervised is None:
             return StreamRows(shard, self.block_size)
         return ConversationRows(shard, self.block_size, self.packing, self._order_seed())
 
-    def _encoder(self) -> PromptEncoder:
-        return PromptEncoder(self.tokenizer, self.prompt_style, self.loss_on)
+    def encoder(self) -> PromptEncoder:
+        """What turns rows into tokens and masks."""
+        return PromptEncoder(self.tokenizer, self.prompt_style, self.loss_on, self.parse_special_tokens)

@@ -17,9 +17,12 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_consistency.data.loading.loader import TokenLoader
+from lit_consistency.data.loading.mixed_rows import MixedRows, mix
 from lit_consistency.data.loading.order import Order
-from lit_consistency.data.loading.replay import MixedRows, Replay
+from lit_consistency.data.loading.replay import Replay
+from lit_consistency.data.sources.conversations import say_counts
 from lit_consistency.data.sources.documents import Source
+from lit_consistency.data.sources.mixture import Mixture, divide
 from lit_consistency.data.sources.rows import Rows
 from lit_consistency.data.tokens.cache import default_cache_dir, open_or_build
 from lit_consistency.data.tokens.token_files import Shard
@@ -34,6 +37,8 @@ class TokenData(LightningDataModule, ABC):
         train: What is trained on.
         validation: What is held out, or None.
         replay: What is mixed into the training rows, or None.
+        validation_share: In place of ``validation``, the share of what is trained on that is held out: of documents,
+            or of prompts with all their answers, so that no prompt is on both sides. 0 holds nothing out.
         global_batch_size: Rows of one optimizer step, over all devices.
         micro_batch_size: Rows a device takes at once; divides the global batch.
         block_size: Tokens of a row, at most the model's block_size.
@@ -41,6 +46,8 @@ class TokenData(LightningDataModule, ABC):
         seed: Seed of the order of rows, and of their packing; None takes the run's seed.
         tokenizer_dir: Folder of the tokenizer; None takes the model's checkpoint, else the data's own.
         cache_dir: Folder for tokens; None is ~/.cache/lit_consistency/tokens.
+        parse_special_tokens: Whether the text of a special token inside the data, as ``<|im_end|>``, is the token; else
+            it is text like any other, and documents and rows with such text are counted.
     """
 
     def __init__(
@@ -55,16 +62,26 @@ class TokenData(LightningDataModule, ABC):
         seed: int | None = None,
         tokenizer_dir: Path | None = None,
         cache_dir: Path | None = None,
+        validation_share: float = 0.0,
+        parse_special_tokens: bool = False,
     ) -> None:
         super().__init__()
         _at_least(1, global_batch_size=global_batch_size, micro_batch_size=micro_batch_size, block_size=block_size)
         _at_least(0, num_workers=num_workers, seed=seed or 0)
+        if num_workers > (most := max(64, 4 * (os.cpu_count() or 1))):
+            raise ValueError(f"num_workers = {num_workers}: expected at most {most}, four for each processor here")
         if global_batch_size % micro_batch_size:
             raise ValueError(
                 f"global_batch_size = {global_batch_size}: expected a multiple of micro_batch_size = {micro_batch_size}"
             )
-        self.train = train
-        self.validation = validation
+        if not 0 <= validation_share < 1:
+            raise ValueError(f"validation_share = {validation_share}: expected 0 <= validation_share < 1")
+        if validation_share and validation is not None:
+            raise ValueError(f"validation_share = {validation_share}: expected validation: null with it")
+        if isinstance(validation, Mixture) and validation.weights is not None:
+            raise ValueError("validation: a mixture with weights; expected none, every row is measured once")
+        self.validation_share = validation_share
+        self.train, self.validation = divide(train, validation_share) if validation_share else (train, validation)
         self.replay = replay
         self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size
@@ -72,6 +89,7 @@ class TokenData(LightningDataModule, ABC):
         self.num_workers = num_workers
         self.seed = seed
         self.tokenizer_dir = Path(tokenizer_dir) if tokenizer_dir is not None else None
+        self.parse_special_tokens = parse_special_tokens
         self.cache_dir = Path(cache_dir) if cache_dir is not None else default_cache_dir()
         # fails here, before any work is done, when the folder holds no tokenizer
         self._tokenizer = Tokenizer(self.tokenizer_dir) if self.tokenizer_dir is not None else None
@@ -137,8 +155,7 @@ class TokenData(LightningDataModule, ABC):
                 contradicts the batch sizes.
         """
         if stage in ("fit", None):
-            self._open("train")
-            self._mix()
+            self._open_train()
             self._set_accumulation()
         if self.validation is not None:
             self._open("validation")
@@ -226,7 +243,8 @@ class TokenData(LightningDataModule, ABC):
         order = {"seed": self._order_seed(), "global_batch_size": self.global_batch_size, "block_size": self.block_size}
         parts = {name: self._fingerprint(part) for name, part in self._parts().items()}
         replay = {"replay": self.replay.fingerprint()} if self.replay is not None else {}
-        return {"kind": type(self).__name__, **order, **replay, **parts}
+        weights = {"weights": self.train.weights} if isinstance(self.train, Mixture) else {}
+        return {"kind": type(self).__name__, **order, **replay, **weights, **parts}
 
     def stats(self) -> dict[str, dict[str, Any]]:
         """Counts of the opened parts: documents, tokens, rows, supervised tokens, what was cut or dropped."""
@@ -235,8 +253,13 @@ class TokenData(LightningDataModule, ABC):
     # -------------------- insides
 
     def _parts(self) -> dict[str, Source | Rows]:
+        """What has tokens of its own, by name: the sets of a mixture each by itself."""
+        train = self.train
+        parts: dict[str, Any] = {"train": train}
+        if isinstance(train, Mixture):
+            parts = {f"train/{name}": one for name, one in train.sets.items()}
+        parts["validation"] = self.validation
         replayed = self.replay.parts if self.replay is not None else {}
-        parts = {"train": self.train, "validation": self.validation}
         parts |= {f"replay/{name}": part for name, part in replayed.items()}
         return {name: part for name, part in parts.items() if part is not None}
 
@@ -247,39 +270,54 @@ class TokenData(LightningDataModule, ABC):
         shard = open_or_build(self.cache_dir, self._fingerprint(part), lambda folder: self._build(folder, part, name))
         if len(shard.offsets) == 1:
             dropped = f" ({shard.meta['n_dropped']} dropped)" if shard.meta.get("n_dropped") else ""
+            share = f", or another validation_share than {self.validation_share}" if self.validation_share else ""
             raise ValueError(
-                f"data, {name}: {type(part).__name__} gives nothing to learn from{dropped}; expected a document"
+                f"data, {name}: {type(part).__name__} gives nothing to learn from{dropped}; expected a document{share}"
             )
+        if unused := shard.meta.get("unused"):
+            rank_zero_warn(f"data, {name}: fields that are not used: {say_counts(unused)}")
         self._shards[name] = shard
 
-    def _open(self, name: str) -> None:
-        if name in self._rows:
+    def _open(self, name: str) -> TokenRows:
+        if name not in self._rows:
+            self._shard(name)
+            self._rows[name] = self._token_rows(self._shards[name])
+            if not self._rows[name].supervised.any():
+                n_rows = f"{len(self._rows[name]):,} rows"
+                raise ValueError(f"data, {name}: none of the tokens of {n_rows} is learned; expected at least one")
+            self._say_counts(name)
+        return self._rows[name]
+
+    def _open_train(self) -> None:
+        """Opens what is trained on: the sets of a mixture, and the replayed rows among them."""
+        if "train" in self._rows:
             return
-        self._shard(name)
-        self._rows[name] = self._token_rows(self._shards[name])
-        if not self._rows[name].supervised.any():
-            raise ValueError(
-                f"data, {name}: none of the tokens of {len(self._rows[name]):,} rows is learned; expected at least one"
-            )
+        if isinstance(self.train, Mixture):
+            sets = [self._open(f"train/{name}") for name in self.train.sets]
+            rows = mix(self.train, sets, self._order_seed())
+            of_sets = ", ".join(f"{n:,} of {name}" for name, n in zip(self.train.sets, rows.n_of_set, strict=True))
+            rank_zero_info(f"data, train: {len(rows):,} rows an epoch: {of_sets}")
+            self._rows["train"] = rows
+        else:
+            self._open("train")
+        if self.replay is not None:
+            replayed = [self._open(f"replay/{name}") for name in self.replay.parts]
+            mixed = self.replay.mix(self._rows["train"], replayed, self._order_seed())
+            rank_zero_info(f"data, replay: {sum(mixed.n_of_set[1:]):,} of {len(mixed):,} rows")
+            self._rows["train"] = mixed
+
+    def _say_counts(self, name: str) -> None:
         counts = ", ".join(f"{value:,} {key.removeprefix('n_')}" for key, value in self._counts(name).items())
         rank_zero_info(f"data, {name}: {counts}")
 
-    def _mix(self) -> None:
-        """Puts the replayed rows among those that are trained on."""
-        train = self._rows["train"]
-        if self.replay is None or isinstance(train, MixedRows):
-            return
-        names = [f"replay/{name}" for name in self.replay.parts]
-        for name in names:
-            self._open(name)
-        mixed = self.replay.mix(train, [self._rows[name] for name in names], self._order_seed())
-        self._rows["train"] = mixed
-        rank_zero_info(f"data, replay: {mixed.n_replayed:,} of {len(mixed):,} rows")
-
     def _counts(self, name: str) -> dict[str, Any]:
-        meta, rows = self._shards[name].meta, self._rows[name]
-        written = {key: meta[key] for key in sorted(meta) if key.startswith("n_")}
-        replayed = {"n_replayed": rows.n_replayed} if isinstance(rows, MixedRows) else {}
+        rows = self._rows[name]
+        metas = [shard.meta for of, shard in self._shards.items() if of == name or of.startswith(f"{name}/")]
+        keys = sorted({key for meta in metas for key in meta if key.startswith("n_")})
+        written = {key: sum(meta.get(key, 0) for meta in metas) for key in keys}
+        replayed = {}
+        if name == "train" and self.replay is not None and isinstance(rows, MixedRows):
+            replayed["n_replayed"] = sum(rows.n_of_set[1:])
         return {**written, "n_rows": len(rows), **replayed, "n_supervised": int(rows.supervised.sum())}
 
     def _order_seed(self) -> int:

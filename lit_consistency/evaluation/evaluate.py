@@ -29,6 +29,7 @@ from lit_consistency.records.atomic import write_json
 from lit_consistency.records.extras import require
 from lit_consistency.records.provenance import current_versions, read_provenance
 from lit_consistency.records.results import ITEM_FORMATS, Result, write_result
+from lit_consistency.tasks.code.run import needed_walls
 from lit_consistency.tasks.formats import load_format
 from lit_consistency.tasks.guards import check_predictions, stop_if_strict
 from lit_consistency.tasks.summarize import summarize_result
@@ -56,6 +57,7 @@ class Options:
     data_dir: Path | None = None
     world: dict[str, Any] | None = None
     allow_code_execution: bool = False
+    allow_unconfined_code: bool = False
     harness: Sequence[str] = ()
     harness_include: Path | None = None
     export_harness: Path | None = None
@@ -95,6 +97,7 @@ class Options:
             "strict": self.strict,
             "train_data": self.train_data is not None,
             "allow_code_execution": self.allow_code_execution,
+            "allow_unconfined_code": self.allow_unconfined_code,
         }
         if idle := [key for key, given in ours.items() if given and not self.tasks]:
             raise ValueError(f"{idle[0]}: tasks of harness are asked as lm-eval does and have none; expected tasks too")
@@ -113,7 +116,7 @@ def evaluate(options: Options) -> list[Result]:
     if options.item_format == "parquet":
         require("pyarrow", "--item_format parquet")
     tasks = _tasks(options)
-    _check_code(tasks, options.allow_code_execution)
+    _check_code(tasks, options)
     cells = _plan(tasks, options)
     console = Console(stderr=True)
     results = [cell.result for cell in cells if cell.result is not None]
@@ -163,10 +166,13 @@ def _tasks(options: Options) -> list[Task]:
     return tasks
 
 
-def _check_code(tasks: Sequence[Task], allowed: bool) -> None:
-    names = [task.name for task in tasks if task.runs_code]
-    if names and not allowed:
-        raise ValueError(f"task {names[0]} runs what the model writes; expected --allow_code_execution")
+def _check_code(tasks: Sequence[Task], options: Options) -> None:
+    for task in tasks:
+        if task.runs_code:
+            try:
+                needed_walls(options.allow_code_execution, options.allow_unconfined_code)
+            except ValueError as error:
+                raise ValueError(f"task {task.name}: {error}") from None
 
 
 def _plan(tasks: Sequence[Task], options: Options) -> list[Cell]:
@@ -214,6 +220,7 @@ def _measure(cell: Cell, loaded: Loaded, options: Options, advance: Any) -> Resu
             options.batch_tokens,
             loaded.device,
             options.allow_code_execution,
+            options.allow_unconfined_code,
             advance,
         )
         measured = cell.task.measure(cell.questions, engine)

@@ -90,6 +90,8 @@ def print_results(results: Sequence[Result], title: str) -> None:
     sensitivity = sensitivity_to_format(results)
     console = _print_fitting(lambda narrow: results_table(results, sensitivity, title, narrow))
     for result in results:
+        if result.confined is not None:
+            console.print(f"{result.task} ({result.format}): {result.confined}", markup=False, soft_wrap=True)
         for guard, message in result.findings:
             which = f"{result.task} ({result.format}, {result.shots} shots)"
             console.print(f"warning: {which}: {guard}: {message}", markup=False, soft_wrap=True)

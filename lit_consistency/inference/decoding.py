@@ -84,6 +84,8 @@ class Decoding:
         device: where the model is.
         end_tokens: further tokens that end a text, as the end of a turn.
         in_step: whether every rank must run the same number of forwards.
+
+    An id that no token has, as in a vocabulary padded to a round number, is never chosen.
     """
 
     def __init__(
@@ -102,6 +104,9 @@ class Decoding:
         self.prompts, self.batch_tokens = prompts, batch_tokens
         self.tokenizer = tokenizer
         self.end_ids = tokenizer.end_ids.union(end_tokens)
+        # rows of the head that no token has are trained by nothing, and what they say is no text
+        unused = tokenizer.ids_without_token(gpt.config.padded_vocab_size or 0)
+        self.unused = torch.tensor(unused, dtype=torch.int64, device=device)
         self.stop = StopStrings(tokenizer, options.stop)
         self.n_prefix = common_prefix(prompts)
         self.waiting: deque[Request] = deque()
@@ -208,6 +213,8 @@ class Decoding:
         if self.options.temperature > 0:
             numbers = [slot.uniforms[len(slot.tokens)] for slot in slots if slot.uniforms is not None]
             uniforms = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        if len(self.unused):
+            logits = logits.index_fill(-1, self.unused, -torch.inf)
         tokens = next_tokens(logits, uniforms, self.options.temperature, self.options.top_p).tolist()
         ended = [
             first + i for i, (slot, token) in enumerate(zip(slots, tokens, strict=True)) if self._ends(slot, token)

@@ -9,6 +9,7 @@ import torch
 
 from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.model import GPT, check_checkpoint_dir, load_weights, model_config
+from lit_consistency.model.tying import is_tied, tie, tied_weights
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -40,10 +41,13 @@ def load_model(folder: Path, device: str = "auto", precision: str = "auto") -> L
     config = model_config(None, folder, {}, None)
     with torch.device("meta"):  # no time and memory for weights that are replaced at once
         model = GPT(config)
+    weights = tied_weights(config, load_weights(folder), folder)
     try:
-        model.load_state_dict(load_weights(folder), assign=True)
+        model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         raise ValueError(f"model = {folder}: the weights do not fit model_config.yaml ({error})") from None
+    if is_tied(config):
+        tie(model)  # what is assigned is a parameter of its own under each name
     model.cos, model.sin = model.rope_cache(device=target)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(target, PRECISIONS.get(precision, parameter.dtype))

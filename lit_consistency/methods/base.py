@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from litgpt.config import Config
@@ -16,6 +17,50 @@ from lit_consistency.distributed.fsdp import reshard, weights_of
 from lit_consistency.model import GPT, DocumentMask
 from lit_consistency.model.interpolation import interpolate
 
+HALF = 2
+"""Bytes of a number in half precision."""
+
+
+class Merging(NamedTuple):
+    """In which precision a method merges what it trained into the base's weights, and in which they are stored.
+
+    Args:
+        computed: dtype of the sum, float32 at least.
+        stored_as: dtype of the merged model.
+    """
+
+    computed: torch.dtype
+    stored_as: torch.dtype
+
+    @classmethod
+    def of(cls, model: torch.dtype, base: torch.dtype | None) -> Merging:
+        """Stored as the base where that is in half precision and the model is not; else as the model is.
+
+        Args:
+            model: dtype of the model's parameters.
+            base: widest dtype of the base's weights; None for a model without a base.
+        """
+        stored_as = base if base is not None and base.itemsize == HALF else model
+        return cls(torch.promote_types(model, torch.float32), stored_as)
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, str]) -> Merging:
+        """What ``as_record`` wrote; ValueError where it names no dtype."""
+        dtypes: list[Any] = [getattr(torch, str(record.get(key)), None) for key in cls._fields]
+        if not all(isinstance(dtype, torch.dtype) for dtype in dtypes):
+            raise ValueError(f"merging = {dict(record)}: expected {' and '.join(cls._fields)}, each a dtype of torch")
+        return cls(*dtypes)
+
+    def as_record(self) -> dict[str, str]:
+        """Names of both dtypes, for provenance."""
+        return {key: str(value).removeprefix("torch.") for key, value in self._asdict().items()}
+
+    def stored(self, merged: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Merged weights as they are stored: rounded where that is in half precision."""
+        if self.stored_as.itemsize != HALF:
+            return merged
+        return {name: tensor.to(self.stored_as) for name, tensor in merged.items()}
+
 
 class Method(ABC):
     """A way of training a model.
@@ -25,6 +70,9 @@ class Method(ABC):
 
     A new method is a class in one file of this folder and an overlay in ``configs/methods/``.
     """
+
+    merging: Merging | None = None
+    """Of a method that merges, after ``prepare``; None for one whose parameters are the base's."""
 
     @property
     @abstractmethod

@@ -1,10 +1,11 @@
-"""A step of a run as a base: wherever a model folder is asked for, a step checkpoint may be named instead.
+"""A step of a run, or adapters, as a base: wherever a model folder is asked for, these may be named instead.
 
-The folder is made once, where the run keeps its series (``RUN/series/step-XXXXXXXX``), and is then a model like any
-other: the weights that the run was measured with at that step (adapters merged), its configuration and tokenizer, and
-a provenance that names the step. Where a run's folder cannot be written to, it goes into the user's cache, by the
-hash of the checkpoint. Nothing that stands in a checkpoint is run: its manifest is verified, its tensors are read
-``weights_only``, and of the method that it names only those of this package are known, by their names.
+The folder of a step is made once, where the run keeps its series (``RUN/series/step-XXXXXXXX``), and is then a model
+like any other: the weights that the run was measured with at that step (adapters merged), its configuration and
+tokenizer, and a provenance that names the step. Adapters are merged into ``merged`` in their own folder. Where a folder
+cannot be written to, the model goes into the user's cache, by the hash of the checkpoint or of the adapters. Nothing
+that stands in a checkpoint is run: its manifest is verified, its tensors are read ``weights_only``, and of the method
+that it names only those of this package are known, by their names.
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ from lit_consistency.checkpointing.manifest import manifest_of, verify
 from lit_consistency.checkpointing.sharded import read_folder
 from lit_consistency.data.tokens.cache import default_cache_dir
 from lit_consistency.distributed.optimizer_state import FILE, write_optimizer_state
+from lit_consistency.methods.adapters import is_adapters, merge_adapters
+from lit_consistency.methods.base import Merging
 from lit_consistency.methods.lora import LoRA
 from lit_consistency.model import model_config, write_weights
 from lit_consistency.records.atomic import new_file, replaced_folder
 from lit_consistency.records.fingerprints import sha256
-from lit_consistency.records.model_folder import CONFIG
+from lit_consistency.records.model_folder import ADAPTERS, CONFIG
 from lit_consistency.records.provenance import provenance_of, read_provenance
 from lit_consistency.records.run_folder import RunFolder
 
@@ -44,11 +47,11 @@ NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def base_folder(path: Path, option: str = "checkpoint_dir", optimizer_state: bool = False) -> Path:
-    """The model folder that a path names; a step checkpoint becomes one first.
+    """The model folder that a path names; a step checkpoint, or adapters, become one first.
 
     Args:
         path: a model folder; or a step of a run: ``RUN/checkpoints/step-00000100.ckpt`` (a file or a folder of
-            shards), ``RUN/checkpoints/step-100`` or ``RUN/series/step-100``.
+            shards), ``RUN/checkpoints/step-100`` or ``RUN/series/step-100``; or a folder of adapters, ``RUN/adapters``.
         option: what the user calls it, for messages.
         optimizer_state: take the optimizer's state out of the checkpoint too, where the folder has none yet.
 
@@ -56,10 +59,14 @@ def base_folder(path: Path, option: str = "checkpoint_dir", optimizer_state: boo
         The folder; any other path unchanged, for ``check_checkpoint_dir`` to say what is missing there.
 
     Raises:
-        FileNotFoundError: the run holds no model and no checkpoint of this step; those that it holds are named.
-        ValueError: the checkpoint is damaged, asks to run code, or was trained by a method that is not known here.
+        FileNotFoundError: the run holds no model and no checkpoint of this step; those that it holds are named. Or the
+            base of the adapters is missing.
+        ValueError: the checkpoint is damaged, asks to run code, or was trained by a method that is not known here. Or
+            the adapters are damaged, or their base is another model.
     """
     path = Path(path)
+    if is_adapters(path):
+        return _merged_once(path)
     named = STEP.fullmatch(path.name)
     if (path / CONFIG).is_file() or named is None:
         return path
@@ -81,6 +88,24 @@ def base_folder(path: Path, option: str = "checkpoint_dir", optimizer_state: boo
             raise
     cache = default_cache_dir().parent / "models" / sha256(manifest_of(checkpoint))[:24]
     return _made_once(cache / run.series_model(step).name, checkpoint, run, option, optimizer_state)
+
+
+def _merged_once(adapters: Path) -> Path:
+    """Merge adapters onto their base, unless that is done."""
+    of_adapters = sha256(adapters / ADAPTERS)[:24]
+    for folder in (adapters / "merged", default_cache_dir().parent / "models" / of_adapters):
+        if folder.is_dir():
+            return folder
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder.with_name(f".{folder.name}.lock")):
+                if not folder.is_dir():
+                    merge_adapters(adapters, folder)
+                return folder
+        except OSError as error:
+            if error.errno not in NOT_WRITABLE:
+                raise
+    raise PermissionError(errno.EACCES, f"neither can be written to: {adapters}", str(folder))
 
 
 def _made_once(folder: Path, checkpoint: Path, run: RunFolder, option: str, optimizer_state: bool) -> Path:
@@ -154,6 +179,8 @@ def _merged(content: Mapping[str, Any], model_files: Path, checkpoint: Path) -> 
             "checkpoint names is run; take a model that the run itself has written, as by checkpoint.series"
         )
     lora = LoRA(**method.get("init_args", {}))
+    if merging := (content.get("provenance") or {}).get("merging"):
+        lora.merging = Merging.of_record(merging)
     with torch.device("meta"):  # only the layers' settings are asked for
         model = lora.build(model_config(None, model_files, {}, None))
     return lora.merged_state(model, weights)

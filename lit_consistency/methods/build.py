@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from litgpt.config import Config
 from torch import Tensor
@@ -21,6 +22,7 @@ from lit_consistency.distributed.dtensors import shard_like
 from lit_consistency.distributed.fsdp import shard
 from lit_consistency.methods import Method
 from lit_consistency.model import DocumentMask, check_documents, check_finite, init_weights, load_weights
+from lit_consistency.model.tying import is_tied, tie, tied_weights, untying
 
 
 def build_model(
@@ -38,23 +40,19 @@ def build_model(
     Raises:
         ValueError: the weights do not fit the architecture.
     """
-    weights = load_weights(checkpoint_dir) if checkpoint_dir is not None else None
-    if weights is not None and checkpoint_dir is not None and os.environ.get("LOCAL_RANK", "0") == "0":
-        check_finite(weights, checkpoint_dir)
+    weights = None
+    if checkpoint_dir is not None:
+        weights = tied_weights(config, load_weights(checkpoint_dir), checkpoint_dir)
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            check_finite(weights, checkpoint_dir)
     with isolate_rng():
+        model = None
         if weights is not None and mesh is not None:
             model = _read_into_shards(method, config, weights, mesh, precision)
-            if model is not None:
-                return model
-        torch.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", 0)))
-        model = method.build(config)
-        if weights is None:
-            init_weights(model, config)
-        else:
-            method.load(model, weights)
-    method.prepare(model)
-    if mesh is not None:
-        shard(model, mesh, precision)
+        if model is None:
+            model = _drawn_in_full(method, config, weights, mesh, precision)
+    if weights is not None and (message := untying(config, weights)) and _trains_embedding_or_head(model):
+        rank_zero_warn(f"{checkpoint_dir}: {message}")
     return model
 
 
@@ -80,6 +78,27 @@ def check_data(data: Any, config: Config) -> None:
         check_documents(config)
 
 
+def _drawn_in_full(
+    method: Method, config: Config, weights: dict[str, Tensor] | None, mesh: DeviceMesh | None, precision: str
+) -> DocumentMask:
+    """The model with drawn weights, over which a checkpoint's are copied where there is one; then it is sharded."""
+    torch.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", 0)))
+    model = method.build(config)
+    if weights is None:
+        init_weights(model, config)
+    else:
+        method.load(model, weights)
+    method.prepare(model)
+    if mesh is not None:
+        shard(model, mesh, precision)
+    return model
+
+
+def _trains_embedding_or_head(model: DocumentMask) -> bool:
+    modules = (model.transformer.wte, model.lm_head)
+    return any(parameter.requires_grad for module in modules for parameter in module.parameters())
+
+
 def _read_into_shards(
     method: Method, config: Config, weights: dict[str, Tensor], mesh: DeviceMesh, precision: str
 ) -> DocumentMask | None:
@@ -91,6 +110,8 @@ def _read_into_shards(
     method.prepare(model)
     shard(model, mesh, precision)
     model.to_empty(device=mesh.device_type)
+    if is_tied(config):
+        tie(model)  # memory was given to each of its two names
     model.reset_parameters()  # the rotary angles, which no checkpoint holds
     own = model.state_dict()
     method.load(model, {name: shard_like(tensor, own.get(name, tensor)) for name, tensor in weights.items()})

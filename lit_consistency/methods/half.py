@@ -27,6 +27,7 @@ from torch.optim import Optimizer
 
 from lit_consistency.methods.base import Method
 from lit_consistency.model import DocumentMask
+from lit_consistency.model.tying import is_tied
 from lit_consistency.optimizers.core.checks import check_choice
 from lit_consistency.optimizers.core.optimizer import local, master_or_parameter
 
@@ -80,10 +81,16 @@ class HFT(Method):
         """The plain model.
 
         Raises:
-            ValueError: its attention has other matrices than query, key, value and projection.
+            ValueError: its attention has other matrices than query, key, value and projection; or embedding and head
+                are one weight, of which only one name is to be trained.
         """
         if config.latent_attention:
             raise ValueError("method = HFT with latent_attention: expected an architecture without; use Full or Pull")
+        if is_tied(config) and self.trained["embedding"] != self.trained["head"]:
+            raise ValueError(
+                f"embedding = {self.trained['embedding']}, head = {self.trained['head']} with a model whose embedding "
+                "and head are one weight: expected the same for both, or overrides.tie_embeddings = false"
+            )
         return super().build(config)
 
     def prepare(self, model: nn.Module) -> None:

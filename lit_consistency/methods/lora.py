@@ -1,29 +1,44 @@
-"""Low-rank adaptation, by LitGPT's implementation with our document masks.
+"""Low-rank adaptation, by LitGPT's implementation with our document masks; rsLoRA and DoRA as options.
 
-y = W x + (alpha / r) B A dropout(x), with W frozen, A (r, in) drawn and B (out, r) zero at the start, so that
-training starts from the base exactly. Given up: models of which LitGPT's LoRA classes build something else than its
-plain ones (latent attention, grouped or shared experts, dense first layers) are refused.
+y = W x + s B A dropout(x), with W frozen, A (r, in) drawn and B (out, r) zero at the start, so that training starts
+from the base exactly. s = alpha / r; with ``rslora`` alpha / sqrt(r), which keeps the size of activations and gradients
+as r grows. ``dora`` gives every row a size of its own, see dora.py. Merging computes in float32 at least and stores
+in the base's dtype. Given up: models of which LitGPT's LoRA classes build something else than its plain ones (latent
+attention, grouped or shared experts, dense first layers) are refused.
 
-Source: Hu et al. 2022, LoRA: Low-Rank Adaptation of Large Language Models, arXiv 2106.09685; litgpt 0.5.13,
-litgpt/lora.py.
+Source: Hu et al. 2022, LoRA: Low-Rank Adaptation of Large Language Models, arXiv 2106.09685; Kalajdzievski 2023, A Rank
+Stabilization Scaling Factor for Fine-Tuning with LoRA, arXiv 2312.03732; litgpt 0.5.13, litgpt/lora.py.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import reduce
 from typing import Any
 
 import litgpt.lora
 import torch
 from litgpt.config import Config
-from litgpt.lora import LoRALinear, LoRAQKVLinear, mark_only_lora_as_trainable
+from litgpt.lora import LoRALinear, mark_only_lora_as_trainable
 from torch import Tensor, nn
 
-from lit_consistency.distributed.dtensors import KeptShards, full_tensor
-from lit_consistency.methods.base import Method, load_checked
+from lit_consistency.distributed.dtensors import KeptShards, full_tensor, local_shard, shard_like
+from lit_consistency.distributed.fsdp import reshard, weights_of
+from lit_consistency.methods.base import Merging, Method, load_checked
+from lit_consistency.methods.dora import (
+    MAGNITUDE,
+    DoRALinear,
+    adapted_layers,
+    adapted_weight,
+    add_magnitudes,
+    factors_of,
+    lora_update,
+)
 from lit_consistency.model import DocumentMask
+from lit_consistency.model.tying import is_tied
 
 UNSUPPORTED = ("latent_attention", "n_expert_groups", "n_shared_expert", "first_k_dense_replace")
 
@@ -37,7 +52,7 @@ class LoRA(Method):
 
     Args:
         r: rank of the update, at least 1.
-        alpha: the update is scaled by alpha / r, above 0.
+        alpha: the update is scaled by alpha / r, or as ``rslora`` says; above 0.
         dropout: share of the adapter's inputs that is dropped in training, 0 <= dropout < 1.
         query: adapt the query matrix.
         key: adapt the key matrix.
@@ -45,6 +60,8 @@ class LoRA(Method):
         projection: adapt the output projection of attention.
         mlp: adapt the matrices of the MLP, of every expert and of the router.
         head: adapt the output head.
+        rslora: scale the update by alpha / sqrt(r), so that a rank needs no learning rate of its own (rsLoRA).
+        dora: train the size of every adapted row too, apart from its direction (DoRA).
     """
 
     def __init__(
@@ -58,6 +75,8 @@ class LoRA(Method):
         projection: bool = True,
         mlp: bool = True,
         head: bool = False,
+        rslora: bool = False,
+        dora: bool = False,
     ) -> None:
         if r < 1:
             raise ValueError(f"r = {r}: expected at least 1")
@@ -68,13 +87,22 @@ class LoRA(Method):
         targets = {"query": query, "key": key, "value": value, "projection": projection, "mlp": mlp, "head": head}
         if not any(targets.values()):
             raise ValueError(f"{', '.join(targets)} = false: expected at least one of them to be true")
+        self.rslora, self.dora = rslora, dora
         self.options: dict[str, Any] = {"lora_r": r, "lora_alpha": alpha, "lora_dropout": dropout}
         self.options |= {f"lora_{target}": chosen for target, chosen in targets.items()}
+        self.merging: Merging | None = None
+        self._base_dtype: torch.dtype | None = None
 
     @property
     def name(self) -> str:
-        """``lora``."""
-        return "lora"
+        """``lora``, ``dora``, ``rslora`` or ``rsdora``."""
+        return f"{'rs' if self.rslora else ''}{'dora' if self.dora else 'lora'}"
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that make this method again."""
+        options = {key.removeprefix("lora_"): value for key, value in self.options.items()}
+        return {**options, "rslora": self.rslora, "dora": self.dora}
 
     def build(self, config: Config) -> LoRAGPT:
         """The model with LoRA layers, from a configuration with or without LoRA settings; those of this method hold.
@@ -85,71 +113,96 @@ class LoRA(Method):
         present = [f"{key} = {getattr(config, key)}" for key in UNSUPPORTED if getattr(config, key)]
         if present:
             raise ValueError(f"method = LoRA with {', '.join(present)}: expected an architecture without; use Full")
+        if is_tied(config) and self.options["lora_head"]:
+            raise ValueError(
+                "head = true with a model whose embedding and head are one weight, which adapters of the head alone "
+                "would make two: expected head = false, or overrides.tie_embeddings = false"
+            )
         base = {entry.name: getattr(config, entry.name) for entry in fields(Config)}
-        return LoRAGPT(litgpt.lora.Config(**base, **self.options))
+        model = LoRAGPT(litgpt.lora.Config(**base, **self.options))
+        for _, layer in adapted_layers(model):
+            layer.scaling = layer.lora_alpha / (math.sqrt(layer.r) if self.rslora else layer.r)
+        if self.dora:
+            add_magnitudes(model)
+        return model
 
     def load(self, model: nn.Module, weights: dict[str, Tensor]) -> None:
         """Copy a base model's weights; adapters may be missing from ``weights``. See ``Method.load``."""
         load_checked(model, weights, may_miss="lora_")
+        of_base = [tensor.dtype for name, tensor in weights.items() if "lora_" not in name]
+        self._base_dtype = reduce(torch.promote_types, of_base)
+        for name, layer in adapted_layers(model):
+            if isinstance(layer, DoRALinear) and f"{name}.{MAGNITUDE}" not in weights:
+                layer.reset_magnitude()
 
     def prepare(self, model: nn.Module) -> None:
         """Only the adapters take a gradient."""
         mark_only_lora_as_trainable(model)
+        dtype = next(model.parameters()).dtype
+        self.merging = Merging.of(dtype, self._base_dtype)
 
     @torch.no_grad()
     def merged_state(self, model: nn.Module, weights: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """W + (alpha / r) B A for every adapted matrix, in W's dtype, under the base model's names; see ``Method``."""
+        """W + s B A, or DoRA's weight, for every adapted matrix under the base model's names, in the base's dtype.
+
+        See ``Method``. A base in bfloat16 that is trained in float32 is given back in bfloat16: its frozen weights are
+        what they were, bit for bit, and adapted ones are rounded once, after merging.
+        """
         weights = model.state_dict() if weights is None else weights
         merged = {name.replace(".linear.", "."): value for name, value in weights.items() if "lora_" not in name}
-        for name, module in model.named_modules():
-            if isinstance(module, LoRALinear) and f"{name}.lora_A" in weights:
-                weight = weights[f"{name}.linear.weight"]
-                update = lora_update(module, weights[f"{name}.lora_A"], weights[f"{name}.lora_B"])
-                merged[f"{name}.weight"] = (weight + update).to(weight.dtype)
-        return merged
+        for name, layer in adapted_layers(model):
+            weight = weights[f"{name}.linear.weight"]
+            merged[f"{name}.weight"] = adapted_weight(layer, weight, factors_of(name, weights)).to(weight.dtype)
+        return self.merging.stored(merged) if self.merging else merged
 
     @torch.no_grad()
     def changes(self, model: nn.Module, start: KeptShards) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """(alpha / r) B A for every adapted matrix, against the frozen weight; see ``Method``."""
-        for name, module in model.named_modules():
-            if isinstance(module, LoRALinear) and hasattr(module, "lora_A"):
-                update = lora_update(module, full_tensor(module.lora_A), full_tensor(module.lora_B))
-                yield f"{name}.weight", update, full_tensor(module.linear.weight)
+        """What merging adds to every adapted matrix, against the frozen weight; see ``Method``."""
+        for name, layer in adapted_layers(model):
+            weight = full_tensor(layer.linear.weight)
+            yield f"{name}.weight", self._change(layer, weight), weight
 
     @contextmanager
     def between(self, model: nn.Module, start: KeptShards, share: float) -> Iterator[None]:
         """The adapters' update scaled by ``share``; their factors themselves do not lie on the way. See ``Method``."""
-        adapted = (m for m in model.modules() if isinstance(m, LoRALinear) and hasattr(m, "lora_A"))
-        layers: list[tuple[LoRALinear, float]] = [(module, module.scaling) for module in adapted]
+        if self.dora:
+            with self._merged_between(model, share):
+                yield
+            return
+        layers = [(layer, layer.scaling) for _, layer in adapted_layers(model)]
         try:
-            for module, scaling in layers:
-                module.scaling = scaling * share
+            for layer, scaling in layers:
+                layer.scaling = scaling * share
             yield
         finally:
-            for module, scaling in layers:
-                module.scaling = scaling
+            for layer, scaling in layers:
+                layer.scaling = scaling
 
+    @contextmanager
+    def _merged_between(self, model: nn.Module, share: float) -> Iterator[None]:
+        """As ``between`` where no factor scales the update, as in DoRA: the weights are merged for a while."""
+        reshard(model)
+        layers, shards = dict(adapted_layers(model)), {}
+        with torch.no_grad():
+            for name, layer in layers.items():
+                weight = full_tensor(layer.linear.weight)
+                between = (weight + share * self._change(layer, weight)).to(weight.dtype)
+                shards[f"{name}.linear.weight"] = local_shard(shard_like(between, layer.linear.weight)).cpu()
+        with weights_of(model, shards):
+            try:
+                for layer in layers.values():
+                    layer.merged = True
+                yield
+            finally:
+                for layer in layers.values():
+                    layer.merged = False
 
-def lora_update(module: LoRALinear, lora_A: Tensor, lora_B: Tensor) -> Tensor:
-    """What the adapter adds to its weight.
-
-    Args:
-        module: the layer, for its scaling and, for the fused query-key-value matrix, the sizes of its blocks.
-        lora_A: (r, in), or (r x adapted blocks, in) for the fused matrix.
-        lora_B: (out, r), or (rows of the adapted blocks, r).
-
-    Returns:
-        (out, in) in float32, or float64 for float64 adapters: a product in half precision would lose what was learned.
-    """
-    dtype = torch.promote_types(lora_A.dtype, torch.float32)
-    lora_A, lora_B = lora_A.to(dtype), lora_B.to(dtype)
-    if not isinstance(module, LoRAQKVLinear):
-        return (lora_B @ lora_A) * module.scaling
-    rows = [module.head_size * heads for heads in (module.n_head, module.n_query_groups, module.n_query_groups)]
-    adapted = [n for n, enabled in zip(rows, module.enable_lora, strict=True) if enabled]
-    products = iter([b @ a for a, b in zip(lora_A.split(module.r), lora_B.split(adapted), strict=True)])
-    blocks = [
-        next(products) if enabled else lora_A.new_zeros(n, lora_A.size(1))
-        for n, enabled in zip(rows, module.enable_lora, strict=True)
-    ]
-    return torch.cat(blocks) * module.scaling
+    def _change(self, layer: LoRALinear, weight: Tensor) -> Tensor:
+        """What merging adds to a full weight, without rounding; a collective call where the adapters are sharded."""
+        factors = {
+            name: full_tensor(p) for name, p in layer.named_parameters(recurse=False) if name.startswith("lora_")
+        }
+        if not self.dora:
+            # not as a difference, in which what is small beside the weight is lost
+            return lora_update(layer, factors["lora_A"], factors["lora_B"])
+        return adapted_weight(layer, weight, factors) - weight

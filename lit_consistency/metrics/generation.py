@@ -15,6 +15,8 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Literal
 
+from lit_consistency.records.bounded import bounded
+
 NumberRule = Literal["value", "string"]
 """How numbers are compared: by value, or as lm-evaluation-harness does, as strings."""
 
@@ -65,7 +67,8 @@ def extract(text: str, extraction: str = "none", numbers: NumberRule = "value") 
             return None
         number = matches[0 if extraction == "gsm8k" else -1].replace("\u2212", "-").replace("$", "").rstrip(".,")
         return number.replace(",", "") if numbers == "string" or NUMBER.fullmatch(number) else number
-    match = _pattern(extraction).search(text)
+    with bounded(f"extraction = {extraction!r}"):
+        match = _pattern(extraction).search(text)
     return match.group(1).strip() if match and match.group(1) is not None else None
 
 

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from lit_consistency.model.to_hf import embedding_is_head, hf_config
 from lit_consistency.model.tokenizer_files import copy_tokenizer
+from lit_consistency.model.tying import EMBEDDING, HEAD
 from lit_consistency.records.atomic import new_folder, write_json
 from lit_consistency.records.model_folder import WEIGHTS, weights_path
 from lit_consistency.records.provenance import Provenance, verify_weights
@@ -147,8 +148,11 @@ def _write_hf_config(folder: Path, config: Config, tied: bool) -> None:
 
 
 def write_weights(folder: Path, state_dict: dict[str, Tensor]) -> None:
-    """Write ``lit_model.pth``: the same tensors give the same bytes."""
-    torch.save({name: _compact(tensor) for name, tensor in state_dict.items()}, folder / WEIGHTS[0])
+    """Write ``lit_model.pth``: the same tensors give the same bytes, and embedding and head that are equal are one."""
+    weights = {name: compact(tensor) for name, tensor in state_dict.items()}
+    if embedding_is_head(weights):
+        weights[HEAD] = weights[EMBEDDING]  # gathered from shards, or interpolated, each under its own name
+    torch.save(weights, folder / WEIGHTS[0])
 
 
 def _load_pickled(path: Path) -> Any:
@@ -156,7 +160,7 @@ def _load_pickled(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
 
-def _compact(tensor: Tensor) -> Tensor:
+def compact(tensor: Tensor) -> Tensor:
     """The tensor on the CPU; a copy where it is a view, as torch.save would write all of what it views."""
     tensor = tensor.detach().cpu()
     whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()

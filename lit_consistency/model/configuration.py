@@ -26,6 +26,8 @@ import yaml
 from litgpt.config import Config, configs, name_to_config
 
 from lit_consistency.model.ranges import check_config, check_sizes, check_type
+from lit_consistency.model.tying import OVERRIDE as TIE
+from lit_consistency.model.tying import with_tying
 
 OVERRIDES = [entry.name for entry in fields(Config) if entry.name not in ("name", "hf_config")]
 FREE_WITH_CHECKPOINT = (
@@ -56,7 +58,8 @@ def model_config(
     Args:
         name: LitGPT's name of the architecture, as ``pythia-14m``, or its name on the hub.
         checkpoint_dir: a model folder with ``model_config.yaml``; exactly one of the two is given.
-        overrides: fields of LitGPT's ``Config`` that differ from the named configuration.
+        overrides: fields of LitGPT's ``Config`` that differ from the named configuration; and ``tie_embeddings``,
+            whether embedding and head are one weight (see tying.py).
         vocab_size: tokens of the tokenizer: sets the size of a model from scratch that does not override it, and is
             checked against every other model.
 
@@ -66,11 +69,17 @@ def model_config(
     """
     if (name is None) == (checkpoint_dir is None):
         raise ValueError(f"name = {name}, checkpoint_dir = {checkpoint_dir}: expected exactly one of the two")
+    overrides = dict(overrides)
+    tied = overrides.pop(TIE, None)
+    if tied not in (None, True, False):
+        raise ValueError(f"overrides.{TIE} = {tied!r}: expected bool")
     for key, value in overrides.items():
         if key not in OVERRIDES:
-            raise ValueError(f"overrides.{key} = {value!r}: unknown key{_close(key, OVERRIDES)}")
+            raise ValueError(f"overrides.{key} = {value!r}: unknown key{_close(key, [*OVERRIDES, TIE])}")
         check_type(key, value)
     settings = _named(name) if name is not None else _stored(Path(str(checkpoint_dir)))
+    if tied is not None:
+        settings = with_tying(settings, tied)
     before = dict(settings)
     if checkpoint_dir is not None:
         _check_shapes_kept(settings, overrides, checkpoint_dir)
@@ -134,7 +143,7 @@ def _check_shapes_kept(settings: dict[str, Any], overrides: dict[str, Any], chec
         if key not in FREE_WITH_CHECKPOINT and settings.get(key) != value:
             raise ValueError(
                 f"overrides.{key} = {value!r}: {checkpoint_dir} was trained with {settings.get(key)!r};"
-                f" with checkpoint_dir allowed are {', '.join(FREE_WITH_CHECKPOINT)}"
+                f" with checkpoint_dir allowed are {', '.join((*FREE_WITH_CHECKPOINT, TIE))}"
             )
 
 

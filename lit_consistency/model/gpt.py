@@ -20,9 +20,16 @@ from litgpt.model import GPT as StockGPT
 from litgpt.model import do_softcapping
 from torch import Tensor
 
+from lit_consistency.model.tying import is_tied, tie
+
 
 class DocumentMask(StockGPT):
-    """Mixin for LitGPT's ``GPT`` classes that adds ``positions`` and ``documents`` to ``forward``."""
+    """Mixin for LitGPT's ``GPT`` classes: ``positions`` and ``documents`` in ``forward``, and tied embeddings."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        if is_tied(config):
+            tie(self)
 
     def forward(
         self,

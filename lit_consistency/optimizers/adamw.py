@@ -47,7 +47,7 @@ class AdamW(GroupOptimizer):
         groups: of ``parameter_groups(model)``, or parameters as for any optimizer of torch.
         lr: learning rate, at least 0.
         betas: decay rates of the running means of the gradient and of its square, each in [0, 1).
-        eps: added to the denominator, at least 0.
+        eps: added to the denominator, above 0.
         weight_decay: per step, parameters shrink by lr * weight_decay; at least 0.
         decay_roles: roles of the parameters that shrink.
         low_precision: how parameters in bfloat16 or float16 move: ``master`` moves a float32 copy and rounds it to

@@ -3,7 +3,8 @@
 Roles are read from module types and names of LitGPT models (plain and LoRA), not from names alone: a name rule misses
 what a new architecture calls otherwise, and then trains nothing without a word. A router of a mixture of experts
 counts as ``head``: its rows are the logits of a small classifier and are read one by one, so an orthogonalized update
-has no meaning for them. Given up: parameters with more than three dimensions have no role of their own; name one in
+has no meaning for them. DoRA's magnitudes count as ``norm``: they, too, scale outputs and start where they belong, so
+that they do not decay. Given up: parameters with more than three dimensions have no role of their own; name one in
 ``roles``.
 
 Source: fused QKV layout, litgpt 0.5.13 litgpt/model.py, ``CausalSelfAttention``; LoRA blocks, litgpt/lora.py,
@@ -214,7 +215,7 @@ def _roles_by_parameter(model: nn.Module) -> dict[int, str]:
 
 def _role(entry: _NamedParameter, routers: set[str]) -> str:
     if entry.leaf.startswith("lora_"):
-        return "adapter"
+        return "adapter" if entry.parameter.ndim >= 2 else "norm"
     if isinstance(entry.module, nn.Embedding):
         return "embedding"
     if entry.parameter.ndim < 2:
@@ -263,7 +264,7 @@ def _check_hidden(name: str, parameter: nn.Parameter, original: str, role: str) 
 def _split(model: nn.Module, entry: _NamedParameter, by_head: bool) -> Split | None:
     """Rows of the blocks of a fused query-key-value weight or of its LoRA factors; None for everything else."""
     head_size = None
-    if entry.leaf.startswith("lora_") and hasattr(entry.module, "qkv_shapes"):
+    if entry.leaf in ("lora_A", "lora_B") and hasattr(entry.module, "qkv_shapes"):
         adapted = tuple(cast(list[int], entry.module.qkv_shapes))
         if entry.leaf == "lora_A":
             split: Split = (cast(int, entry.module.r),) * len(adapted)

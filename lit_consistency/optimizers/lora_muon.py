@@ -8,7 +8,9 @@ shrinks by the root. A fused query-key-value adapter is one pair for each block.
 Given up: B is zero at the start and its Gram matrix has no inverse. Ours, not the paper's: a tenth of the other
 factor's largest singular value is added in quadrature to the singular values of each, so that A stays where it is while
 B is zero, and does not leap when B is still small. Iterations are in float32 or float64: the matrices are small.
-LitGPT's factor alpha / r on the product is not known here: it multiplies the learning rate.
+The factor on the product (alpha / r, or alpha / sqrt(r) with rsLoRA) is not known here: it multiplies the learning
+rate. DoRA's magnitudes are no part of the product: the bound is on what it adds before rows are rescaled, and AdamW
+moves them, as every vector.
 
 Source: Cesista et al. 2026, LoRA-Muon: Spectral Steepest Descent on the Low-Rank Manifold, arXiv 2606.12921.
 """

@@ -79,7 +79,7 @@ class MoFO(GroupOptimizer):
         groups: of ``parameter_groups(model)``.
         lr: learning rate, at least 0.
         betas: decay rates of the running means of the gradient and of its square, each in [0, 1).
-        eps: added to the denominator, at least 0.
+        eps: added to the denominator, above 0.
         weight_decay: per step, parameters shrink by lr * weight_decay; at least 0.
         fraction: share of each block's coordinates that move in a step, 0 < fraction <= 1; at least one moves.
         role_fractions: role -> its own share, e.g. ``{embedding: 0.05}``; the other roles have ``fraction``.

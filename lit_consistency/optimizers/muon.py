@@ -129,7 +129,7 @@ class Muon(GroupOptimizer):
         adamw_lr: learning rate of the rest, at least 0; null follows lr: adamw_lr_ratio * lr.
         adamw_lr_ratio: learning rate of the rest over lr where adamw_lr is null, at least 0.
         adamw_betas: decay rates of the rest's running means, each in [0, 1).
-        adamw_eps: added to the rest's denominator, at least 0.
+        adamw_eps: added to the rest's denominator, above 0.
         adamw_weight_decay: decoupled weight decay of the rest, at least 0.
         decay_roles: roles of the parameters that shrink.
         low_precision: how parameters in bfloat16 or float16 move: ``master`` moves a float32 copy and rounds it to

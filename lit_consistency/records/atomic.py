@@ -281,7 +281,8 @@ def flush(path: Path) -> None:
     """Bring a file, or the entries of a folder, from the system's cache to the disk."""
     if path.is_dir() and os.name != "posix":
         return  # elsewhere a folder cannot be opened
-    descriptor = os.open(path, os.O_RDONLY)
+    # Windows flushes only what is open for writing
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

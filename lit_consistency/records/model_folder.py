@@ -10,10 +10,13 @@ from lit_consistency.records.fingerprints import fingerprint_of, sha256_once
 WEIGHTS = ("lit_model.pth", "lit_model.safetensors")
 VOCABULARIES = ("tokenizer.json", "tokenizer.model")
 CONFIG = "model_config.yaml"
+ADAPTERS = "adapters.yaml"
+"""In a folder of adapters, which are merged onto a base."""
 OPTIMIZER_STATE = "optimizer_state.safetensors"
 """Of the training that made the model, where it was kept."""
 COMPUTED_BY = (CONFIG, *VOCABULARIES, "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
 """Besides the weights, what decides what a model computes from a text, and where it stops."""
+IMPORT = "python -m lit_consistency import"
 PROMPTED_BY = ("prompt_style.yaml",)
 """How LitGPT prompts it."""
 
@@ -33,13 +36,24 @@ def check_checkpoint_dir(checkpoint_dir: Path, needs_tokenizer: bool = True, opt
     if not folder.is_dir():
         asides = hidden_folders(folder.parent, folder.name) if folder.parent.is_dir() else []
         hint = f"; {asides[0]} stands beside it, moved there by a save that was killed: rename it" if asides else ""
-        raise FileNotFoundError(f"{option} = {folder}: there is no such folder; expected one in LitGPT's format{hint}")
+        hub = f"; a model of the hub is fetched by: {IMPORT} {folder.as_posix()}" if len(folder.parts) == 2 else ""
+        raise FileNotFoundError(
+            f"{option} = {folder}: there is no such folder; expected one in LitGPT's format{hint or hub}"
+        )
+    if (folder / "config.json").is_file() and not (folder / CONFIG).is_file():
+        raise FileNotFoundError(
+            f"{option} = {folder}: is in the format of Hugging Face's transformers; expected LitGPT's, which is made "
+            f"by: {IMPORT} {folder} --to DIR"
+        )
     needed: list[tuple[str, ...]] = [WEIGHTS, (CONFIG,)]
     if needs_tokenizer:
         needed.append(VOCABULARIES)
     missing = [" or ".join(names) for names in needed if not any((folder / name).is_file() for name in names)]
     if missing:
         hint = "; merge LoRA weights first: `litgpt merge_lora`" if (folder / "lit_model.pth.lora").is_file() else ""
+        if (folder / ADAPTERS).is_file():
+            merge = f"python -m lit_consistency export --checkpoint_dir {folder} --to litgpt --out_dir OUT"
+            hint = f"; it holds adapters, merge them first: {merge}"
         raise FileNotFoundError(f"{option} = {folder}: missing {', '.join(missing)}{hint}")
 
 

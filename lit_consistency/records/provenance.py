@@ -71,11 +71,13 @@ class Provenance:
             the branch point, and where its schedule began; ``steps`` and ``tokens`` count from the start of that run.
         carried_optimizer_state: sha256 of the state of the base's optimizer with which this stage began; None: it began
             with an empty one.
+        source: of a model that was imported, where it came from: ``kind`` (hub or folder), ``name``, ``revision``,
+            ``licence`` with the keys of a model card on the hub, as ``license``, and ``sha256`` of its files.
         planned_steps: of a model taken before its run ended, the steps that the run was to have: its learning rate has
             not come down yet. None for a model of the end.
+        merging: of a method that merges adapters into the base's weights, the dtype in which it was ``computed`` and
+            the one of the base that the result was rounded to and is ``stored_as``.
         weights_sha256: file -> SHA-256 of every file of tensors in the folder; set by ``write``.
-        source: of a model that was imported, where it came from: ``kind`` (``hub`` or ``folder``), ``name``,
-            ``revision``, and ``licence`` with the keys of a model card on the hub, as ``license``.
     """
 
     model: str
@@ -100,6 +102,7 @@ class Provenance:
     planned_steps: int | None = None
     weights_sha256: dict[str, str] = field(default_factory=dict)
     source: dict[str, Any] | None = None
+    merging: dict[str, str] | None = None
 
     @property
     def stages(self) -> list[dict[str, Any]]:

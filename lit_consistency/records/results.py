@@ -68,6 +68,7 @@ class Result:
         n_truncated: prompt tokens that were cut.
         fingerprint: of all that the numbers depend on.
         model: fingerprint of the model alone, so that results of two models in one folder are told apart.
+        confined: of programs that the model wrote, what stood around them when they ran.
         n_items: records in the file of items; set when it is written.
         items_sha256: SHA-256 of that file; empty in results of older versions.
     """
@@ -84,6 +85,7 @@ class Result:
     n_truncated: int
     fingerprint: str
     model: str = ""
+    confined: str | None = None
     n_items: int = 0
     items_sha256: str = ""
 
@@ -163,7 +165,7 @@ def read_result(file: Path) -> Result:
     """One result; what was no number is NaN again."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        later = {"model": "", "n_items": 0, "items_sha256": ""}
+        later = {"model": "", "confined": None, "n_items": 0, "items_sha256": ""}
         known = {entry.name: content[entry.name] for entry in fields(Result) if entry.name not in later}
         known |= {name: content.get(name, none) for name, none in later.items()}
         for numbers in known["metrics"].values():

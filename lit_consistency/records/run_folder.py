@@ -2,9 +2,9 @@
 
 ``config.yaml`` holds the complete configuration, ``run.json`` what was run, on what, and what came out,
 ``metrics.jsonl`` a line of numbers for every logged step, ``checkpoints/`` the step checkpoints, ``model/`` the final
-model, ``series/step-XXXXXXXX/`` models of earlier steps, ``model_files/`` what makes a model of the weights in a step
-checkpoint (configuration, tokenizer), ``measured/first`` and ``measured/last`` the items of the watched tasks, in the
-format of records/results.py. Loggers add files of their own.
+model, ``adapters/`` what a LoRA run has learned, ``series/step-XXXXXXXX/`` models of earlier steps, ``model_files/``
+what makes a model of the weights in a step checkpoint (configuration, tokenizer), ``measured/first`` and
+``measured/last`` the items of the watched tasks, in the format of records/results.py. Loggers add files of their own.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class RunFolder:
         self.metrics_file = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
+        self.adapters = self.path / "adapters"
         self.series = self.path / "series"
         self.model_files = self.path / "model_files"
         self.first_measured = self.path / "measured" / "first"

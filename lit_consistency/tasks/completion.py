@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -40,6 +40,7 @@ class CompletionTask(PromptedTask):
         completion: template of the right answer, behind the prompt of the ``fields``.
         prompt_style: in place of fields and completion: the rows are conversations as SFTData reads them (``prompt``
             and ``completion``, ``messages``, ...), in this style; every answer of the assistant is scored.
+        parse_special_tokens: as of SFTData, for such rows.
     """
 
     kind: ClassVar[str] = "completion"
@@ -49,6 +50,7 @@ class CompletionTask(PromptedTask):
 
     completion: str | None = None
     prompt_style: str | None = None
+    parse_special_tokens: bool = field(default=False, metadata={"added": True})
 
     def _check(self) -> None:
         if (self.completion is None) == (self.prompt_style is None):
@@ -58,6 +60,8 @@ class CompletionTask(PromptedTask):
         if bool(self.fields) != (self.completion is not None):
             raise ValueError("fields: expected them with completion, and none with prompt_style")
         if self.prompt_style is None:
+            if self.parse_special_tokens:
+                raise ValueError("parse_special_tokens = true: expected it with prompt_style only")
             return
         check_style(self.prompt_style)
         if self.data.rows is None and self.data.path is None:
@@ -93,7 +97,7 @@ class CompletionTask(PromptedTask):
         if self.prompt_style is None:
             return ask_in_format(self, rows, asking, lambda fitter, row: fitter.scored(row, row.labels, (), 0))
         self.check_asked(asking.form, asking.shots)
-        encoder = PromptEncoder(asking.tokenizer, self.prompt_style)
+        encoder = PromptEncoder(asking.tokenizer, self.prompt_style, parse_special_tokens=self.parse_special_tokens)
         asked, questions = [], []
         for row in limited(rows.scored, asking.limit, asking.seed):
             question = _encode_conversation(row, encoder, asking.block_size)
@@ -129,7 +133,8 @@ def _encode_conversation(row: Question, encoder: PromptEncoder, block_size: int)
         return None
     ends = sorted({*encoder.tokenizer.special_ids, encoder.tokenizer.eos_id} - {None})  # no text of the answer
     own = supervised & ~np.isin(tokens, ends)
-    n_bytes = text_bytes(encoder.tokenizer, tokens[1:][own[1:]]) if n_cut else _answer_bytes(row.conversation)
+    whole = None if n_cut else _answer_bytes(row.conversation)
+    n_bytes = text_bytes(encoder.tokenizer, tokens[1:][own[1:]]) if whole is None else whole
     candidates = [Candidate(tokens, supervised, n_bytes)]
     if (own != supervised).any():
         candidates.append(Candidate(tokens, own, n_bytes))
@@ -139,5 +144,9 @@ def _encode_conversation(row: Question, encoder: PromptEncoder, block_size: int)
     )
 
 
-def _answer_bytes(row: Conversation) -> int:
-    return sum(len(turn["content"].encode()) for turn in row.messages if turn["role"] == "assistant")
+def _answer_bytes(row: Conversation) -> int | None:
+    """Bytes of the answers that are learned; None where a template writes more of them than their words."""
+    answers = [turn for turn in row.messages if turn["role"] == "assistant" and turn.get("learned", True)]
+    if any(turn.get("tool_calls") or turn.get("reasoning_content") for turn in answers):
+        return None
+    return sum(len(turn["content"].encode()) for turn in answers)

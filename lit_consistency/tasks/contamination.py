@@ -10,7 +10,6 @@ changed in every twelfth word is not found.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from lit_consistency.data.sources.files import find_files, fingerprint_files, read_json_lines, read_parquet, read_text
+from lit_consistency.data.sources.documents import TextFiles
+from lit_consistency.data.sources.files import PACKED, find_files, fingerprint_files, parse_json, read_text
+from lit_consistency.data.sources.rows import ENDINGS, READERS
 from lit_consistency.records.extras import require
 
 N_WORDS = 13
@@ -27,7 +28,7 @@ BATCH = 1 << 18
 MOST_WORDS = 1 << 20
 """Hashes kept in memory, about 100 bytes each."""
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio, odd: Knuth, TAOCP 3, 6.4
-SUFFIXES = (".txt", ".md", ".jsonl", ".json", ".parquet")
+SUFFIXES = (*TextFiles.suffixes, *ENDINGS)
 
 
 class Overlap:
@@ -72,14 +73,15 @@ class Overlap:
 
 
 def training_documents(path: str) -> Iterator[str]:
-    """The texts of training data: text files, or rows of .jsonl, .json and .parquet with all their texts joined.
+    """The texts of training data: text files, or rows of all that ``RowFiles`` reads, with all their texts joined.
 
     Raises:
         ValueError: there is no text in them, or a file cannot be read.
     """
     has_text = False
     for file in find_files("train_data", path, SUFFIXES):
-        texts = [read_text(file)] if file.suffix in (".txt", ".md") else ("\n".join(_texts(row)) for row in _rows(file))
+        is_text = file.name.endswith(TextFiles.suffixes)
+        texts = [read_text(file)] if is_text else ("\n".join(_texts(row)) for row in _rows(file))
         for text in texts:
             has_text = has_text or bool(text.strip())
             yield text
@@ -95,14 +97,11 @@ def training_fingerprint(path: str) -> Any:
 def _rows(file: Path) -> Iterator[Any]:
     if file.suffix == ".parquet":
         require("pyarrow", "train_data in .parquet files")
-        yield from (row for _, row in read_parquet(file))
-    elif file.suffix == ".jsonl":
-        yield from (row for _, row in read_json_lines(file))
-    else:
-        try:
-            content = json.loads(read_text(file))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{file}: not JSON ({error})") from None
+    kind = (file.with_suffix("") if file.suffix in PACKED else file).suffix
+    if kind in READERS and kind != ".json":
+        yield from (row for _, row in READERS[kind](file))
+    else:  # a list, or an object with lists
+        content = parse_json(read_text(file), str(file))
         lists = [v for v in content.values() if isinstance(v, list)] if isinstance(content, dict) else []
         for rows in lists or [content if isinstance(content, list) else [content]]:
             yield from rows

@@ -29,7 +29,7 @@ from lit_consistency.metrics import (
     rouge_l,
 )
 from lit_consistency.stats.intervals import ratio
-from lit_consistency.tasks.code.run import run_many
+from lit_consistency.tasks.code.run import confinement, needed_walls, run_many
 from lit_consistency.tasks.likelihoods import record_of
 from lit_consistency.tasks.measured import Measured, clusters_of
 from lit_consistency.tasks.prompts import Fitter, ask_in_format, candidate
@@ -158,9 +158,8 @@ class GenerationTask(PromptedTask):
         engine.advance(len(prompts))
         if self.program is None:
             return measure_generation(self, encoded, written)
-        return _on_first_rank(
-            lambda: measure_programs(self, encoded, written, allow_code_execution=engine.allow_code_execution)
-        )
+        allowed = engine.allow_code_execution, engine.allow_unconfined_code
+        return _on_first_rank(lambda: measure_programs(self, encoded, written, needed_walls(*allowed)))
 
 
 def measure_generation(
@@ -193,8 +192,7 @@ def measure_programs(
     task: GenerationTask,
     questions: EncodedTask,
     generations: Sequence[Sequence[Generation]],
-    *,
-    allow_code_execution: bool,
+    needed: Sequence[str],
 ) -> Measured:
     """Numbers of a task whose answers are programs, run with their tests; see code/run.py for what confines them.
 
@@ -202,10 +200,7 @@ def measure_programs(
         task: the task.
         questions: of it, with ``program``.
         generations: the samples of each, in their order.
-        allow_code_execution: the user's word that generated code may run on this machine.
-
-    Raises:
-        ValueError: it may not.
+        needed: walls without which nothing runs, of ``needed_walls``.
     """
     programs = [
         (question.labels[0] + sample.text, "\n".join(question.references))
@@ -213,12 +208,15 @@ def measure_programs(
         for sample in samples
     ]
     n_parallel = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    results = iter(run_many(programs, allow_code_execution=allow_code_execution, n_parallel=n_parallel))
+    results = iter(run_many(programs, needed=needed, n_parallel=n_parallel))
     passed = [[next(results) for _ in samples] for samples in generations]
     right = [[float(result.passed) for result in given] for given in passed]
     values = {metric: [_score(task, metric, [], [], given) for given in right] for metric in task.metrics}
     answers = [[result.reason for result in given] for given in passed]
-    return _measured(task, questions, generations, values, answers, ["passed"] * len(answers), {})
+    measured = _measured(task, questions, generations, values, answers, ["passed"] * len(answers), {})
+    for record, given in zip(measured.records, passed, strict=True):
+        record["confined"] = [" ".join(result.confined) for result in given]
+    return measured._replace(confined=confinement([result for given in passed for result in given]))
 
 
 def _measured(

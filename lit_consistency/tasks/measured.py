@@ -29,6 +29,7 @@ class Measured(NamedTuple):
         golds: of every item.
         baselines: ``chance``, ``majority``, ``balanced_majority`` and ``shortest``, where the kind has them.
         clusters: of every item, what is drawn together; None where every item stands alone.
+        confined: of programs that a model wrote, in words: what stood around them when they ran.
     """
 
     ratios: dict[str, Ratio]
@@ -37,6 +38,7 @@ class Measured(NamedTuple):
     golds: Sequence[int | str]
     baselines: dict[str, float]
     clusters: list[str] | None = None
+    confined: str | None = None
 
     def values(self) -> dict[str, float]:
         """Metric -> its value, as the results of ``evaluate`` show it."""

@@ -7,8 +7,12 @@ the unlabelled test splits of GLUE were once scored as accuracy 1.000 (see guard
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lit_consistency.data.sources.conversations import say_counts
 from lit_consistency.data.sources.rows import Conversation
 from lit_consistency.tasks.question import Question, TaskRow
 from lit_consistency.tasks.rows import read_rows
@@ -32,7 +36,11 @@ def read_task(task: Task, with_training: bool = False) -> ReadTask:
 def read_questions(task: Task, data: TaskData) -> tuple[list[Question], int]:
     """What the labelled rows of the data ask, and how many rows have no label."""
     if (conversations := task.conversations(data)) is not None:
-        return of_conversations(list(conversations.rows())), 0
+        read = list(conversations.rows())
+        unused = Counter(name for row in read for name in row.unused)
+        if unused and data.rows is None:  # of rows of a training it has been said
+            rank_zero_warn(f"task {task.name}: fields that are not used: {say_counts(unused)}")
+        return of_conversations(read), 0
     rows = [row for row in read_rows(task, data) if _is_complete(task, row)]
     labelled = [row for row in rows if task.is_labelled(row)]
     if not labelled:

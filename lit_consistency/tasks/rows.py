@@ -21,6 +21,7 @@ from lit_consistency.data.sources.documents import TextFiles
 from lit_consistency.data.sources.files import find_files, fingerprint_files, read_parquet
 from lit_consistency.data.sources.hold_out import Part
 from lit_consistency.data.sources.hub import HubRows
+from lit_consistency.records.bounded import bounded
 from lit_consistency.records.extras import require
 from lit_consistency.tasks.question import TaskRow
 from lit_consistency.tasks.task import Task
@@ -61,7 +62,8 @@ def read_rows(task: Task, data: TaskData) -> list[TaskRow]:
 def fingerprint(data: TaskData) -> Any:
     """What the rows depend on, as JSON: hashes of the files, the hub's name and revision, the fields of the world."""
     if data.hub:
-        return _hub(data).fingerprint()
+        hub = _hub(data)  # of rows as they stand: how SFTData reads conversations is of no account
+        return {**hub.identity(), **hub.hold_out.fingerprint()}
     if data.world is not None:
         views = {"probes": data.probes, "documents": data.documents, "pairs": data.pairs}
         return {**data.world.fingerprint(), **views}
@@ -73,7 +75,9 @@ def fingerprint(data: TaskData) -> Any:
 
 
 def _extract(fields: dict[str, Any], name: str, pattern: str, place: str) -> dict[str, str]:
-    match = re.search(pattern, as_text(look_up(fields, name, place), name, place), re.DOTALL)
+    text = as_text(look_up(fields, name, place), name, place)
+    with bounded(f"{place}: extract.{name} = {pattern!r}"):
+        match = re.search(pattern, text, re.DOTALL)
     if match is None:
         raise ValueError(f"{place}: {name} does not match extract.{name} = {pattern!r}")
     return {key: value or "" for key, value in match.groupdict().items()}
@@ -200,5 +204,5 @@ def _documents(text: str, name: str, data: TaskData) -> Iterator[tuple[str, Any]
 def _loads(text: str, place: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also nested, or with digits, without end
         raise ValueError(f"{place}: not JSON ({error})") from None

@@ -44,6 +44,7 @@ def summarize_result(
         n_truncated=sum(question.n_truncated for question in encoded.questions),
         fingerprint=fingerprint,
         model=model,
+        confined=measured.confined,
     )
 
 

@@ -64,6 +64,7 @@ class Engine:
         batch_tokens: budget of padded tokens in one forward, or of cached tokens where the model writes.
         device: where the model is.
         allow_code_execution: the user's word that generated programs may run on this machine.
+        allow_unconfined_code: also where no walls can be built around them.
         advance: called with the number of questions that are done.
     """
 
@@ -72,6 +73,7 @@ class Engine:
     batch_tokens: int
     device: torch.device
     allow_code_execution: bool = False
+    allow_unconfined_code: bool = False
     advance: Advance = lambda n: None
 
 
@@ -282,8 +284,10 @@ def check_pattern(key: str, pattern: str) -> None:
 
 
 def keys_of(task: Task) -> dict[str, Any]:
-    """What the questions of a task depend on beside its data, as JSON."""
-    return {
-        "kind": task.kind,
-        **{entry.name: getattr(task, entry.name) for entry in fields(task) if entry.name not in ("data", "few_shot")},
-    }
+    """What the questions of a task depend on beside its data, as JSON.
+
+    A field with ``metadata={"added": True}`` came later than results did: it counts only where it is set.
+    """
+    values = {entry: getattr(task, entry.name) for entry in fields(task) if entry.name not in ("data", "few_shot")}
+    kept = {entry.name: value for entry, value in values.items() if value or not entry.metadata.get("added")}
+    return {"kind": task.kind, **kept}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from lit_consistency.data.sources.documents import Source
@@ -19,6 +19,7 @@ from lit_consistency.data.token_data import TokenData
 from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.data.worlds.base import World
 from lit_consistency.inference.items import Item
+from lit_consistency.tasks.code.run import needed_walls
 from lit_consistency.tasks.completion import CompletionTask
 from lit_consistency.tasks.formats import load_format
 from lit_consistency.tasks.guards import Finding, check_labels, check_predictions, check_shots, check_truncation
@@ -49,6 +50,7 @@ class WatchedTask:
         data_dir: takes the place of the first folder, ``data/``, of the paths in the task file.
         world: of which a task of a world asks; null: the run's ``world``, else the one that the task file names.
         allow_code_execution: whether a task may run the programs that the model writes.
+        allow_unconfined_code: whether also where no walls can be built around them.
     """
 
     task: str | dict[str, Any] | None = None
@@ -60,6 +62,7 @@ class WatchedTask:
     data_dir: Path | None = None
     world: World | None = None
     allow_code_execution: bool = False
+    allow_unconfined_code: bool = False
 
     def __post_init__(self) -> None:
         for key in ("shots", "limit", "seed"):
@@ -89,11 +92,11 @@ class WatchedTask:
             others = tuple(metric for metric in task.metrics if metric != self.metric)
             task = replace(task, metrics=(self.metric, *others))
         task.check_asked(load_format(self.format), self.shots)
-        if task.runs_code and not self.allow_code_execution:
-            raise ValueError(
-                f"allow_code_execution = false: task {task.name} runs what the model writes; expected true, or "
-                "another task"
-            )
+        if task.runs_code:
+            try:
+                needed_walls(self.allow_code_execution, self.allow_unconfined_code)
+            except ValueError as error:
+                raise ValueError(f"task {task.name}: {error}") from None
         return task
 
     def prepare(self, name: str, tokenizer: Tokenizer, block_size: int) -> PreparedTask:
@@ -156,11 +159,14 @@ class PreparedTask:
             batch_tokens: budget of tokens in one forward.
             device: where the model is.
         """
-        engine = Engine(model, self.tokenizer, batch_tokens, device, self.watched.allow_code_execution)
+        allowed = self.watched.allow_code_execution, self.watched.allow_unconfined_code
+        engine = Engine(model, self.tokenizer, batch_tokens, device, *allowed)
         measured = self.task.measure(self.encoded, engine)
         if not self._has_measured:
             constant = check_predictions(self.task, measured.predictions, measured.golds)
             self._warn(constant)
+            if measured.confined is not None:
+                rank_zero_info(f"task {self.task.name}: {measured.confined}")
             self.findings += constant
             self._has_measured = True
         return measured
@@ -189,5 +195,10 @@ def held_out_task(data: TokenData, tokenizer: Tokenizer, block_size: int) -> Pre
         )
         return PreparedTask(WatchedTask(), task, tokenizer, block_size)
     style = getattr(data, "prompt_style", "default")
-    task = CompletionTask(name="validation", data=TaskData(rows=held_out), prompt_style=style)
+    task = CompletionTask(
+        name="validation",
+        data=TaskData(rows=held_out),
+        prompt_style=style,
+        parse_special_tokens=data.parse_special_tokens,
+    )
     return PreparedTask(WatchedTask(limit=HELD_OUT_ROWS), task, tokenizer, block_size)

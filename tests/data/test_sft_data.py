@@ -8,7 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from lit_consistency.data.sft_data import SFTData
-from tests.data.helpers import ListRows
+from lit_consistency.data.sources.mixture import RowMixture
+from lit_consistency.data.sources.rows import RowFiles
+from lit_consistency.data.tokens.prompts import Example
+from tests.data.helpers import ListRows, assistant, learned, text_of, user, write_jsonl
 
 PAIRS = [(f"the question {i} ", "the answer " * (i % 5 + 1) + str(i)) for i in range(30)]
 
@@ -74,3 +77,73 @@ def test_a_bad_row_leaves_nothing_in_the_cache(tokenizer_folder: Path, tmp_path:
     with pytest.raises(ValueError, match="list:1: "):
         data.prepare_data()
     assert [path for path in (tmp_path / "t").iterdir() if path.is_dir()] == []
+
+
+def test_validation_share_divides_one_file_and_no_prompt_is_on_both_sides(
+    tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    rows = [{"query": f"the question {i % 40}", "response": f"the answer {i}"} for i in range(120)]
+    file = RowFiles(str(write_jsonl(tmp_path / "rows.jsonl", rows)))
+    data = SFTData(file, validation_share=0.2, tokenizer_dir=tokenizer_folder)
+    data.setup()
+    stats = data.stats()
+    assert stats["train"]["n_documents"] + stats["validation"]["n_documents"] == 120
+    assert data.validation is not None
+    sides = [{row.messages[0]["content"] for row in side.rows()} for side in (data.train, data.validation)]  # type: ignore[union-attr]
+    assert len(sides[0] | sides[1]) == 40
+    assert not sides[0] & sides[1]
+    assert 1 <= len(sides[1]) <= 16
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"validation_share": 1.0}, "validation_share = 1.0: expected 0 <= validation_share < 1"),
+        ({"validation_share": 0.1, "validation": ListRows(PAIRS)}, "validation_share = 0.1: expected validation: null"),
+    ],
+)
+def test_a_bad_validation_share_is_named(options: dict[str, Any], message: str, tokenizer_folder: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        SFTData(ListRows(PAIRS), tokenizer_dir=tokenizer_folder, **options)
+
+
+def test_rows_that_are_divided_already_are_refused(tokenizer_folder: Path, tmp_path: Path) -> None:
+    file = str(write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "a", "completion": "b"}]))
+    for rows in (RowFiles(file, "train", 0.1), RowMixture({"a": RowFiles(file, "train", 0.1)})):
+        with pytest.raises(ValueError, match="RowFiles is divided already .part = train.; expected part: all"):
+            SFTData(rows, validation_share=0.1, tokenizer_dir=tokenizer_folder)
+
+
+def test_fields_that_are_not_used_are_said_once_with_their_counts(tokenizer_folder: Path, tmp_path: Path) -> None:
+    rows = [{"query": f"the question {i}", "response": "the answer", "type": "sum"} for i in range(12)]
+    rows[3]["level"] = "5"
+    file = RowFiles(str(write_jsonl(tmp_path / "rows.jsonl", rows)))
+    for _ in range(2):  # made, and opened from the cache
+        data = SFTData(file, tokenizer_dir=tokenizer_folder)
+        with pytest.warns(UserWarning, match=r"train: fields that are not used: level \(1 row\), type \(12 rows\)$"):
+            data.setup()
+
+
+# what a conversation learns of every row, in the order of the file
+READ: list[tuple[dict[str, Any], list[str]]] = [
+    ({"instruction": "Colour?", "context": "The house has a green door.", "response": "Green."}, ["Green."]),
+    ({"instruction": "And?", "history": [["How wide?", "Nine."]], "output": "Forty."}, ["Nine.", "Forty."]),
+    ({"messages": [user("2+2?"), {**assistant("5"), "weight": 0}, user("Again."), assistant("4")]}, ["4"]),
+    ({"messages": [user("2+2?"), assistant("4"), user("Why?"), {**assistant("x"), "train": False}]}, ["4"]),
+    ({"text": "the day", "id": 1}, ["the day"]),
+]
+
+
+def test_rows_of_many_formats_are_learned_as_they_say(tokenizer_folder: Path, tmp_path: Path) -> None:
+    file = RowFiles(str(write_jsonl(tmp_path / "rows.jsonl", [row for row, _ in READ])))
+    data = SFTData(file, tokenizer_dir=tokenizer_folder, packing=False)
+    with pytest.warns(UserWarning, match=r"fields that are not used: id \(1 row\)"):
+        data.setup()
+    shard = data._shards["train"]
+    assert shard.supervised is not None
+    for i, (row, answers) in enumerate(READ):
+        place = slice(*shard.offsets[i : i + 2])
+        example = Example(shard.tokens[place], shard.supervised[place])
+        assert learned(data.tokenizer, example) == [f"{answer}<|endoftext|>" for answer in answers]
+        if "context" in row:
+            assert row["context"] in text_of(data.tokenizer, example.tokens)

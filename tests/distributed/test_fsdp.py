@@ -115,7 +115,7 @@ def test_kept_shards_are_gathered_on_demand(mesh: DeviceMesh) -> None:
 
 
 def test_changes_are_full_tensors(mesh: DeviceMesh) -> None:
-    for method in (Full(), LoRA(r=2)):
+    for method in (Full(), LoRA(r=2), LoRA(r=2, dora=True, key=False)):
         model = method.build(tiny_config("pythia-14m"))
         method.prepare(model)
         shard(model, mesh, "32-true")
@@ -153,10 +153,12 @@ def test_a_checkpoint_is_read_into_shards_without_a_full_model(
 
 def test_adapters_are_the_same_in_shards(mesh: DeviceMesh, tmp_path: Path) -> None:
     saved = tiny_checkpoint(tmp_path / "base", "pythia-14m")
-    one, many = (
-        build_model(LoRA(r=2), saved.config, tmp_path / "base", where, "32-true").state_dict() for where in (None, mesh)
-    )
-    assert same(gathered(dict(many), keep=True), dict(one))
+    for method in (LoRA(r=2), LoRA(r=2, dora=True)):
+        one, many = (
+            build_model(method, saved.config, tmp_path / "base", where, "32-true").state_dict()
+            for where in (None, mesh)
+        )
+        assert same(gathered(dict(many), keep=True), dict(one))
 
 
 def test_weights_that_do_not_fit_are_refused_in_shards_too(mesh: DeviceMesh, tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ OPTIONS = [*HELD_OUT, "--trainer.precision=64-true", "--forgetting.every_n_steps
 OPTIONS.append("--forgetting.interpolate=[0.5, -1]")
 FSDP2, HSDP = "fsdp2", "lit_consistency.distributed.FSDP2Strategy"
 LORA = ["--model.method=lit_consistency.methods.LoRA"]
+DORA = [*LORA, "--model.method.init_args.dora=true", "--model.method.init_args.key=false"]
+METHODS: dict[str, list[str]] = {"full": [], "lora": LORA, "dora": DORA}
 # OPTIMIZERS whose step works on shards; add a name here when another does
 SHARDED = ("adamw", "sgd", "muon", "mofo")
 
@@ -76,14 +78,12 @@ def test_any_layout_equals_one_process(devices: int, strategy: list[str], optimi
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("devices", "strategy"),
-    [(2, [FSDP2]), (4, [HSDP, "--trainer.strategy.init_args.replicas=2"])],
-    ids=["fsdp2-2", "hsdp-2x2"],
+    [(2, ["ddp"]), (2, [FSDP2]), (4, [HSDP, "--trainer.strategy.init_args.replicas=2"])],
+    ids=["ddp2", "fsdp2-2", "hsdp-2x2"],
 )
-@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("method", METHODS)
 def test_finetuning_from_a_base_equals_one_process(
     method: str, devices: int, strategy: list[str], tmp_path: Path
 ) -> None:
     base = Path(fit(tmp_path / "base").trainer.default_root_dir) / "model"
-    compare(
-        tmp_path, devices, strategy, "adamw", [f"--model.checkpoint_dir={base}", *(LORA if method == "lora" else [])]
-    )
+    compare(tmp_path, devices, strategy, "adamw", [f"--model.checkpoint_dir={base}", *METHODS[method]])

@@ -9,7 +9,7 @@ import pytest
 
 from lit_consistency.checkpointing.io import checkpoints
 from lit_consistency.cli.fit import build
-from tests.distributed.test_fsdp2 import FSDP2, HSDP, LORA, OPTIONS, numbers
+from tests.distributed.test_fsdp2 import DORA, FSDP2, HSDP, LORA, OPTIONS, numbers
 from tests.runs import SCRATCH, arguments, finish, largest_difference, start, weights
 
 LONG = [*OPTIONS, "--trainer.max_steps=6", "--trainer.max_epochs=3"]
@@ -25,6 +25,7 @@ CASES = {
     "muon-normuon": ("muon", ["--model.optimizer.init_args.normuon=true"]),
     "mofo-refreshed": ("mofo", ["--model.optimizer.init_args.refresh_every=2"]),
     "lora": ("adamw", LORA),
+    "dora": ("adamw", DORA),
     "lora-paired": ("muon", [*LORA, "--model.optimizer.init_args.adapters=paired"]),
 }
 # strategy and its options, devices

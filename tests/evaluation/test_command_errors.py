@@ -8,7 +8,8 @@ import pytest
 
 from lit_consistency.__main__ import main
 from lit_consistency.evaluation import evaluate as command
-from lit_consistency.records.results import read_results
+from lit_consistency.records.results import read_items, read_results
+from lit_consistency.tasks.code import run
 from tests.tasks.tiny import NLI, WRITTEN, evaluate, nli_rows, write_task
 
 
@@ -93,12 +94,27 @@ def test_a_mistake_in_the_last_task_costs_no_scoring(
     assert not (tmp_path / "out").exists()
 
 
-def test_code_is_not_run_unasked(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_code_is_not_run_unasked_and_what_confined_it_is_said(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     keys = {**WRITTEN, "metrics": ["pass@1"], "program": "{p}", "references": "assert False"}
     task = write_task(tmp_path / "code.yaml", **keys, data=nli_rows(2), generation={"max_new_tokens": 4})
     assert "--allow_code_execution" in refused(capsys, "--model", tiny_folder, "--tasks", task)
-    evaluate(tiny_folder, "--tasks", task, "--allow_code_execution", "--output", tmp_path / "out")
-    assert read_results(tmp_path / "out")[0].value == 0.0
+    monkeypatch.setattr(run, "walls", lambda: ("namespaces", (), "not permitted"))
+    message = refused(capsys, "--model", tiny_folder, "--tasks", task, "--allow_code_execution")
+    assert "task code: allow_code_execution = true" in message
+    assert "--allow_unconfined_code" in message
+    monkeypatch.undo()
+    allowed = ["--allow_code_execution", "--allow_unconfined_code"]
+    capsys.readouterr()
+    evaluate(tiny_folder, "--tasks", task, *allowed, "--output", tmp_path / "out")
+    (result,) = read_results(tmp_path / "out")
+    assert result.value == 0.0
+    assert result.confined is not None
+    assert result.confined.startswith("programs ran ")
+    assert result.confined in capsys.readouterr().out
+    (first, _) = read_items(tmp_path / "out", result.key)
+    assert all(first["confined"])
 
 
 def test_two_formats_of_one_name_are_refused(

@@ -208,3 +208,22 @@ def test_bad_prompts_and_models_are_named(tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match="model = Linear"):
         write(nn.Linear(1, 1), [np.array([1])], tokenizer)
     assert write(model, [], tokenizer) == []
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_an_id_that_no_token_has_is_never_written(temperature: float, tmp_path: Path) -> None:
+    """Rows of a padded vocabulary, and a gap within it, are the model's likeliest by far."""
+    folder = tiny_tokenizer(tmp_path)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["vocab"] = {text: i + (i >= 200) for text, i in content["model"]["vocab"].items()}
+    content["added_tokens"] = [{**token, "id": token["id"] + (token["id"] >= 200)} for token in content["added_tokens"]]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    tokenizer = Tokenizer(folder)
+    without = {200, *range(tokenizer.vocab_size, 320)}
+    assert set(tokenizer.ids_without_token(320)) == without
+    model = tiny_model("pythia-14m", vocab_size=320, lm_head_bias=True)
+    with torch.no_grad():
+        model.lm_head.bias.zero_()[list(without)] = 50.0
+    found = write(model, make_prompts(5), tokenizer, max_new_tokens=10, temperature=temperature)
+    assert not {token for samples in found for token in samples[0].tokens} & without
+    assert any(samples[0].tokens for samples in found)

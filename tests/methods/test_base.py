@@ -47,5 +47,7 @@ def test_every_file_opens_with_the_command_that_runs_it(path: Path) -> None:
 
 
 def test_there_are_overlays_and_models() -> None:
-    assert {"full", "hft", "l1", "l1_decoupled", "l2", "l2_decoupled", "lora"} <= {path.stem for path in OVERLAYS}
+    assert {"full", "hft", "l1", "l1_decoupled", "l2", "l2_decoupled", "lora", "dora", "rslora"} <= {
+        path.stem for path in OVERLAYS
+    }
     assert {"tiny", "small"} <= {path.stem for path in MODELS}

@@ -1,4 +1,4 @@
-"""A resumed run is pulled to the base, not to where it resumed, and keeps the same half: bit for bit as straight."""
+"""A resumed run is pulled to the base, not to where it resumed, and keeps its half, or its magnitudes: bit for bit."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ METHODS = {
     "l2": ("adamw", "Pull", ["norm=l2", "strength=0.1"]),
     "l1_decoupled": ("muon", "Pull", ["norm=l1", "strength=0.1", "decoupled=true"]),
     "hft": ("muon", "HFT", []),
+    "dora": ("muon", "LoRA", ["dora=true", "rslora=true", "dropout=0.1"]),
 }
 
 

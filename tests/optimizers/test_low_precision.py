@@ -85,7 +85,7 @@ def moves(low_precision: str, *, n: int = 40_000, seed: int = 0, name: str = "w"
     """What ``N_STEPS`` steps of ``STEP`` do to weights of 1, in units of one step."""
     weight = nn.Parameter(torch.ones(n, dtype=torch.bfloat16))
     groups = [{"params": [(name, weight)], "role": "hidden", "split": None}]
-    optimizer = AdamW(groups, lr=STEP, eps=0.0, low_precision=low_precision, seed=seed)
+    optimizer = AdamW(groups, lr=STEP, eps=1e-30, low_precision=low_precision, seed=seed)
     follow(optimizer, weight, [torch.ones(n)] * N_STEPS)
     values = optimizer.state[weight].get("master", weight.detach())
     return (1 - values.double()) / STEP

@@ -122,18 +122,21 @@ def test_programs_are_run_with_their_tests_when_that_is_allowed(tiny: Tokenizer,
     assert question.item is None, "the references are tests, no answers"
     written = [[Generation(text, [], "eos")] for text in (" a + b", " a - b")]
     assert isinstance(encoded.task, GenerationTask)
-    measured = measure_programs(encoded.task, encoded, written, allow_code_execution=True)
+    measured = measure_programs(encoded.task, encoded, written, needed=())
     assert [record["score"] for record in measured.records] == [1.0, 0.0]
     assert [record["prediction"] for record in measured.records] == ["passed", "failed"]
-    with pytest.raises(ValueError, match="allow_code_execution"):
-        measure_programs(encoded.task, encoded, written, allow_code_execution=False)
+    walls = {"network", "files", "processes"}
+    for record in measured.records:
+        assert walls <= set(record["confined"][0].split()) or "UNCONFINED" in str(measured.confined)
+    assert str(measured.confined).startswith("programs ran ")
 
 
 def test_a_model_s_programs_are_run_with_the_word_of_the_user_only(loaded: Loaded, tmp_path: Path) -> None:
     # what the model writes stands behind a comment sign, or in the way
     rows = [{"q": "x = 1  #", "a": "assert x == 1"}, {"q": "x = (", "a": "assert x == 1"}]
     encoded = asked(tmp_path, loaded.tokenizer, rows, **PROGRAM, generation={"max_new_tokens": 4, "stop": ["\n"]})
-    assert measure(loaded, encoded, allow_code_execution=True).values() == {"pass@1": 0.5}
+    allowed = {"allow_code_execution": True, "allow_unconfined_code": True}
+    assert measure(loaded, encoded, **allowed).values() == {"pass@1": 0.5}
     with pytest.raises(ValueError, match="allow_code_execution"):
         measure(loaded, encoded)
 

@@ -75,7 +75,7 @@ def test_what_does_not_fit_is_refused_before_any_data_is_read(
     [
         ({**PAIRS, "data": nli_rows(2)}, {"shots": 1}, "shots = 1: task task is of kind pairs; expected 0"),
         ({**WRITTEN, "references": "{p}", "data": nli_rows(2)}, {"format": "instruct"}, "has no key `instruction`"),
-        ({**PROGRAM, "data": nli_rows(2)}, {}, "allow_code_execution = false: task task runs"),
+        ({**PROGRAM, "data": nli_rows(2)}, {}, "task task: allow_code_execution = false: this task runs"),
     ],
 )
 def test_what_does_not_fit_the_kind(
@@ -85,7 +85,7 @@ def test_what_does_not_fit_the_kind(
     with pytest.raises(ValueError, match=message):
         WatchedTask(file, **options).load("mine")
     if "program" in keys:
-        assert WatchedTask(file, allow_code_execution=True).load("mine").metric == "pass@1"
+        assert WatchedTask(file, allow_code_execution=True, allow_unconfined_code=True).load("mine").metric == "pass@1"
 
 
 def test_a_task_that_is_not_there_is_refused() -> None:
@@ -133,7 +133,7 @@ def test_held_out_text_is_a_text_task(loaded: Loaded) -> None:
 
 def test_held_out_rows_are_conversations_in_the_style_of_training(loaded: Loaded) -> None:
     pairs = [(f"the day {i}", f"xyz {i}") for i in range(600)]
-    data: Any = SimpleNamespace(validation=ListRows(pairs), prompt_style="alpaca")
+    data: Any = SimpleNamespace(validation=ListRows(pairs), prompt_style="alpaca", parse_special_tokens=False)
     prepared = held_out_task(data, loaded.tokenizer, 1024)
     assert isinstance(prepared.task, CompletionTask)
     assert len(prepared.encoded.questions) == 500, "of more rows so many are drawn"

@@ -15,12 +15,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
+from lit_consistency.data.loading.mixed_rows import MixedRows, rows_for
 from lit_consistency.data.sources.documents import Source
+from lit_consistency.data.sources.mixture import Mixture
 from lit_consistency.data.sources.rows import Rows
-from lit_consistency.data.tokens.packing import shuffled
-from lit_consistency.data.tokens.token_rows import PackedSequence, TokenRows
+from lit_consistency.data.tokens.token_rows import TokenRows
 
 
 class Replay:
@@ -35,6 +34,9 @@ class Replay:
     def __init__(self, parts: dict[str, Source | Rows], share: float | dict[str, float] = 0.05) -> None:
         if not parts:
             raise ValueError("replay.parts = {}: expected at least one source or one set of rows")
+        for name, part in parts.items():
+            if isinstance(part, Mixture) and part.weights is not None:
+                raise ValueError(f"replay.parts.{name}: a mixture with weights; expected its sets as parts with shares")
         shares = share if isinstance(share, dict) else dict.fromkeys(parts, share / len(parts))
         if shares.keys() != parts.keys():
             raise ValueError(f"replay.share = {share}: expected a number for each of {', '.join(parts)}")
@@ -45,73 +47,12 @@ class Replay:
         self.shares = shares
 
     def mix(self, train: TokenRows, replayed: Sequence[TokenRows], seed: int) -> MixedRows:
-        """All rows of ``train``, and as many of each of ``replayed`` as its share asks for."""
+        """All rows of ``train``, and behind them as many of each of ``replayed`` as its share asks for."""
         whole = train.supervised.sum() / (1 - sum(self.shares.values()))
         shares = [self.shares[name] for name in self.parts]
-        counts = [
-            max(1, round(whole * share / rows.supervised.mean())) for rows, share in zip(replayed, shares, strict=True)
-        ]
-        return MixedRows(train, replayed, counts, seed)
+        counts = [rows_for(whole * share, rows) for rows, share in zip(replayed, shares, strict=True)]
+        return MixedRows([train, *replayed], [None, *counts], seed, first_stream=-1)
 
     def fingerprint(self) -> dict[str, Any]:
         """The share; the parts have fingerprints of their own."""
         return {"share": self.share}
-
-
-class MixedRows(TokenRows):
-    """Rows of a training set, followed by rows drawn from others.
-
-    Args:
-        train: The training set, of which every row is there.
-        others: What is replayed.
-        counts: How many rows of each of ``others`` are there.
-        seed: Seed of the draws.
-        epoch: The epoch, which has a draw of its own.
-    """
-
-    def __init__(
-        self, train: TokenRows, others: Sequence[TokenRows], counts: Sequence[int], seed: int, epoch: int = 0
-    ) -> None:
-        self.full = train.full
-        self.block_size = train.block_size
-        self.seed = seed
-        self.counts = list(counts)
-        self.sets = [train, *others]
-        drawn = [draw(len(rows), n, seed, k, epoch) for k, (rows, n) in enumerate(zip(others, counts, strict=True))]
-        indexes = [np.arange(len(train)), *drawn]
-        # row i of the mixture is row index_in_set[i] of sets[set_of_row[i]]
-        self.index_in_set = np.concatenate(indexes)
-        self.set_of_row = np.repeat(np.arange(len(indexes)), [len(n) for n in indexes])
-        self.supervised = np.concatenate([rows.supervised[n] for rows, n in zip(self.sets, indexes, strict=True)])
-
-    @property
-    def n_replayed(self) -> int:
-        """Number of replayed rows."""
-        return sum(self.counts)
-
-    def of_epoch(self, epoch: int) -> MixedRows:
-        """The mixture of another epoch: as many rows, of which the replayed ones are drawn anew."""
-        return MixedRows(self.sets[0], self.sets[1:], self.counts, self.seed, epoch)
-
-    def __getitem__(self, i: int) -> PackedSequence:
-        """Indexes below ``len(train)`` are training rows, the rest replayed ones."""
-        return self.sets[self.set_of_row[i]][int(self.index_in_set[i])]
-
-
-def draw(n_rows: int, n: int, seed: int, stream: int, epoch: int) -> np.ndarray:
-    """The rows that an epoch replays: the next ``n`` of an endless sequence of permutations of all rows.
-
-    Args:
-        n_rows: Number of rows.
-        n: Number of rows that an epoch replays.
-        seed: Seed of the permutations.
-        stream: Number of the set, so that two sets of one seed have other permutations.
-        epoch: The epoch, counted from 0.
-
-    Returns:
-        (n,) int64 indexes; over the epochs every row is replayed equally often.
-    """
-    first, last = epoch * n // n_rows, ((epoch + 1) * n - 1) // n_rows
-    # the streams from 0 on belong to the order of rows, which numbers them by epoch
-    passes = [shuffled(n_rows, seed, (stream + 1) * 2**32 + number) for number in range(first, last + 1)]
-    return np.concatenate(passes)[epoch * n - first * n_rows :][:n]

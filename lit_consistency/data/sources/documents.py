@@ -15,6 +15,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from lit_consistency.data.sources.files import (
+    PACKED,
     find_files,
     fingerprint_files,
     read_json_lines,
@@ -78,14 +79,14 @@ class TextFiles(_FileSource):
     r"""Plain text in UTF-8: one document per file, or several divided by a separator.
 
     Args:
-        path: A file, a folder (its .txt and .md files, with subfolders) or a glob pattern.
+        path: A file, a folder (its .txt and .md files, also .gz and .zst, with subfolders) or a glob pattern.
         separator: Text between two documents of one file, such as two blank lines, ``"\n\n\n"`` in YAML. None: a file
             is a document.
         part: Everything, what trains, or what is held out for validation.
         validation_share: Share of documents held out, by their text; 0 < share < 1 where ``part`` is not ``all``.
     """
 
-    suffixes = (".txt", ".md")
+    suffixes = tuple(name + packed for name in (".txt", ".md") for packed in ("", *PACKED))
 
     def __init__(
         self, path: str, separator: str | None = None, part: Part = "all", validation_share: float = 0.0
@@ -109,13 +110,13 @@ class JsonLines(_FileSource):
     """JSON Lines: every line is an object, one of its fields is a document.
 
     Args:
-        path: A file, a folder (its .jsonl files, with subfolders) or a glob pattern.
+        path: A file, a folder (its .jsonl, .jsonl.gz and .jsonl.zst files, with subfolders) or a glob pattern.
         field: Name of the field that holds the text.
         part: Everything, what trains, or what is held out for validation.
         validation_share: Share of documents held out, by their text; 0 < share < 1 where ``part`` is not ``all``.
     """
 
-    suffixes = (".jsonl",)
+    suffixes = tuple(".jsonl" + packed for packed in ("", *PACKED))
 
     def __init__(self, path: str, field: str = "text", part: Part = "all", validation_share: float = 0.0) -> None:
         self.field = field
@@ -152,3 +153,29 @@ class Parquet(_FileSource):
     def _read(self, file: Path) -> Iterator[str]:
         for place, value in read_parquet(file, [self.field]):
             yield take_text(value, self.field, place)
+
+
+class HeldOutDocuments(Source):
+    """One side of the documents of any source, divided by their text.
+
+    Args:
+        source: The documents.
+        part: What trains, or what is held out.
+        validation_share: Share of documents held out.
+    """
+
+    def __init__(self, source: Source, part: Part, validation_share: float) -> None:
+        self.whole = source
+        self.hold_out = HoldOut(part, validation_share)
+
+    def documents(self) -> Iterator[str]:
+        """Yields the documents of the part."""
+        return filter(self.hold_out.keeps, self.whole.documents())
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The part, and what the documents depend on."""
+        return {"kind": "HeldOutDocuments", **self.hold_out.fingerprint(), "source": self.whole.fingerprint()}
+
+    def default_tokenizer(self) -> Tokenizer | None:
+        """That of the source."""
+        return self.whole.default_tokenizer()

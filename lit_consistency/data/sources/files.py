@@ -1,19 +1,32 @@
-"""Files of text, JSON and Parquet: which ones a path means, their fingerprints, and their lines.
+"""Files of text, JSON, CSV and Parquet: which ones a path means, their fingerprints, and their lines.
 
 The fingerprint of a file is its name, size and SHA-256, without its folder, so a folder that moves keeps its tokens.
 Hashing reads every byte once per process; that is the price of noticing a file that was edited and kept its size and
-date.
+date. A file of text may be packed by gzip (.gz) or Zstandard (.zst, which pyarrow unpacks); it is unpacked while it is
+read, and its fingerprint is that of the packed file.
 """
 
 from __future__ import annotations
 
+import csv
 import glob
+import gzip
+import io
 import json
+import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lit_consistency.records.extras import require
 from lit_consistency.records.fingerprints import sha256_once
+
+PACKED = (".gz", ".zst")
+NAMED = 5
+"""Files that a message names; the rest is counted."""
 
 
 def find_files(key: str, path: str, suffixes: Sequence[str]) -> list[Path]:
@@ -22,25 +35,32 @@ def find_files(key: str, path: str, suffixes: Sequence[str]) -> list[Path]:
     Args:
         key: The option the path was given for; error messages name it.
         path: A file, a folder (read with its subfolders) or a glob pattern (``**`` goes into subfolders).
-        suffixes: Which files of a folder count, such as ``.txt``.
+        suffixes: Which files of a folder count, such as ``.txt`` or ``.jsonl.gz``. Files that are left out are named in
+            a warning, except hidden ones.
 
     Returns:
         The files, sorted by path.
 
     Raises:
         FileNotFoundError: Nothing is there.
+        ValueError: A file is packed as .zst, and pyarrow is absent.
     """
     given = Path(path).expanduser()
     if given.is_file():
-        return [given]
-    if given.is_dir():
-        files = [file for file in given.rglob("*") if file.is_file() and file.suffix in suffixes]
+        files, expected = [given], ""
+    elif given.is_dir():
+        every = [file for file in given.rglob("*") if file.is_file()]
+        files = [file for file in every if file.name.endswith(tuple(suffixes))]
+        _say_left_out(key, given, [file for file in every if not file.name.endswith(tuple(suffixes))], suffixes)
         expected = f"a folder that holds {' or '.join(suffixes)} files"
     else:
         files = [Path(match) for match in glob.glob(str(given), recursive=True) if Path(match).is_file()]
         expected = "an existing file or folder, or a pattern that matches a file"
     if not files:
         raise FileNotFoundError(f"{key} = {path}: nothing found; expected {expected}")
+    for file in files:
+        if file.suffix == ".zst":
+            require("pyarrow", f"{file.name}, a .zst file,")
     return sorted(files)
 
 
@@ -49,46 +69,94 @@ def fingerprint_files(files: Sequence[Path]) -> list[dict[str, Any]]:
     return [{"name": file.name, "size": file.stat().st_size, "sha256": sha256_once(file)} for file in files]
 
 
+@contextmanager
+def open_text(file: Path, newline: str | None = None) -> Iterator[TextIO]:
+    """Opens a file as UTF-8 text, unpacked where its name ends in .gz or .zst.
+
+    Args:
+        file: The file.
+        newline: As of ``open``.
+
+    Raises:
+        ValueError: While it is read: the text is not UTF-8, or what is packed is damaged; names the file.
+    """
+    packed: Any
+    if file.suffix == ".zst":
+        from pyarrow import input_stream
+
+        packed = input_stream(str(file), compression="zstd")
+    else:
+        packed = (gzip.open if file.suffix == ".gz" else open)(file, "rb")  # closed with the stream
+    with io.TextIOWrapper(packed, encoding="utf-8-sig", newline=newline) as stream:  # a byte order mark is no text
+        try:
+            yield stream
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file}: not UTF-8 ({error.reason}); expected text in UTF-8") from None
+        except (OSError, EOFError, zlib.error) as error:
+            if file.suffix not in PACKED:
+                raise
+            raise ValueError(f"{file}: cannot be unpacked ({error}); expected a whole {file.suffix} file") from None
+
+
 def read_text(file: Path) -> str:
     """The whole file as text; ValueError where it is not UTF-8."""
-    try:
-        return file.read_text(encoding="utf-8-sig")  # a byte order mark is no text
-    except UnicodeDecodeError as error:
-        raise _not_utf8(file, error) from None
+    with open_text(file) as stream:
+        return stream.read()
 
 
 def read_separated(file: Path, separator: str) -> Iterator[str]:
     """The texts of a file between separators, of which one at a time is in memory."""
     rest = ""
-    try:
-        with open(file, encoding="utf-8-sig") as stream:
-            while block := stream.read(1 << 24):
-                *texts, rest = (rest + block).split(separator)
-                yield from texts
-    except UnicodeDecodeError as error:
-        raise _not_utf8(file, error) from None
+    with open_text(file) as stream:
+        while block := stream.read(1 << 24):
+            *texts, rest = (rest + block).split(separator)
+            yield from texts
     yield rest
 
 
 def read_json_lines(file: Path) -> Iterator[tuple[str, Any]]:
     """Every line that is not blank as (``file:line``, value); ValueError names the line that is not JSON."""
-    try:
-        with open(file, encoding="utf-8-sig") as stream:
-            for number, line in enumerate(stream, start=1):
-                if line.strip():
-                    place = f"{file}:{number}"
-                    yield place, _parse_json(line, place)
-    except UnicodeDecodeError as error:
-        raise _not_utf8(file, error) from None
+    with open_text(file) as stream:
+        for number, line in enumerate(stream, start=1):
+            if line.strip():
+                place = f"{file}:{number}"
+                yield place, parse_json(line, place)
 
 
 def read_json_list(file: Path) -> Iterator[tuple[str, Any]]:
     """Every element of a JSON list as (``file:row``, value), rows counted from 1."""
-    rows = _parse_json(read_text(file), str(file))
+    rows = parse_json(read_text(file), str(file))
     if not isinstance(rows, list):
         raise ValueError(f"{file}: a JSON {type(rows).__name__}; expected a list of rows")
     for number, row in enumerate(rows, start=1):
         yield f"{file}:{number}", row
+
+
+def read_table(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Every row of a .csv or .tsv file with a header as (``file:line``, values), the line on which the row begins.
+
+    Raises:
+        ValueError: A row has more or fewer fields than the header, or two columns have one name.
+    """
+    csv.field_size_limit(1 << 30)  # 128 KiB by default, less than a long answer
+    with open_text(file, newline="") as stream:
+        rows = csv.reader(stream, delimiter="\t" if ".tsv" in file.suffixes else ",", strict=True)
+        place = f"{file}:1"
+        try:
+            columns = next(rows, [])
+            if len(set(columns)) < len(columns):
+                twice = next(name for name in columns if columns.count(name) > 1)
+                raise ValueError(f"{place}: column {twice!r} occurs twice; expected a header of different names")
+            place = f"{file}:{rows.line_num + 1}"
+            for row in rows:
+                if row and len(row) != len(columns):  # a blank line is no row
+                    names = ", ".join(columns)
+                    raise ValueError(f"{place}: {len(row)} fields; expected the {len(columns)} of the header: {names}")
+                if row:
+                    yield place, dict(zip(columns, row, strict=True))
+                place = f"{file}:{rows.line_num + 1}"
+        except csv.Error as error:
+            raise ValueError(f"{place}: {error}; expected rows as a spreadsheet writes them") from None
 
 
 def read_parquet(file: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -125,12 +193,21 @@ def take_text(fields: Any, name: str, place: str) -> str:
     return value
 
 
-def _parse_json(text: str, place: str) -> Any:
+def parse_json(text: str, place: str) -> Any:
+    """The value of a JSON text; ValueError names ``place`` where it is none, or is nested or has digits without end."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{place}: not JSON ({error})") from None
 
 
-def _not_utf8(file: Path, error: UnicodeDecodeError) -> ValueError:
-    return ValueError(f"{file}: not UTF-8 ({error.reason}); expected text in UTF-8")
+def _say_left_out(key: str, folder: Path, files: Sequence[Path], suffixes: Sequence[str]) -> None:
+    names = [file.relative_to(folder) for file in sorted(files)]
+    shown = [name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts)]
+    if shown:
+        count = "1 file" if len(shown) == 1 else f"{len(shown):,} files"
+        rest = f" and {len(shown) - NAMED:,} more" if len(shown) > NAMED else ""
+        rank_zero_warn(
+            f"{key} = {folder}: leaves out {count}, not ending in {', '.join(suffixes)}: "
+            f"{', '.join(shown[:NAMED])}{rest}"
+        )

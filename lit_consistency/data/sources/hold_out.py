@@ -36,6 +36,11 @@ class HoldOut:
             raise ValueError(f"validation_share = {self.validation_share}: expected 0 <= validation_share < 1")
         if self.part != "all" and self.validation_share == 0:
             raise ValueError(f"part = {self.part} with validation_share = 0: expected 0 < validation_share < 1")
+        if self.part == "all" and self.validation_share > 0:
+            raise ValueError(
+                f"validation_share = {self.validation_share} with part = all: expected part train or validation, or "
+                "the option of that name of the data, which divides them into both"
+            )
 
     def keeps(self, text: str) -> bool:
         """Whether what this text stands for, a document or a prompt, belongs to the part."""

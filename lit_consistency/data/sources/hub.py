@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
-from lit_consistency.data.sources.conversations import held_out_by, messages_of
 from lit_consistency.data.sources.documents import Source
 from lit_consistency.data.sources.files import take_text
 from lit_consistency.data.sources.hold_out import HoldOut, Part
-from lit_consistency.data.sources.rows import Conversation, Rows
+from lit_consistency.data.sources.rows import ReadRows
 from lit_consistency.records.extras import require
 
 
@@ -99,8 +98,8 @@ class HubDataset(_Hub, Source):
         return {**self.identity(), "field": self.field, **self.hold_out.fingerprint()}
 
 
-class HubRows(_Hub, Rows):
-    """Conversations of a data set of the Hugging Face hub; the kind of row is detected as in ``RowFiles``.
+class HubRows(_Hub, ReadRows):
+    """Conversations of a data set of the Hugging Face hub; their format is detected as in ``RowFiles``.
 
     Args:
         name: Name on the hub, such as ``openai/gsm8k``, or a local folder.
@@ -110,6 +109,7 @@ class HubRows(_Hub, Rows):
         part: Everything, what trains, or what is held out for validation.
         validation_share: Share of prompts held out with all their answers; 0 < share < 1 where ``part`` is not ``all``.
         data_dir: Folder of the repository; names a configuration in the branch ``refs/convert/parquet``.
+        columns: As of ``RowFiles``.
     """
 
     def __init__(
@@ -121,17 +121,11 @@ class HubRows(_Hub, Rows):
         part: Part = "all",
         validation_share: float = 0.0,
         data_dir: str | None = None,
+        columns: dict[str, str] | None = None,
     ) -> None:
-        super().__init__(name, split, config_name, revision, data_dir)
-        self.hold_out = HoldOut(part, validation_share, by="prompt")
-
-    def rows(self) -> Iterator[Conversation]:
-        """Yields the rows of the part."""
-        for place, value in self.read():
-            messages = messages_of(value, place)
-            if self.hold_out.keeps(held_out_by(messages)):
-                yield Conversation(messages, place)
+        _Hub.__init__(self, name, split, config_name, revision, data_dir)
+        ReadRows.__init__(self, columns, part, validation_share)
 
     def fingerprint(self) -> dict[str, Any]:
         """Name, split, options, number of rows and the library's fingerprint."""
-        return {**self.identity(), **self.hold_out.fingerprint()}
+        return {**self.identity(), **self._read_as()}

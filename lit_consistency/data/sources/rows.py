@@ -7,35 +7,44 @@ random access: rows are read in order, once for every use.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
-from lit_consistency.data.sources.conversations import held_out_by, messages_of
+from lit_consistency.data.sources.conversations import (
+    READING,
+    Conversation,
+    check_columns,
+    conversation_of,
+    held_out_by,
+)
 from lit_consistency.data.sources.files import (
+    PACKED,
     find_files,
     fingerprint_files,
     read_json_lines,
     read_json_list,
     read_parquet,
+    read_table,
 )
 from lit_consistency.data.sources.hold_out import HoldOut, Part
 from lit_consistency.records.extras import require
 
+__all__ = ["Conversation", "RowFiles", "Rows"]
 
-class Conversation(NamedTuple):
-    """One conversation.
+Reader = Callable[[Path], Iterator[tuple[str, Any]]]
 
-    Attributes:
-        messages: Turns ``{"role": "system" | "user" | "assistant", "content": text}``; at least one is the assistant's.
-            A user's turn may also have ``instruction`` and ``input``, for prompt styles that write them apart;
-            ``content`` holds both.
-        place: Where the row stands, ``file:line`` or ``world:index``, for messages to the user.
-    """
-
-    messages: list[dict[str, str]]
-    place: str
+READERS: dict[str, Reader] = {
+    ".jsonl": read_json_lines,
+    ".ndjson": read_json_lines,
+    ".json": read_json_list,
+    ".csv": read_table,
+    ".tsv": read_table,
+    ".parquet": read_parquet,
+}
+ENDINGS = (*READERS, *(name + packed for name in READERS if name != ".parquet" for packed in PACKED))
 
 
 class Rows(ABC):
@@ -54,38 +63,101 @@ class Rows(ABC):
         return None
 
 
-class RowFiles(Rows):
-    """Rows in .jsonl, .json (a list) or .parquet files (extra ``hf``); the kind of each row is detected by its fields.
+class ReadRows(Rows):
+    """Rows as they stand somewhere, read by their fields: which columns, which of them are held out."""
 
-    Known kinds: ``messages`` (role, content), ``conversations`` (from, value), ``instruction``/``input``/``output``,
-    ``prompt``/``completion`` or ``response``, ``question``/``answer``.
+    def __init__(self, columns: dict[str, str] | None, part: Part, validation_share: float) -> None:
+        check_columns(columns)
+        self.columns = columns
+        self.hold_out = HoldOut(part, validation_share, by="prompt")
+
+    @abstractmethod
+    def read(self) -> Iterator[tuple[str, Any]]:
+        """Every row as (place, fields)."""
+
+    def rows(self) -> Iterator[Conversation]:
+        """Yields the rows of the part; ValueError names the place of a bad one, or a column that no row has."""
+        missing = set(self.columns.values()) if self.columns else set()
+        place = ""
+        for place, value in self.read():
+            if missing and isinstance(value, dict):
+                missing -= value.keys()
+            row = conversation_of(value, place, self.columns)
+            if self.hold_out.keeps(held_out_by(row.messages)):
+                yield row
+        if missing and place:
+            raise ValueError(f"columns = {self.columns}: no row up to {place} has {', '.join(sorted(missing))}")
+
+    def _read_as(self) -> dict[str, Any]:
+        """How the rows are read, as JSON, for the fingerprint."""
+        columns = {"columns": self.columns} if self.columns else {}
+        return {"reading": READING, **columns, **self.hold_out.fingerprint()}
+
+
+class RowFiles(ReadRows):
+    """Rows in .jsonl, .json (a list), .csv, .tsv or .parquet files; the format of each row is detected by its fields.
+
+    Known formats: ``messages`` or ``conversations`` (lists of turns), ``instruction``/``output`` with ``input`` or
+    ``context`` and ``history``, ``prompt``/``completion`` (texts or lists of turns), ``query``/``response``,
+    ``problem``/``solution``, ``question``/``answer``, ``text`` and some more (``FORMATS``). Text files may be packed:
+    .jsonl.gz, .jsonl.zst. Parquet and .zst need the extra ``hf``.
 
     Args:
         path: A file, a folder (with subfolders) or a glob pattern.
         part: Everything, what trains, or what is held out for validation.
         validation_share: Share of prompts held out with all their answers; 0 < share < 1 where ``part`` is not ``all``.
+        columns: For any other format: ``prompt`` and ``completion``, ``messages``, or ``text``, beside them ``system``,
+            ``input``, ``history``, ``reasoning_content``, ``tools`` -> the name of the column. Others are not read.
     """
 
-    readers = {".jsonl": read_json_lines, ".json": read_json_list, ".parquet": read_parquet}
-
-    def __init__(self, path: str, part: Part = "all", validation_share: float = 0.0) -> None:
+    def __init__(
+        self,
+        path: str,
+        part: Part = "all",
+        validation_share: float = 0.0,
+        columns: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(columns, part, validation_share)
         self.path = str(path)
-        self.hold_out = HoldOut(part, validation_share, by="prompt")
-        self.files = find_files("path", self.path, tuple(self.readers))
+        self.files = find_files("path", self.path, ENDINGS)
         for file in self.files:
-            if file.suffix not in self.readers:
-                raise ValueError(f"path = {file}: expected a file that ends in {', '.join(self.readers)}")
-        if any(file.suffix == ".parquet" for file in self.files):
-            require("pyarrow", "RowFiles with .parquet files")
+            if not file.name.endswith(ENDINGS):
+                raise ValueError(f"path = {file}: expected a file that ends in {', '.join(ENDINGS)}")
+            if file.suffix == ".parquet":
+                require("pyarrow", "RowFiles with .parquet files")
 
-    def rows(self) -> Iterator[Conversation]:
-        """Yields the rows of the part, file after file; ValueError names file and row of a bad one."""
+    def read(self) -> Iterator[tuple[str, Any]]:
+        """Every row of every file, in the order of their paths, as (``file:line``, fields)."""
         for file in self.files:
-            for place, value in self.readers[file.suffix](file):
-                messages = messages_of(value, place)
-                if self.hold_out.keeps(held_out_by(messages)):
-                    yield Conversation(messages, place)
+            unpacked = file.with_suffix("") if file.suffix in PACKED else file
+            yield from READERS[unpacked.suffix](file)
 
     def fingerprint(self) -> dict[str, Any]:
         """Kind, options and files."""
-        return {"kind": "RowFiles", **self.hold_out.fingerprint(), "files": fingerprint_files(self.files)}
+        return {"kind": "RowFiles", **self._read_as(), "files": fingerprint_files(self.files)}
+
+
+class HeldOutRows(Rows):
+    """One side of rows of any kind, divided by their prompts.
+
+    Args:
+        rows: The rows.
+        part: What trains, or what is held out.
+        validation_share: Share of prompts held out with all their answers.
+    """
+
+    def __init__(self, rows: Rows, part: Part, validation_share: float) -> None:
+        self.whole = rows
+        self.hold_out = HoldOut(part, validation_share, by="prompt")
+
+    def rows(self) -> Iterator[Conversation]:
+        """Yields the rows of the part."""
+        return (row for row in self.whole.rows() if self.hold_out.keeps(held_out_by(row.messages)))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The part, and what the rows depend on."""
+        return {"kind": "HeldOutRows", **self.hold_out.fingerprint(), "rows": self.whole.fingerprint()}
+
+    def default_tokenizer(self) -> Tokenizer | None:
+        """That of the rows."""
+        return self.whole.default_tokenizer()

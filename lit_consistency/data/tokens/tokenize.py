@@ -6,16 +6,18 @@ memory. A progress bar tells documents, tokens and time on stderr.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from lit_consistency.data.sources.documents import Source
 from lit_consistency.data.sources.rows import Conversation, Rows
+from lit_consistency.data.tokens.data_text import DataText
 from lit_consistency.data.tokens.prompts import Example, PromptEncoder
 from lit_consistency.data.tokens.token_files import ShardWriter
 from lit_consistency.data.tokens.tokenizer import Tokenizer
@@ -27,7 +29,9 @@ BATCH_DOCUMENTS = 1024
 BATCH_CHARACTERS = 1 << 22
 
 
-def write_documents(folder: Path, source: Source, tokenizer: Tokenizer, label: str) -> None:
+def write_documents(
+    folder: Path, source: Source, tokenizer: Tokenizer, label: str, parse_special_tokens: bool = False
+) -> None:
     """Writes a source as a shard of whole documents, each ended by EOS.
 
     Args:
@@ -35,20 +39,58 @@ def write_documents(folder: Path, source: Source, tokenizer: Tokenizer, label: s
         source: The documents.
         tokenizer: Turns text into tokens.
         label: What the progress bar says.
+        parse_special_tokens: Whether the text of a special token is the token.
     """
-    n_bytes = 0
+    n_bytes = n_special_text = 0
+    data_text = DataText(tokenizer, parse_special_tokens)
     with ShardWriter(folder, tokenizer.vocab_size, masked=False) as writer, _progress(label) as advance:
         for texts in _batches(source.documents()):
-            for tokens in tokenizer.encode_documents(texts):
+            documents, n_special = data_text.encode_documents(texts)
+            for tokens in documents:
                 writer.add(tokens)
+            n_special_text += n_special
             n_bytes += sum(len(text.encode()) for text in texts)
             advance(len(texts), writer.n_tokens)
-        writer.finish({"fingerprint": document_fingerprint(source, tokenizer), "n_bytes": n_bytes})
+        counts = {"n_bytes": n_bytes, **_if_any(n_special_text=n_special_text)}
+        writer.finish({"fingerprint": document_fingerprint(source, tokenizer, parse_special_tokens), **counts})
 
 
-def document_fingerprint(source: Source, tokenizer: Tokenizer) -> dict[str, Any]:
+def document_fingerprint(source: Source, tokenizer: Tokenizer, parse_special_tokens: bool = False) -> dict[str, Any]:
     """What the tokens of `write_documents` depend on."""
-    return {"tokens": "documents", "tokenizer": tokenizer.fingerprint(), "source": source.fingerprint()}
+    return {
+        "tokens": "documents",
+        "tokenizer": tokenizer.fingerprint(),
+        "source": source.fingerprint(),
+        "parse_special_tokens": parse_special_tokens,
+    }
+
+
+class TokenizedRow(NamedTuple):
+    """A row as it is trained on.
+
+    Attributes:
+        whole: Tokens and mask of the conversation.
+        example: What of them is trained on, at most ``block_size + 1``: the same object where nothing is cut.
+        is_learned: Whether anything is left to learn; else the row is dropped.
+    """
+
+    whole: Example
+    example: Example
+    is_learned: bool
+
+
+def tokenize_row(row: Conversation, encoder: PromptEncoder, block_size: int, too_long: TooLong) -> TokenizedRow:
+    """A row as `write_conversations` writes it; arguments and errors as there."""
+    whole = encoder.encode(row)
+    example = whole
+    if len(whole.tokens) > block_size + 1:
+        if too_long == "refuse":
+            raise ValueError(
+                f"{row.place}: {len(whole.tokens)} tokens; expected at most {block_size + 1} (block_size + 1), "
+                "or too_long: truncate"
+            )
+        example = whole._replace(tokens=whole.tokens[: block_size + 1], supervised=whole.supervised[: block_size + 1])
+    return TokenizedRow(whole, example, bool(example.supervised[1:].any()))
 
 
 def write_conversations(
@@ -69,26 +111,31 @@ def write_conversations(
         tokenizer: The encoder's tokenizer.
         block_size: Places of a training row.
         too_long: Cut a longer conversation at its end, or refuse it. A cut one without a supervised token left is
-            dropped; both are counted.
+            dropped; both are counted, and so are the rows of every field that is not used, and rows with the text of a
+            special token, where it is text.
         label: What the progress bar says.
 
     Raises:
         ValueError: A row is bad, or too long and refused; names its place.
     """
     counts = {"n_truncated": 0, "n_dropped": 0}
+    unused: Counter[str] = Counter()
+    n_special_text = 0
     with ShardWriter(folder, tokenizer.vocab_size, masked=True) as writer, _progress(label) as advance:
         for row in rows.rows():
-            example = encoder.encode(row)
-            if len(example.tokens) > block_size + 1:
-                example = _cut(example, row, block_size, too_long)
-                counts["n_truncated"] += 1
-            if example.supervised[1:].any():
+            whole, example, is_learned = tokenize_row(row, encoder, block_size, too_long)
+            counts["n_truncated"] += example is not whole
+            n_special_text += example.special_text
+            unused.update(row.unused)
+            if is_learned:
                 writer.add(example.tokens, example.supervised)
             else:
                 counts["n_dropped"] += 1
             advance(1, writer.n_tokens)
         fingerprint = conversation_fingerprint(rows, encoder, tokenizer, block_size, too_long)
-        writer.finish({"fingerprint": fingerprint, **counts})
+        said = {"unused": dict(unused)} if unused else {}
+        counts |= _if_any(n_special_text=n_special_text)
+        writer.finish({"fingerprint": fingerprint, **said, **counts})
 
 
 def conversation_fingerprint(
@@ -103,16 +150,12 @@ def conversation_fingerprint(
         "loss_on": encoder.loss_on,
         "block_size": block_size,
         "too_long": too_long,
+        "parse_special_tokens": encoder.data_text.parse_special_tokens,
     }
 
 
-def _cut(example: Example, row: Conversation, block_size: int, too_long: TooLong) -> Example:
-    if too_long == "refuse":
-        raise ValueError(
-            f"{row.place}: {len(example.tokens)} tokens; expected at most {block_size + 1} (block_size + 1), "
-            "or too_long: truncate"
-        )
-    return Example(example.tokens[: block_size + 1], example.supervised[: block_size + 1])
+def _if_any(**counts: int) -> dict[str, int]:
+    return {key: n for key, n in counts.items() if n}
 
 
 def _batches(documents: Iterable[str]) -> Iterator[list[str]]:

@@ -26,11 +26,15 @@ from lit_consistency.model.tokenizer_files import (
     read_tokenizer_config,
 )
 from lit_consistency.records.atomic import new_file
+from lit_consistency.records.extras import require
 from lit_consistency.records.fingerprints import sha256, sha256_of_text
 from lit_consistency.records.model_folder import VOCABULARIES
 
 # what LitGPT and the chat template read besides tokenizer_config.json; a change in one of them changes the tokens
 HASHED_FILES = (*VOCABULARIES, "generation_config.json", "chat_template.jinja")
+
+# what transformers hands to a chat template by these names
+SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
 EOS = "<|endoftext|>"
 PAD = "<|pad|>"
@@ -54,7 +58,8 @@ class Tokenizer(litgpt.tokenizer.Tokenizer):
 
     Raises:
         FileNotFoundError: The folder or the tokenizer's file is not there.
-        ValueError: The configuration has no `tokenizer_class`, or names no end-of-sequence token.
+        ValueError: The configuration has no `tokenizer_class`, or names no end-of-sequence token; or there is a
+            `tokenizer.model` alone and the package sentencepiece is not installed.
     """
 
     bos_id: int | None
@@ -70,6 +75,8 @@ class Tokenizer(litgpt.tokenizer.Tokenizer):
             raise ValueError(
                 f"{self.folder / 'tokenizer_config.json'}: no key 'tokenizer_class'; expected the class's name"
             )
+        if not (self.folder / "tokenizer.json").is_file():
+            require("sentencepiece", f"tokenizer_dir = {folder}: tokenizer.model")
         try:
             super().__init__(self.folder)
         except (Exception, RuntimeError) as error:  # `tokenizers` raises Exception itself
@@ -100,6 +107,12 @@ class Tokenizer(litgpt.tokenizer.Tokenizer):
             return max(self.processor.get_vocab(with_added_tokens=True).values()) + 1
         return self.processor.vocab_size()
 
+    def ids_without_token(self, n: int) -> list[int]:
+        """Ids below ``n``, the rows of a model, that no token has: those of a padded vocabulary, and gaps in one."""
+        if self.backend != "huggingface":
+            return list(range(self.vocab_size, n))
+        return sorted(set(range(n)) - set(self.processor.get_vocab(with_added_tokens=True).values()))
+
     @cached_property
     def chat_template(self) -> str | None:
         """The Jinja template: chat_template.jinja, or `chat_template` of the configuration (`default`, of several)."""
@@ -113,8 +126,8 @@ class Tokenizer(litgpt.tokenizer.Tokenizer):
 
     @cached_property
     def special_texts(self) -> dict[str, str]:
-        """Texts of bos_token, eos_token, pad_token and unk_token, as far as the configuration names them."""
-        named = {key: self.config.get(key) for key in ("bos_token", "eos_token", "pad_token", "unk_token")}
+        """Texts of bos_token, eos_token and so on, as far as the configuration names them."""
+        named = {f"{key}_token": self.config.get(f"{key}_token") for key in SPECIAL}
         texts = {key: value["content"] if isinstance(value, dict) else value for key, value in named.items()}
         return {key: value for key, value in texts.items() if value is not None}
 
@@ -125,6 +138,14 @@ class Tokenizer(litgpt.tokenizer.Tokenizer):
             added = self.processor.get_added_tokens_decoder()
             return frozenset(token for token, entry in added.items() if entry.special)
         return frozenset(token for token in (self.bos_id, self.eos_id) if token is not None)
+
+    @cached_property
+    def special_vocabulary(self) -> dict[str, int]:
+        """Texts that the tokenizer turns into special tokens wherever they stand, and these; none: tokenizer.model."""
+        if self.backend != "huggingface":
+            return {}
+        added, named = self.processor.get_added_tokens_decoder(), self.special_texts.values()
+        return {entry.content: token for token, entry in added.items() if entry.special or entry.content in named}
 
     @cached_property
     def end_ids(self) -> frozenset[int]:
@@ -178,11 +199,15 @@ class Tokenizer(litgpt.tokenizer.Tokenizer):
             ids = [encoding.ids for encoding in encodings]
         else:
             ids = self.processor.encode(list(texts))
+        return [self.opened(tokens, bos) for tokens in ids]
+
+    def opened(self, ids: list[int], bos: bool | None = None) -> list[int]:
+        """Token ids with BOS before them where it is asked for and they do not begin with it."""
         if not (self.use_bos if bos is None else bos):
             return ids
         if self.bos_id is None:
             raise ValueError(f"tokenizer_dir = {self.folder}: bos = true: expected a bos_token in the configuration")
-        return [tokens if tokens[:1] == [self.bos_id] else [self.bos_id, *tokens] for tokens in ids]
+        return ids if ids[:1] == [self.bos_id] else [self.bos_id, *ids]
 
     def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of whole documents: BOS where the tokenizer adds it, the text, EOS."""

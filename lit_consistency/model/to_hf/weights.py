@@ -16,6 +16,7 @@ from litgpt.scripts import convert_lit_checkpoint as litgpt
 from torch import Tensor
 
 from lit_consistency.model.to_hf.families import family_of
+from lit_consistency.model.tying import EMBEDDING, HEAD, same
 
 CONVERTERS = {
     "gpt_neox": litgpt.copy_weights_gpt_neox,
@@ -30,7 +31,6 @@ CONVERTERS = {
     "olmo2": litgpt.copy_weights_olmo2,
 }
 """By the model type in transformers; all others are converted as Llama."""
-EMBEDDING, HEAD = "transformer.wte.weight", "lm_head.weight"
 _BLOCK = re.compile(r"transformer\.h\.(\d+)\.")
 
 
@@ -64,10 +64,7 @@ def hf_weights(config: Config, lit_weights: Mapping[str, Tensor], tied: bool) ->
 
 def embedding_is_head(lit_weights: Mapping[str, Tensor]) -> bool:
     """Whether embedding and output matrix are equal bit for bit: one weight in transformers (tied)."""
-    embedding, head = lit_weights.get(EMBEDDING), lit_weights.get(HEAD)
-    if embedding is None or head is None or (embedding.shape, embedding.dtype) != (head.shape, head.dtype):
-        return False
-    return torch.equal(embedding, head)
+    return {EMBEDDING, HEAD} <= lit_weights.keys() and same(lit_weights[EMBEDDING], lit_weights[HEAD])
 
 
 def finite(name: str, tensor: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ def check_at_least(name: str, value: float, low: float) -> None:
         ValueError: it is not.
     """
     if not (_is_number(value) and math.isfinite(value) and value >= low):
-        raise ValueError(f"{name} = {value!r}: expected a finite {name} >= {low:g}")
+        kind = "" if _is_number(value) else f" as a number, not a {type(value).__name__}"
+        raise ValueError(f"{name} = {value!r}: expected a finite {name} >= {low:g}{kind}")
 
 
 def check_count(name: str, value: int, low: int) -> None:
@@ -80,7 +81,7 @@ def check_adam(lr: float, betas: tuple[float, float], eps: float, weight_decay: 
     Args:
         lr: step size, at least 0.
         betas: decay rates of the two running means, each in [0, 1).
-        eps: added to the denominator, at least 0.
+        eps: added to the denominator, above 0.
         weight_decay: at least 0.
         prefix: put before each name in messages, e.g. ``adamw_``.
 
@@ -91,6 +92,8 @@ def check_adam(lr: float, betas: tuple[float, float], eps: float, weight_decay: 
     pair = list(betas) if isinstance(betas, Sequence) and not isinstance(betas, str) else betas
     if not isinstance(pair, list) or len(pair) != 2 or not all(_is_number(beta) and 0 <= beta < 1 for beta in pair):
         raise ValueError(f"{prefix}betas = {pair!r}: expected two numbers with 0 <= beta < 1")
+    if eps == 0:  # 0 / 0 where a gradient is zero, as in rows of the embedding that no token has asked for
+        raise ValueError(f"{prefix}eps = {eps!r}: expected a finite {prefix}eps > 0")
     check_at_least(f"{prefix}eps", eps, 0)
     check_at_least(f"{prefix}weight_decay", weight_decay, 0)
 

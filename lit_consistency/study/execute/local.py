@@ -26,7 +26,7 @@ from lit_consistency.records.processes import bind_children, start_of
 from lit_consistency.study.execute.state import last_lines
 from lit_consistency.study.job import Job
 
-PASSED_ON = (signal.SIGTERM, signal.SIGUSR1)
+PASSED_ON = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 """Signals at which a training run saves a checkpoint; an interrupt of the terminal reaches the child by itself."""
 END = 1 << 16
 """Bytes of a log in which its last error stands."""

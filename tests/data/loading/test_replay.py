@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from lit_consistency.data.loading.replay import Replay, draw
+from lit_consistency.data.loading.mixed_rows import draw
+from lit_consistency.data.loading.replay import Replay
 from lit_consistency.data.pretrain_data import PretrainData
 from lit_consistency.data.sft_data import SFTData
 from tests.data.helpers import ListRows, ListSource
@@ -27,7 +28,7 @@ def opened(folder: Path, replay: Replay | None, **options: Any) -> SFTData:
 def shares(data: SFTData) -> tuple[int, int]:
     """Learned tokens of an epoch that are not replayed, and those that are."""
     rows = data._rows["train"]
-    first = len(rows) - rows.n_replayed  # type: ignore[attr-defined]
+    first = rows.n_of_set[0]  # type: ignore[attr-defined]
     return int(rows.supervised[:first].sum()), int(rows.supervised[first:].sum())
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import os
 from pathlib import Path
 
@@ -16,7 +17,7 @@ def folder(tmp_path: Path) -> Path:
     (folder / "b.txt").write_text("second", encoding="utf-8")
     (folder / "a.txt").write_text("first\n\n\nthird\n\n\n \n\n\n", encoding="utf-8")
     (folder / "sub" / "c.txt").write_text("größer", encoding="utf-8")
-    (folder / "ignored.pdf").write_bytes(b"\xff")
+    (folder / ".hidden").write_bytes(b"\xff")
     return folder
 
 
@@ -27,6 +28,22 @@ def test_a_file_is_a_document(folder: Path) -> None:
 def test_a_folder_is_read_with_its_subfolders_in_order(folder: Path) -> None:
     source = TextFiles(str(folder), separator="\n\n\n")
     assert list(source.documents()) == ["first", "third", "second", "größer"]
+
+
+def test_a_folder_says_which_of_its_files_it_leaves_out(folder: Path) -> None:
+    (folder / "sub" / "ignored.pdf").write_bytes(b"\xff")
+    with pytest.warns(UserWarning, match=r"leaves out 1 file, not ending in \.txt, .*: sub/ignored\.pdf$"):
+        assert len(list(TextFiles(str(folder)).documents())) == 3
+    for i in range(6):
+        (folder / f"{i}.csv").touch()
+    with pytest.warns(UserWarning, match=r"leaves out 7 files, .*: 0\.csv, 1\.csv, 2\.csv, 3\.csv, 4\.csv and 2 more$"):
+        TextFiles(str(folder))
+
+
+def test_packed_text_is_read(folder: Path) -> None:
+    with gzip.open(folder / "d.txt.gz", "wt", encoding="utf-8") as stream:
+        stream.write("größer")
+    assert list(TextFiles(str(folder / "d.txt.gz")).documents()) == ["größer"]
 
 
 def test_a_pattern_chooses_files(folder: Path) -> None:
@@ -87,6 +104,8 @@ def test_a_wrong_path_is_refused_at_once(source: type, tmp_path: Path) -> None:
         ('{"text": 5}', r"a.jsonl:2: text is a int; expected text"),
         ("[1]", r"a.jsonl:2: a list; expected an object"),
         ("{", r"a.jsonl:2: not JSON"),
+        ("[" * 100_000, r"a.jsonl:2: not JSON \(maximum recursion"),
+        ('{"text": ' + "9" * 5000 + "}", r"a.jsonl:2: not JSON \(Exceeds the limit"),
         ('{"text": "\\ud800"}', r"a.jsonl:2: text holds half a character"),
     ],
 )

@@ -10,7 +10,7 @@ TEXTS = [f"document {i}" for i in range(2000)]
 def test_train_and_validation_divide_everything() -> None:
     train, validation = HoldOut("train", 0.2), HoldOut("validation", 0.2)
     assert all(train.keeps(text) != validation.keeps(text) for text in TEXTS)
-    assert all(HoldOut("all", 0.2).keeps(text) for text in TEXTS)
+    assert all(HoldOut("all").keeps(text) for text in TEXTS)
 
 
 def test_share_holds_in_expectation() -> None:
@@ -37,6 +37,11 @@ GOLDEN = ["document 21", "document 22"]
         ("all", 1.0, "validation_share = 1.0: expected 0 <= validation_share < 1"),
         ("all", -0.1, "validation_share = -0.1: expected"),
         ("train", 0.0, "part = train with validation_share = 0: expected 0 < validation_share < 1"),
+        (
+            "all",
+            0.1,
+            "validation_share = 0.1 with part = all: expected part train or validation",
+        ),
         ("test", 0.1, "part = 'test': expected all, train or validation"),
     ],
 )

@@ -28,6 +28,12 @@ def test_documents_and_rows_of_a_data_set(local_set: str) -> None:
     assert HubDataset(local_set).fingerprint()["n_rows"] == 10
 
 
+def test_columns_name_the_fields_of_a_data_set(local_set: str) -> None:
+    rows = list(HubRows(local_set, columns={"prompt": "text", "completion": "answer"}).rows())
+    assert [message["content"] for message in rows[2].messages] == ["text 2", "2."]
+    assert rows[2].unused == ("question",)
+
+
 def test_a_split_that_is_not_there_is_named(local_set: str) -> None:
     with pytest.raises(ValueError, match="split = nope: could not be loaded"):
         list(HubDataset(local_set, split="nope").documents())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import random
@@ -26,6 +27,73 @@ def test_the_three_file_types_give_the_same_rows(tmp_path: Path) -> None:
     ]
     assert read[0] == read[1] == read[2]
     assert read[0][3] == [{"role": "user", "content": "3?"}, {"role": "assistant", "content": "3."}]
+
+
+def test_tables_and_packed_files_give_the_same_rows(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    lines = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+    cells = [("question", "answer"), *(tuple(row.values()) for row in ROWS)]
+    table = "\ufeff" + "".join('"{}","{}"\r\n'.format(*row) for row in cells)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines[:200]) + gzip.compress(lines[200:]))
+    (tmp_path / "b.jsonl.zst").write_bytes(arrow.compress(lines, codec="zstd", asbytes=True))
+    (tmp_path / "c.csv").write_text(table)
+    (tmp_path / "d.tsv").write_text(table.replace('","', '"\t"'))
+    (tmp_path / "e.csv.gz").write_bytes(gzip.compress(table.encode()))
+    (tmp_path / "f.ndjson").write_bytes(lines)
+    files = sorted(tmp_path.iterdir())
+    read = [[row.messages for row in RowFiles(str(file)).rows()] for file in files]
+    assert len(read) == 6
+    assert all(one == read[0] and len(one) == 20 for one in read)
+    assert len(list(RowFiles(str(tmp_path)).rows())) == 120
+
+
+def test_cells_of_several_lines_and_of_any_length(tmp_path: Path) -> None:
+    long = "y" * 200_000
+    (tmp_path / "a.csv").write_text(f'prompt,completion,id\n"a\nb","say ""{long}""",1\n\nc,d,2\n')
+    rows = list(RowFiles(str(tmp_path / "a.csv")).rows())
+    assert [message["content"] for message in rows[0].messages] == ["a\nb", f'say "{long}"']
+    assert [row.place.rpartition(":")[2] for row in rows] == ["2", "5"]
+    assert rows[1].unused == ("id",)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prompt,completion\na,b,c\n", "a.csv:2: 3 fields; expected the 2 of the header: prompt, completion"),
+        ("prompt,prompt\na,b\n", "a.csv:1: column 'prompt' occurs twice"),
+        ('prompt,completion\na,"b\n', "a.csv:2: unexpected end of data; expected rows as a spreadsheet"),
+        ("a;b\nx;y\n", "a.csv:2: fields 'a;b'; expected those of"),
+    ],
+)
+def test_a_bad_table_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        list(RowFiles(str(tmp_path / "a.csv")).rows())
+
+
+def test_a_damaged_packed_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    lines = json.dumps(ROWS[0]).encode() * 99
+    for name, packed in (
+        ("a.jsonl.gz", gzip.compress(lines)),
+        ("a.jsonl.zst", arrow.compress(lines, codec="zstd", asbytes=True)),
+    ):
+        for damaged in (packed[:-9], b"no " + packed):
+            (tmp_path / name).write_bytes(damaged)
+            with pytest.raises(ValueError, match=f"{name}: cannot be unpacked"):
+                list(RowFiles(str(tmp_path / name)).rows())
+    monkeypatch.setattr("lit_consistency.records.extras.find_spec", lambda module: None)
+    with pytest.raises(ValueError, match=r"a\.jsonl\.zst, a \.zst file, needs the package pyarrow;"):
+        RowFiles(str(tmp_path / "a.jsonl.zst"))
+
+
+def test_columns_name_the_fields_and_a_column_that_no_row_has_is_refused(tmp_path: Path) -> None:
+    file = str(write_jsonl(tmp_path / "a.jsonl", [{"Q": "1?", "A": "1"}, {"Q": "2?", "A": "2", "S": "Be kind."}]))
+    columns = {"prompt": "Q", "completion": "A", "system": "S"}
+    assert [len(row.messages) for row in RowFiles(file, columns=columns).rows()] == [2, 3]
+    assert RowFiles(file, columns=columns).fingerprint()["columns"] == columns
+    with pytest.raises(ValueError, match=r"columns = .*: no row up to .*a\.jsonl:2 has sys"):
+        list(RowFiles(file, columns={**columns, "system": "sys"}).rows())
 
 
 def test_messages_in_parquet_are_read(tmp_path: Path) -> None:
@@ -74,9 +142,9 @@ def test_tokens_held_out_by_prompt_are_not_those_of_an_old_cache(tmp_path: Path)
 def test_a_wrong_path_or_type_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="path = .*nothing found"):
         RowFiles(str(tmp_path / "nowhere.jsonl"))
-    (tmp_path / "a.csv").write_text("x")
-    with pytest.raises(ValueError, match=r"a\.csv: expected a file that ends in \.jsonl, \.json, \.parquet"):
-        RowFiles(str(tmp_path / "a.csv"))
+    (tmp_path / "a.pdf").write_text("x")
+    with pytest.raises(ValueError, match=r"a\.pdf: expected a file that ends in \.jsonl, \.ndjson, \.json, \.csv"):
+        RowFiles(str(tmp_path / "a.pdf"))
 
 
 def test_json_that_is_no_list_is_refused(tmp_path: Path) -> None:

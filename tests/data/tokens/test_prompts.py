@@ -96,9 +96,11 @@ def test_bos_that_the_style_or_the_template_writes_stands_once(style: str, tmp_p
     assert (plain.count(tokenizer.bos_id), plain[0]) == (1, tokenizer.bos_id)
 
 
-def test_an_answer_that_ends_by_eos_is_given_no_second_one(tokenizer: Tokenizer) -> None:
-    example = PromptEncoder(tokenizer).encode(Conversation([user("Hi"), assistant(f"Hello!{EOS}")], "f:1"))
+def test_an_answer_that_ends_by_eos_is_given_no_second_one_where_its_text_is_the_token(tokenizer: Tokenizer) -> None:
+    encoder = PromptEncoder(tokenizer, parse_special_tokens=True)
+    example = encoder.encode(Conversation([user("Hi"), assistant(f"Hello!{EOS}")], "f:1"))
     assert learned(tokenizer, example) == [f"Hello!{EOS}"]
+    assert example.tokens.tolist().count(tokenizer.eos_id) == 1
 
 
 def test_a_boundary_inside_a_word_is_exact(tokenizer: Tokenizer) -> None:
@@ -156,13 +158,21 @@ def test_an_input_is_never_lost(tokenizer: Tokenizer) -> None:
         ), style
 
 
+def test_a_prompt_that_a_row_leaves_out_is_refused_where_all_is_learned(tokenizer: Tokenizer) -> None:
+    row = Conversation([{**user("Hi"), "learned": False}, assistant("x")], "f:1")
+    assert learned(tokenizer, PromptEncoder(tokenizer).encode(row)) == [f"x{EOS}"]
+    with pytest.raises(ValueError, match="f:1: .*turn 1: a turn of role 'user' that is not to be learned"):
+        PromptEncoder(tokenizer, loss_on="all").encode(row)
+
+
 def test_an_unknown_style_names_close_ones(tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match="prompt_style = 'alpacca': expected one of alpaca"):
         PromptEncoder(tokenizer, "alpacca")
 
 
 def test_the_parameters_are_those_of_the_house() -> None:
-    assert list(inspect.signature(PromptEncoder).parameters) == ["tokenizer", "prompt_style", "loss_on"]
+    names = ["tokenizer", "prompt_style", "loss_on", "parse_special_tokens"]
+    assert list(inspect.signature(PromptEncoder).parameters) == names
 
 
 def test_a_folder_of_the_model_is_enough(tokenizer_folder: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import litgpt.tokenizer
 import pytest
+import sentencepiece
 import tokenizers
 
 from lit_consistency.data.tokens.tokenizer import Tokenizer, store_tokenizer, write_tokenizer
@@ -175,3 +176,18 @@ def test_chat_template_is_found_in_its_three_places(tokenizer_folder: Path, tmp_
         assert Tokenizer(folder).chat_template == found
     (folder / "chat_template.jinja").write_text("file")
     assert Tokenizer(folder).chat_template == "file"
+
+
+def test_a_tokenizer_of_sentencepiece_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It needs a package of the extra `hf`, whose absence is said before LitGPT fails to import it."""
+    lines = ["the llama eats the grass of the hill", "and the salt of the sea"] * 20
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_prefix=f"{tmp_path}/tokenizer", vocab_size=21, minloglevel=2
+    )
+    tokenizer = Tokenizer(tmp_path)
+    tokens = tokenizer.encode("the llama eats").tolist()
+    assert tokenizer.decode_tokens(tokens) == "the llama eats"
+    assert tokenizer.ids_without_token(24) == [21, 22, 23]
+    monkeypatch.setattr("lit_consistency.records.extras.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"tokenizer.model needs the package sentencepiece; .*lit_consistency\[hf\]"):
+        Tokenizer(tmp_path)

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from lit_consistency.optimizers.core import checks
 
@@ -13,8 +14,21 @@ from lit_consistency.optimizers.core import checks
         (lambda v: checks.check_at_least("lr", v, 0), -1, "lr = -1: expected a finite lr >= 0"),
         (lambda v: checks.check_at_least("lr", v, 0), float("inf"), "lr = inf: expected a finite lr >= 0"),
         (lambda v: checks.check_at_least("lr", v, 0), float("nan"), "lr = nan: expected a finite lr >= 0"),
-        (lambda v: checks.check_at_least("lr", v, 0), "x", "lr = 'x': expected a finite lr >= 0"),
-        (lambda v: checks.check_at_least("lr", v, 0), None, "lr = None: expected a finite lr >= 0"),
+        (
+            lambda v: checks.check_at_least("lr", v, 0),
+            "x",
+            "lr = 'x': expected a finite lr >= 0 as a number, not a str",
+        ),
+        (
+            lambda v: checks.check_at_least("lr", v, 0),
+            torch.tensor(0.5),
+            r"lr = tensor\(0.5000\): expected a finite lr >= 0 as a number, not a Tensor",
+        ),
+        (
+            lambda v: checks.check_at_least("lr", v, 0),
+            None,
+            "lr = None: expected a finite lr >= 0 as a number, not a NoneType",
+        ),
         (lambda v: checks.check_count("ns_steps", v, 1), 0, "ns_steps = 0: expected an integer ns_steps >= 1"),
         (lambda v: checks.check_count("ns_steps", v, 1), 2.5, r"ns_steps = 2\.5: expected an integer ns_steps >= 1"),
         (lambda v: checks.check_count("ns_steps", v, 1), float("nan"), "ns_steps = nan: expected an integer ns_.*"),
@@ -39,7 +53,7 @@ def test_the_ends_of_the_ranges_are_allowed() -> None:
     checks.check_below_one("momentum", 0.0)
     checks.check_share("fraction", 1.0)
     checks.check_choices("roles", [], ("a",))
-    checks.check_adam(0.0, (0.0, 0.0), 0.0, 0.0)
+    checks.check_adam(0.0, (0.0, 0.0), 1e-30, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +65,8 @@ def test_the_ends_of_the_ranges_are_allowed() -> None:
         ((0.1, ("a", 0.9), 0.0, 0.0), r"adamw_betas = \['a', 0.9\]: expected two numbers"),
         ((0.1, (0.9,), 0.0, 0.0), r"adamw_betas = \[0.9\]: expected two numbers"),
         ((0.1, (0.9, 0.9), -1.0, 0.0), "adamw_eps = -1.0"),
-        ((0.1, (0.9, 0.9), 0.0, -1.0), "adamw_weight_decay = -1.0"),
+        ((0.1, (0.9, 0.9), 0.0, 0.0), "adamw_eps = 0.0: expected a finite adamw_eps > 0"),
+        ((0.1, (0.9, 0.9), 1e-8, -1.0), "adamw_weight_decay = -1.0"),
     ],
 )
 def test_the_prefix_is_part_of_the_name(values: Any, message: str) -> None:
