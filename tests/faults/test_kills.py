@@ -103,10 +103,10 @@ def test_a_save_that_is_killed_leaves_what_stood_there(tmp_path: Path, record_pr
 def test_an_export_that_is_killed_is_whole_or_not_there(tmp_path: Path, record_property: Record) -> None:
     base = tmp_path / "base"
     tiny_checkpoint(base, "pythia-14m", tiny_tokenizer(tmp_path / "tokenizer"))
-    export_hf(base, tmp_path / "whole")
-    whole = {file.name: file.read_bytes() for file in (tmp_path / "whole").iterdir()}
+    export_hf(base, tmp_path / "calm" / "out")
+    whole = {file.name: file.read_bytes() for file in (tmp_path / "calm" / "out").iterdir()}
     began = time.monotonic()
-    export_hf(base, tmp_path / "whole", overwrite=True)
+    export_hf(base, tmp_path / "calm" / "out", overwrite=True)
 
     def export() -> None:
         for _ in range(10_000):
