@@ -23,6 +23,7 @@ from lit_consistency.records.tables import Row
 from lit_consistency.stats.intervals import estimate, ratio
 from tests.analysis.models import WORLD, nothing, subject, write_model
 from tests.analysis.test_inputs import FAMILIES, read_by_hand, uneven, write_text
+from tests.runs import changed_on_purpose
 
 WIDE: dict[str, Any] = {"padded_vocab_size": 512, "vocab_size": 512}
 
@@ -109,6 +110,7 @@ def test_known_activations(tmp_path: Path) -> None:
     weights = torch.load(model / "lit_model.pth", weights_only=True)
     weights["transformer.wte.weight"] = torch.eye(32).repeat(16, 1)
     torch.save(weights, model / "lit_model.pth")
+    changed_on_purpose(model)
     of = subject(model, texts=("markov/old",))
     (row,) = [row for row in rows_of(of) if row["what"] == "residual" and row["layer"] == 0]
     found = [row[name] for name in ("l1_ratio", "linf_rms", "kurtosis", "near_zero")]

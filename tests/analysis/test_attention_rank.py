@@ -8,6 +8,7 @@ import torch
 
 from lit_consistency.analysis.attention_rank import AttentionRank, core_spectrum, head_spectra
 from tests.analysis.models import nothing, subject, write_model
+from tests.runs import changed_on_purpose
 
 FAMILIES = {
     "pythia-14m": {},  # a quarter of a head is turned
@@ -57,6 +58,7 @@ def test_known_ranks(tmp_path: Path) -> None:
     qkv[:32], qkv[32:64] = rows, rows
     qkv[1:8] = 0  # of the first head
     torch.save(weights, model / "lit_model.pth")
+    changed_on_purpose(model)
     rows_of = AttentionRank().measure(subject(model), "layer 0", nothing)
     numbers = {row["head"]: row for row in rows_of if row["product"] == "qk"}
     assert [numbers[head]["pseudo_rank"] for head in range(4)] == [0.125, 1.0, 1.0, 1.0]

@@ -15,7 +15,7 @@ from lit_consistency.distributed.optimizer_state import FILE, check_class
 from lit_consistency.records.fingerprints import sha256
 from lit_consistency.records.provenance import read_provenance
 from lit_consistency.records.run_folder import RunFolder
-from tests.runs import equal, finish, fit, largest_difference, start, weights
+from tests.runs import changed_on_purpose, equal, finish, fit, largest_difference, start, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is now trained with SGD, of another family")
 DOUBLE = ["--trainer.precision=64-true"]
@@ -134,6 +134,7 @@ def test_what_cannot_be_carried_is_refused_before_anything_is_written(bases: Pat
         finetune(tmp_path, copy, "adamw", *CARRY)
     for name, message in (("shape", "exp_avg of lm_head.weight has shape"), ("missing", r"no state of \['lm_head.w")):
         write_altered(base, copy, state, name)
+        changed_on_purpose(copy)
         with pytest.raises(ValueError, match=message):
             finetune(tmp_path, copy, "adamw", *CARRY)
     assert not (tmp_path / "run").exists()
