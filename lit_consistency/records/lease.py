@@ -165,7 +165,7 @@ def only_writer(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     Raises:
         ValueError: another run writes there; named by its host and processes.
     """
-    made = not folder.exists()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         lease = _take_soon(folder, say)
     except OSError as error:
@@ -182,8 +182,8 @@ def only_writer(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
         lease.release()
         with suppress(OSError):
             (folder / MUTEX).unlink(missing_ok=True)  # whoever waits for it sees that it is no longer that file
-            if made:
-                folder.rmdir()  # of a run that was refused before it wrote anything; any other is not empty
+            for path in made:
+                path.rmdir()  # of a run that was refused before it wrote anything; any other is not empty
 
 
 def wait_for_writer(folder: Path, say: Callable[[str], None]) -> None:
