@@ -38,7 +38,7 @@ class TokenData(LightningDataModule, ABC):
         validation: What is held out, or None.
         replay: What is mixed into the training rows, or None.
         validation_share: In place of ``validation``, the share of what is trained on that is held out: of documents,
-            or of prompts with all their answers, so that no prompt is on both sides. 0 holds nothing out.
+            or of prompts with all their answers, so that no prompt is on both sides.
         global_batch_size: Rows of one optimizer step, over all devices.
         micro_batch_size: Rows a device takes at once; divides the global batch.
         block_size: Tokens of a row, at most the model's block_size.
@@ -62,7 +62,7 @@ class TokenData(LightningDataModule, ABC):
         seed: int | None = None,
         tokenizer_dir: Path | None = None,
         cache_dir: Path | None = None,
-        validation_share: float = 0.0,
+        validation_share: float | None = None,
         parse_special_tokens: bool = False,
     ) -> None:
         super().__init__()
@@ -74,14 +74,16 @@ class TokenData(LightningDataModule, ABC):
             raise ValueError(
                 f"global_batch_size = {global_batch_size}: expected a multiple of micro_batch_size = {micro_batch_size}"
             )
-        if not 0 <= validation_share < 1:
-            raise ValueError(f"validation_share = {validation_share}: expected 0 <= validation_share < 1")
-        if validation_share and validation is not None:
+        if validation_share is not None and not 0 < validation_share < 1:
+            raise ValueError(f"validation_share = {validation_share}: expected null, or 0 < validation_share < 1")
+        if validation_share is not None and validation is not None:
             raise ValueError(f"validation_share = {validation_share}: expected validation: null with it")
         if isinstance(validation, Mixture) and validation.weights is not None:
             raise ValueError("validation: a mixture with weights; expected none, every row is measured once")
         self.validation_share = validation_share
-        self.train, self.validation = divide(train, validation_share) if validation_share else (train, validation)
+        self.train, self.validation = train, validation
+        if validation_share is not None:
+            self.train, self.validation = divide(train, validation_share)
         self.replay = replay
         self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size

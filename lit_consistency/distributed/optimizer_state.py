@@ -22,6 +22,7 @@ from torch import Tensor
 from lit_consistency.checkpointing.sharded import named_state
 from lit_consistency.distributed.dtensors import full_tensor, shard_like, zeros_sharded_as
 from lit_consistency.optimizers.core.optimizer import PROGRESS
+from lit_consistency.records.atomic import give_usual_rights
 from lit_consistency.records.provenance import verify_weights
 
 FILE = "optimizer_state.safetensors"
@@ -72,6 +73,7 @@ def write_optimizer_state(state: Mapping[str, Any], path: Path) -> None:
     counted = {name: _progress(group) for group in state["param_groups"] for name in group["params"]}
     header = {"optimizer": state["optimizer"], "values": values, "counted": counted}
     save_file(tensors, path, metadata={HEADER: json.dumps(header)})
+    give_usual_rights(path)
 
 
 def read_header(folder: Path) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from lit_consistency.model.checkpoint import load_weights
 from lit_consistency.model.configuration import model_config
 from lit_consistency.model.to_hf import embedding_is_head, hf_config, hf_weights
 from lit_consistency.model.tokenizer_files import copy_tokenizer, read_generation_config, read_tokenizer_config
-from lit_consistency.records.atomic import new_folder, write_json, write_text
+from lit_consistency.records.atomic import give_usual_rights, new_folder, write_json, write_text
 from lit_consistency.records.model_card import model_card
 from lit_consistency.records.model_folder import VOCABULARIES, check_checkpoint_dir
 from lit_consistency.records.provenance import Provenance, read_provenance
@@ -175,6 +175,7 @@ def _write_shards(folder: Path, weights: Iterable[tuple[str, Tensor]], max_bytes
 
 def _write_shard(folder: Path, i: int, shard: dict[str, Tensor]) -> list[str]:
     save_file(shard, folder / _shard_name(i), metadata={"format": "pt"})
+    give_usual_rights(folder / _shard_name(i))
     return list(shard)
 
 

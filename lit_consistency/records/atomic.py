@@ -108,6 +108,13 @@ def _remove(path: Path) -> None:
 # -------------------- files
 
 
+def give_usual_rights(path: Path) -> None:
+    """Let a file be read by whom every new file is; safetensors 0.8 lets only its owner."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
+
+
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """Yield the name under which to write a file that becomes ``path`` when the block ends without an error."""

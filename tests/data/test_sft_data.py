@@ -98,7 +98,7 @@ def test_validation_share_divides_one_file_and_no_prompt_is_on_both_sides(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"validation_share": 1.0}, "validation_share = 1.0: expected 0 <= validation_share < 1"),
+        ({"validation_share": 1.0}, "validation_share = 1.0: expected null, or 0 < validation_share < 1"),
         ({"validation_share": 0.1, "validation": ListRows(PAIRS)}, "validation_share = 0.1: expected validation: null"),
     ],
 )

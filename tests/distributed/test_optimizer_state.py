@@ -105,6 +105,7 @@ def test_a_step_checkpoint_has_the_state_and_the_counts_of_groups(bases: Path, t
     saved = torch.load(checkpoints / "step-00000002.ckpt", weights_only=True)["optimizer_states"][0]
     (group,) = [g for g in saved["param_groups"] if "lm_head.weight" in g["param_names"]]
     number = group["params"][group["param_names"].index("lm_head.weight")]
+    assert len({path.stat().st_mode for path in model.iterdir()}) == 1, "readable as the others"
     assert torch.equal(load_file(model / FILE)["lm_head.weight/exp_avg"], saved["state"][number]["exp_avg"])
     before = weights(tmp_path / "a" / "run" / "model")
     resume = f"--ckpt_path={tmp_path}/a/run/checkpoints/step-00000003.ckpt"

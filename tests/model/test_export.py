@@ -74,6 +74,7 @@ def test_shards_hold_at_most_what_is_asked_and_the_index_finds_every_weight(tmp_
     index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
     files = sorted(set(index["weight_map"].values()))
     assert len(files) > 2
+    assert len({path.stat().st_mode for path in (tmp_path / "many").iterdir()}) == 1, "readable as the others"
     assert files[0] == f"model-00001-of-{len(files):05d}.safetensors"
     shards = {file: load_file(tmp_path / "many" / file) for file in files}
     assert index["weight_map"] == {name: file for file, shard in shards.items() for name in shard}

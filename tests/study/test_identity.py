@@ -5,9 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from lit_consistency.cli.study import parse
+from lit_consistency.records.differences import flatten
+from lit_consistency.records.fingerprints import fingerprint_of
 from lit_consistency.study import identity
 from lit_consistency.study.identity import code_version, contents, numbers_of
 from lit_consistency.study.search_optuna import suggested
+from tests.runs import ROOT
 
 
 def test_files_count_by_content_also_those_that_a_task_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,6 +47,19 @@ def test_an_option_that_is_off_is_as_if_it_were_not_there() -> None:
     }
     assert numbers_of(options) == {"model.lr": 0.0}
     assert numbers_of({**options, "forgetting.interpolate": [0.5]}) != numbers_of(options)
+
+
+@pytest.mark.parametrize(
+    ("file", "fingerprint"),
+    [("configs/markov/pretrain.yaml", "15a7c7c35c0d5478"), ("configs/quickstart.yaml", "4a1ad90b56d3758f")],
+)
+def test_finished_cells_of_earlier_versions_are_found(file: str, fingerprint: str) -> None:
+    """An option that is added is off by default (null, false, empty); else every finished cell would run again.
+
+    The right values change when a default of an existing option does, which makes other cells on purpose.
+    """
+    [options] = parse([("fit", ["--config", str(ROOT / file), "--config", str(ROOT / "configs/optimizers/muon.yaml")])])
+    assert fingerprint_of(numbers_of(flatten(options)), sort_keys=True)[:16] == fingerprint
 
 
 def test_the_code_counts_by_what_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
