@@ -20,10 +20,10 @@ from tests.runs import ROOT
 
 def test_a_folder_is_left_as_it_was_found(tmp_path: Path) -> None:
     said: list[str] = []
-    with only_writer(tmp_path / "run", said.append):
-        assert is_live(tmp_path / "run", WRITER)
-        assert RunFolder(tmp_path / "run").is_empty
-    assert not (tmp_path / "run").exists()
+    with only_writer(tmp_path / "runs" / "run", said.append):
+        assert is_live(tmp_path / "runs" / "run", WRITER)
+        assert RunFolder(tmp_path / "runs" / "run").is_empty
+    assert not list(tmp_path.iterdir())
     with only_writer(tmp_path / "run", said.append):
         (tmp_path / "run" / "file").write_text("")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["file"]
