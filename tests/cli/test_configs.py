@@ -79,7 +79,15 @@ def from_scratch(args: list[str]) -> list[str]:
 @pytest.mark.filterwarnings("ignore:.*was pretrained with")
 @pytest.mark.filterwarnings("ignore:task gsm8k_answers. truncated")  # one question is longer than the tiny context
 @pytest.mark.filterwarnings("ignore:more than one world in this run")  # arithmetic/finetune.yaml retains the base's
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT / "configs")))
+@pytest.mark.parametrize(
+    "path",
+    # those of one optimizer differ in it alone
+    [
+        pytest.param(p, marks=pytest.mark.slow) if p.parent.name == "pretraining" and p.stem != "muon" else p
+        for p in CONFIGS
+    ],
+    ids=lambda p: str(p.relative_to(ROOT / "configs")),
+)
 def test_the_command_of_a_config_runs(path: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     args = [str(place / a) if a.startswith(("YOUR", "FOLDER")) else a for a in command(path)]

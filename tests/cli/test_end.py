@@ -67,7 +67,13 @@ def test_the_validation_of_an_epoch_that_a_signal_ends_is_made_up_for(tmp_path: 
     same(tmp_path, "straight", "broken")
 
 
-@pytest.mark.parametrize("limit", [["--trainer.max_steps=9"], ["--trainer.max_steps=-1", "--trainer.max_epochs=1"]])
+@pytest.mark.parametrize(
+    "limit",
+    [
+        ["--trainer.max_steps=9"],
+        pytest.param(["--trainer.max_steps=-1", "--trainer.max_epochs=1"], marks=pytest.mark.slow),
+    ],
+)
 def test_what_fails_at_the_end_costs_no_step(limit: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk is full when the model is written; validation and measurement of the end are made again."""
     fit(tmp_path / "straight", *limit, *VALIDATED)

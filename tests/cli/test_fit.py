@@ -211,7 +211,7 @@ def test_the_saved_config_repeats_the_run(run_dir: Path, tmp_path: Path) -> None
     assert all((first[name] == second[name]).all() for name in first)
 
 
-@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+@pytest.mark.parametrize("command", ["validate", pytest.param("test", marks=pytest.mark.slow), "predict"])
 def test_other_commands_run_on_a_saved_model(command: str, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = fit(run_dir).trainer.default_root_dir
     held_out = [

@@ -125,7 +125,7 @@ def test_of_two_classes_the_second_is_what_it_is_alone(key: str, parser: Any) ->
         assert fit(parser, *before, first_file, f"--{key}={class_path(second)}", *options)[key] == alone[second]
 
 
-@pytest.mark.parametrize("key", KINDS)
+@pytest.mark.parametrize("key", [pytest.param(k, marks=() if k in QUICK else pytest.mark.slow) for k in KINDS])
 def test_the_same_class_keeps_its_values_and_later_options_hold(key: str, parser: Any) -> None:
     kinds, before = KINDS[key]
     for kind in kinds:

@@ -65,7 +65,7 @@ def test_bfloat16_trains_float32_shards_close_to_float32(tmp_path: Path) -> None
     assert {w.dtype for w in weights(tmp_path / "bf16-mixed" / "run" / "model").values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("command", ["validate", "predict"])
+@pytest.mark.parametrize("command", [pytest.param("validate", marks=pytest.mark.slow), "predict"])
 def test_other_commands_run_on_shards(command: str, tmp_path: Path) -> None:
     base = Path(fit(tmp_path / "base").trainer.default_root_dir) / "model"
     found = []

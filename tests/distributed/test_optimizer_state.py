@@ -69,7 +69,7 @@ def test_the_first_step_of_adamw_is_that_of_the_saved_moments(bases: Path, tmp_p
     assert RunFolder(tmp_path / "fresh" / "run").read_record()["carried_optimizer_state"] is None
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "muon", "mofo"])
+@pytest.mark.parametrize("optimizer", [pytest.param("sgd", marks=pytest.mark.slow), "muon", "mofo"])
 def test_the_momentum_of_others_goes_on(optimizer: str, bases: Path, tmp_path: Path) -> None:
     base = base_of(bases, optimizer)
     finetune(tmp_path, base, optimizer, *CARRY, *KEEP, *ONE)
