@@ -236,12 +236,13 @@ def test_right_is_right_whatever_it_prints_and_whatever_stream_it_replaces() -> 
 
 
 # -------------------- programs that mean it: another interpreter, started around the second line, knows no audit hook
+# (not that of a virtual environment, whose folder may be its owner's alone)
 
 AROUND = """
 import os, subprocess, sys, signal, time
 sys.audit = lambda *arguments: None
 def fresh(text):
-    done = subprocess.run([sys.executable, "-I", "-c", text], capture_output=True, text=True)
+    done = subprocess.run([sys._base_executable, "-I", "-c", text], capture_output=True, text=True)
     print(done.stdout, done.stderr)
     return done.returncode
 """
