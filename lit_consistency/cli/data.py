@@ -5,14 +5,13 @@ The options, and checks of what they name, cost a tenth of a second; the rooms b
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_consistency.cli.parser import ShortErrors, command_parser
+from lit_consistency.cli.parser import ShortErrors, add_options, command_parser
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -67,10 +66,7 @@ FLAGS = (("parse_special_tokens", "text of a special token inside the rows, as <
 def parser() -> ShortErrors:
     """The options of the command."""
     command = command_parser("data", DESCRIPTION)
-    for name, kind, default, text in OPTIONS:
-        command.add_argument(f"--{name}", type=kind, default=default, help=text)
-    for name, text in FLAGS:
-        command.add_argument(f"--{name}", action="store_true", help=text)
+    add_options(command, OPTIONS, FLAGS)
     return command
 
 
@@ -84,9 +80,6 @@ def main(argv: list[str] | None = None) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         stopped = _show(given)
-    except BrokenPipeError:  # `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + 13)
     except (ValueError, OSError) as error:
         command.error(str(error))
     except KeyboardInterrupt:

@@ -12,7 +12,7 @@ from typing import Any
 
 from jsonargparse import ActionConfigFile
 
-from lit_consistency.cli.parser import ShortErrors, command_parser
+from lit_consistency.cli.parser import ShortErrors, add_options, command_parser
 
 DESCRIPTION = """\
 Measure a model on tasks: log-likelihood, multiple choice, minimal pairs, generation.
@@ -84,12 +84,7 @@ def parser() -> ShortErrors:
     """The options of the command."""
     command = command_parser("evaluate", DESCRIPTION)
     command.add_argument("--config", action=ActionConfigFile, help="YAML file with any of these options")
-    for name, kind, default, text in OPTIONS:
-        several: dict[str, Any] = {"nargs": "*"} if getattr(kind, "__origin__", None) is list else {}
-        kind = kind.__args__[0] if several else kind
-        command.add_argument(f"--{name}", type=kind, default=default, help=text, **several)
-    for name, text in FLAGS:
-        command.add_argument(f"--{name}", action="store_true", help=text)
+    add_options(command, OPTIONS, FLAGS)
     return command
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import sys
 from argparse import RawDescriptionHelpFormatter
+from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, NoReturn
@@ -83,6 +84,18 @@ class HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
 def command_parser(command: str, description: str) -> ShortErrors:
     """A parser for a command of its own, beside those that Lightning makes."""
     return ShortErrors(prog=f"lit_consistency {command}", description=description, formatter_class=HelpFormatter)
+
+
+def add_options(
+    command: ShortErrors, options: Sequence[tuple[str, Any, Any, str]], flags: Sequence[tuple[str, str]]
+) -> None:
+    """Add a table of options, (name, type, default, help), lists by words behind one another, and of flags."""
+    for name, kind, default, text in options:
+        several: dict[str, Any] = {"nargs": "*"} if getattr(kind, "__origin__", None) is list else {}
+        kind = kind.__args__[0] if several else kind
+        command.add_argument(f"--{name}", type=kind, default=default, help=text, **several)
+    for name, text in flags:
+        command.add_argument(f"--{name}", action="store_true", help=text)
 
 
 def plain_options(value: Any) -> Any:

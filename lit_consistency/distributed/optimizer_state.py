@@ -16,13 +16,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lit_consistency.checkpointing.sharded import named_state
 from lit_consistency.distributed.dtensors import full_tensor, shard_like, zeros_sharded_as
+from lit_consistency.model.tensors import write_tensors
 from lit_consistency.optimizers.core.optimizer import PROGRESS
-from lit_consistency.records.atomic import give_usual_rights
 from lit_consistency.records.provenance import verify_weights
 
 FILE = "optimizer_state.safetensors"
@@ -72,8 +71,7 @@ def write_optimizer_state(state: Mapping[str, Any], path: Path) -> None:
                 raise ValueError(f"optimizer state: {key} of {name} is a {type(value).__name__}: expected a tensor")
     counted = {name: _progress(group) for group in state["param_groups"] for name in group["params"]}
     header = {"optimizer": state["optimizer"], "values": values, "counted": counted}
-    save_file(tensors, path, metadata={HEADER: json.dumps(header)})
-    give_usual_rights(path)
+    write_tensors(path, tensors, {HEADER: json.dumps(header)})
 
 
 def read_header(folder: Path) -> dict[str, Any]:

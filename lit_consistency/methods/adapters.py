@@ -16,16 +16,18 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lit_consistency.methods.base import Merging
 from lit_consistency.methods.dora import adapted_layers, adapted_weight, factors_of
 from lit_consistency.methods.lora import LoRA
 from lit_consistency.model import load_weights, model_config, write_weights
+from lit_consistency.model.tensors import write_tensors
 from lit_consistency.records.atomic import new_folder, write_text
 from lit_consistency.records.fingerprints import sha256
 from lit_consistency.records.model_folder import ADAPTERS, check_checkpoint_dir, weights_hash
+from lit_consistency.records.provenance import read_provenance
 
 COMMAND = "python -m lit_consistency export"
 TENSORS = "adapters.safetensors"
@@ -66,8 +68,7 @@ def write_adapters(folder: Path, method: LoRA, factors: Mapping[str, Tensor], ba
         base_hash: SHA-256 of its weights file.
     """
     assert method.merging is not None
-    # the bytes first: safetensors writes files that nobody else may read
-    (folder / TENSORS).write_bytes(save({name: tensor.contiguous() for name, tensor in factors.items()}))
+    write_tensors(folder / TENSORS, {name: tensor.contiguous() for name, tensor in factors.items()})
     content = {
         "method": method.arguments,
         "base": str(base),
@@ -157,6 +158,8 @@ def merge_adapters(folder: Path, out_dir: Path, base: Path | None = None, overwr
             if not path.name.startswith("."):
                 shutil.copyfile(path, unfinished / path.name)
         write_weights(unfinished, weights)
+        if (provenance := read_provenance(folder)) is not None:
+            provenance.write(unfinished)  # which vouches for these weights, and not for the adapters
 
 
 @torch.no_grad()

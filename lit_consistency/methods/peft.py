@@ -23,12 +23,12 @@ from typing import Any, NamedTuple, cast
 import torch
 from litgpt.config import Config
 from litgpt.lora import LoRALinear, LoRAQKVLinear
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from lit_consistency.methods.adapters import Adapters, base_of, layers_of, read_adapters
 from lit_consistency.methods.dora import MAGNITUDE, factors_of, qkv_rows, row_norms
 from lit_consistency.model import copy_tokenizer, load_weights
+from lit_consistency.model.tensors import write_tensors
 from lit_consistency.model.to_hf.weights import hf_weights
 from lit_consistency.records.atomic import new_folder, write_json
 from lit_consistency.records.provenance import read_provenance
@@ -97,7 +97,7 @@ def export_peft(
     with new_folder(out_dir, overwrite) as folder:
         copy_tokenizer(adapters_dir, folder)
         write_json(folder / "adapter_config.json", _adapter_config(adapters, targets, others, base_model))
-        (folder / "adapter_model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
+        write_tensors(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
         if (provenance := read_provenance(adapters_dir)) is not None:
             provenance.write(folder)
     return base_model

@@ -8,7 +8,6 @@ tensor to be read, as the hash of the weights, stands in records/model_folder.py
 from __future__ import annotations
 
 import contextlib
-import math
 import pickle
 import shutil
 import zipfile
@@ -25,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lit_consistency.model.tensors import is_finite
 from lit_consistency.model.to_hf import embedding_is_head, hf_config
 from lit_consistency.model.tokenizer_files import copy_tokenizer
 from lit_consistency.model.tying import EMBEDDING, HEAD
@@ -63,8 +63,7 @@ def load_weights(checkpoint_dir: Path) -> dict[str, Tensor]:
 def check_finite(weights: Mapping[str, Tensor], source: Path) -> None:
     """ValueError that names the first weight with a value that is not finite: of a training that diverged."""
     for name, tensor in weights.items():
-        # a sum is not finite where a term is not; in float64 no sum of finite weights overflows
-        if tensor.is_floating_point() and not math.isfinite(tensor.sum(dtype=torch.float64)):
+        if not is_finite(tensor):
             kind = "NaN" if tensor.isnan().any() else "infinity"
             raise ValueError(
                 f"{weights_path(source)}: {name} holds {kind}; expected finite weights: the training that made them "

@@ -22,22 +22,21 @@ from typing import Any
 import torch
 from litgpt.config import Config
 from litgpt.tokenizer import Tokenizer
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lit_consistency.model.checkpoint import load_weights
 from lit_consistency.model.configuration import model_config
+from lit_consistency.model.tensors import write_tensors
 from lit_consistency.model.to_hf import embedding_is_head, hf_config, hf_weights
 from lit_consistency.model.tokenizer_files import copy_tokenizer, read_generation_config, read_tokenizer_config
-from lit_consistency.records.atomic import give_usual_rights, new_folder, write_json, write_text
+from lit_consistency.records.atomic import new_folder, write_json, write_text
 from lit_consistency.records.model_card import model_card
-from lit_consistency.records.model_folder import VOCABULARIES, check_checkpoint_dir
+from lit_consistency.records.model_folder import VOCABULARIES, check_checkpoint_dir, licence_texts
 from lit_consistency.records.provenance import Provenance, read_provenance
 from lit_consistency.records.run_folder import RunFolder
 
 MAX_SHARD_SIZE = "5GB"
 """That of transformers up to version 4: any file system and any upload takes it."""
-LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -124,7 +123,7 @@ def licence_files(model_dir: Path, provenance: Provenance | None) -> list[Path]:
     """Texts of the licence in the model's folder; else in the nearest of its bases that stands there and has some."""
     bases = [stage.get("base") for stage in reversed(provenance.stages if provenance else [])]
     for folder in [model_dir, *(Path(base) for base in bases if base)]:
-        if files := sorted(file for pattern in LICENCES for file in folder.glob(pattern) if file.is_file()):
+        if files := licence_texts(folder):
             return files
     return []
 
@@ -174,8 +173,7 @@ def _write_shards(folder: Path, weights: Iterable[tuple[str, Tensor]], max_bytes
 
 
 def _write_shard(folder: Path, i: int, shard: dict[str, Tensor]) -> list[str]:
-    save_file(shard, folder / _shard_name(i), metadata={"format": "pt"})
-    give_usual_rights(folder / _shard_name(i))
+    write_tensors(folder / _shard_name(i), shard, {"format": "pt"})
     return list(shard)
 
 

@@ -12,6 +12,8 @@ VOCABULARIES = ("tokenizer.json", "tokenizer.model")
 CONFIG = "model_config.yaml"
 ADAPTERS = "adapters.yaml"
 """In a folder of adapters, which are merged onto a base."""
+LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+"""Texts of a licence, which go along with a model."""
 OPTIMIZER_STATE = "optimizer_state.safetensors"
 """Of the training that made the model, where it was kept."""
 COMPUTED_BY = (CONFIG, *VOCABULARIES, "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
@@ -86,3 +88,8 @@ def model_fingerprint(checkpoint_dir: Path) -> str:
     files = [Path(checkpoint_dir) / name for name in (*COMPUTED_BY, *PROMPTED_BY)]
     hashes = {file.name: sha256_once(file) for file in files if file.is_file()}
     return fingerprint_of({"weights": weights_hash(checkpoint_dir), **hashes})
+
+
+def licence_texts(folder: Path) -> list[Path]:
+    """The texts of the licence in a model's folder, sorted by name."""
+    return sorted({file for pattern in LICENCES for file in folder.glob(pattern) if file.is_file()})

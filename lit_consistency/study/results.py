@@ -140,8 +140,15 @@ class Snapshot(Results):
 
     def __init__(self, results: Results) -> None:
         super().__init__(results.root)
-        self.of = cache(results.of)  # type: ignore[method-assign]
-        self.curve = cache(results.curve)  # type: ignore[method-assign]
+        self._of, self._curve = cache(results.of), cache(results.curve)
+
+    def of(self, name: str) -> CellResult:
+        """See ``Results``."""
+        return self._of(name)
+
+    def curve(self, name: str) -> list[dict[str, float]]:
+        """See ``Results``."""
+        return self._curve(name)
 
 
 def _read(folder: Path, state: State) -> CellResult:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import json
 import re
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -18,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from lit_consistency.data.sources.documents import TextFiles
-from lit_consistency.data.sources.files import find_files, fingerprint_files, read_parquet
+from lit_consistency.data.sources.files import find_files, fingerprint_files, parse_json, read_parquet
 from lit_consistency.data.sources.hold_out import Part
 from lit_consistency.data.sources.hub import HubRows
 from lit_consistency.records.bounded import bounded
@@ -168,11 +167,11 @@ def _json_lines(text: str, name: str, data: TaskData) -> Iterator[tuple[str, Any
     # not splitlines: JSON may hold U+2028 and U+0085 as they are
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            yield f"{name}:{number}", _loads(line, f"{name}:{number}")
+            yield f"{name}:{number}", parse_json(line, f"{name}:{number}")
 
 
 def _json_records(text: str, name: str, data: TaskData) -> Iterator[tuple[str, Any]]:
-    content = _loads(text, name)
+    content = parse_json(text, name)
     shared: dict[str, Any] = {}
     if data.records is not None:
         if not isinstance(content, dict) or data.records not in content:
@@ -199,10 +198,3 @@ def _documents(text: str, name: str, data: TaskData) -> Iterator[tuple[str, Any]
     for number, part in enumerate(parts, start=1):
         if part.strip():
             yield f"{name}:{number}", {"text": part}
-
-
-def _loads(text: str, place: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # also nested, or with digits, without end
-        raise ValueError(f"{place}: not JSON ({error})") from None

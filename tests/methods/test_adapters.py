@@ -18,7 +18,8 @@ from lit_consistency.methods.adapters import merge_adapters, read_adapters
 from lit_consistency.methods.base_folder import base_folder
 from lit_consistency.model import check_checkpoint_dir
 from lit_consistency.records.atomic import new_folder
-from lit_consistency.records.model_folder import weights_hash
+from lit_consistency.records.fingerprints import sha256
+from lit_consistency.records.model_folder import weights_files, weights_hash
 from lit_consistency.records.provenance import read_provenance
 from lit_consistency.records.run_folder import RunFolder
 from tests.runs import ROOT, WORLD, changed_on_purpose, equal, fit, weights
@@ -82,6 +83,7 @@ def test_merged_they_are_the_model_of_the_run_in_the_dtype_of_its_base(
     for folder in (run.adapters, run.adapters / "merged"):
         other = read_provenance(folder)
         assert other is not None
+        assert other.weights_sha256 == {path.name: sha256(path) for path in weights_files(folder)}
         assert replace(other, weights_sha256=provenance.weights_sha256) == provenance
     computed = "float64" if "--trainer.precision=64-true" in options else "float32"
     stored = "bfloat16" if half or "bf16" in str(options) else computed

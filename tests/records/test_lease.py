@@ -74,7 +74,8 @@ def test_a_damaged_lease_binds_nobody(tmp_path: Path) -> None:
     for text in ("", "{", "[]", "{}"):
         (tmp_path / WRITER).write_text(text)
         with only_writer(tmp_path, print):
-            pass
+            assert is_live(tmp_path, WRITER)
+        assert not (tmp_path / WRITER).exists()
 
 
 def test_where_files_cannot_be_locked_a_run_goes_on_with_a_warning(

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import torch
 from litgpt.config import Config
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from lit_consistency.methods.base_folder import base_folder
 from lit_consistency.model import GPT, check_checkpoint_dir, load_weights, model_config
+from lit_consistency.model.tensors import read_tensor
 from lit_consistency.optimizers.groups import parameter_groups
 from lit_consistency.records.model_folder import model_fingerprint, weights_hash, weights_path
 from lit_consistency.records.provenance import Provenance, read_provenance, verify_weights
@@ -114,12 +114,7 @@ class ModelFiles:
         """
         path = self._weights
         if path.suffix == ".safetensors":
-            try:
-                # the file is opened anew: a mapping that is kept counts all pages it has read as used memory
-                with safe_open(path, framework="pt") as file:
-                    tensor = file.get_tensor(name)
-            except (SafetensorError, OSError) as error:
-                raise ValueError(f"{path}: {name} cannot be read ({error})") from None
+            tensor = read_tensor(path, name)
         else:
             mapped = self._mapped()
             if name not in mapped:

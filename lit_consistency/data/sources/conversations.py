@@ -120,11 +120,6 @@ def conversation_of(row: Any, place: str, columns: Mapping[str, str] | None = No
     )
 
 
-def messages_of(row: Any, place: str) -> Messages:
-    """The turns of ``conversation_of``."""
-    return conversation_of(row, place).messages
-
-
 def held_out_by(messages: Messages) -> str:
     """The text that decides whether a conversation is held out: its turns up to the first answer.
 

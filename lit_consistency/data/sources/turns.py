@@ -40,6 +40,7 @@ SPEAKERS = {
 }
 
 REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Names of a thought that is kept apart from the answer, in files and in chat templates."""
 FLAGS = ("weight", "train", "training", "loss")
 PASSED_ON = ("name", "tool_call_id")
 

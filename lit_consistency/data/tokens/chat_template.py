@@ -25,6 +25,7 @@ import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
 
+from lit_consistency.data.sources.turns import REASONING
 from lit_consistency.data.tokens.bounded_template import BoundedEnvironment
 
 Turns = Sequence[dict[str, Any]]
@@ -32,8 +33,6 @@ Tools = list[dict[str, Any]] | None
 
 OURS = ("instruction", "input", "learned")
 """What a turn may hold for prompt styles and masks; all else is the template's, as in transformers."""
-THOUGHTS = ("reasoning_content", "thinking", "reasoning")
-"""Names by which templates ask for a thought that is kept apart from the answer."""
 TAG = re.compile(r"(<[^<>\s]+>|\[/?[A-Z_]+\])")
 
 
@@ -215,8 +214,8 @@ def _check_read(messages: Turns, tools: Tools, text: str) -> None:
 def _as_read(turn: dict[str, Any]) -> dict[str, Any]:
     """A turn as templates read it: what is not for them left out, a thought under each of its names."""
     kept = {key: value for key, value in turn.items() if key not in OURS}
-    thought = next((kept[name] for name in THOUGHTS if kept.get(name)), None)
-    return kept if thought is None else {**dict.fromkeys(THOUGHTS, thought), **kept}
+    thought = next((kept[name] for name in REASONING if kept.get(name)), None)
+    return kept if thought is None else {**dict.fromkeys(REASONING, thought), **kept}
 
 
 def _generation_start(before: str, generation_prompt: str) -> int:

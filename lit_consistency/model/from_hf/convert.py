@@ -9,7 +9,6 @@ the folder is executed: no pickle, no code beside it.
 from __future__ import annotations
 
 import json
-import math
 import re
 import shutil
 import warnings
@@ -29,14 +28,13 @@ from lit_consistency.model.from_hf.config import litgpt_config
 from lit_consistency.model.from_hf.families import Copy
 from lit_consistency.model.from_hf.weights import HFWeights
 from lit_consistency.model.gpt import GPT
+from lit_consistency.model.tensors import is_finite
 from lit_consistency.model.tying import EMBEDDING, HEAD, is_tied, same, with_tying
 from lit_consistency.records.atomic import check_free, new_folder
 from lit_consistency.records.fingerprints import sha256_once
-from lit_consistency.records.model_folder import CONFIG, VOCABULARIES, WEIGHTS
+from lit_consistency.records.model_folder import CONFIG, VOCABULARIES, WEIGHTS, licence_texts
 from lit_consistency.records.provenance import Provenance, read_provenance
 
-LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
-"""Files of a licence, which go along."""
 EMBEDDINGS = ("embed_tokens.weight", "embed_in.weight", "word_embeddings.weight")
 HEADS = ("lm_head.weight", "embed_out.weight")
 """Ends of the names of both in transformers."""
@@ -104,7 +102,7 @@ def import_model(
         if tokenizer is None:
             warnings.warn(f"{source}: no {' or '.join(VOCABULARIES)}: the model has no tokenizer yet", stacklevel=2)
         write_model_files(folder, config, tokenizer, tied=is_tied(config))
-        for file in _licence_files(source):
+        for file in licence_texts(source):
             shutil.copyfile(file, folder / file.name)
         _provenance(source, weights, config, organization, revision, command).write(folder)
     with torch.device("meta"):
@@ -216,9 +214,7 @@ def _check(name: str, tensor: Tensor, shapes: dict[str, torch.Size], names: tupl
         raise ValueError(
             f"{folder}: {', '.join(names)} become {name} of shape {list(tensor.shape)}: config.json makes it {expected}"
         )
-    # neither needs memory beside the weight, and both are NaN if anything is
-    least, greatest = torch.aminmax(tensor.float() if tensor.dtype == torch.float16 else tensor)
-    if not (math.isfinite(least) and math.isfinite(greatest)):
+    if not is_finite(tensor):
         raise ValueError(f"{folder}: {', '.join(names)}: NaN or infinity; expected finite weights")
 
 
@@ -274,7 +270,3 @@ def licence_of(folder: Path) -> dict[str, str] | None:
         if isinstance(fields, dict) and key in fields
     }
     return {key: str(value) for key, value in named.items()} or None
-
-
-def _licence_files(folder: Path) -> list[Path]:
-    return sorted({file for pattern in LICENCES for file in folder.glob(pattern) if file.is_file()})

@@ -19,9 +19,10 @@ from huggingface_hub.errors import (
 
 from lit_consistency.model.from_hf.weights import KINDS
 from lit_consistency.model.tokenizer_files import TOKENIZER_FILES
+from lit_consistency.records.model_folder import LICENCES
 
 REPOSITORY = re.compile(r"(?!\.\.?/)[\w.-]+/(?!\.\.?$)[\w.-]+")
-BESIDE = ("config.json", *TOKENIZER_FILES, "README.md", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+BESIDE = ("config.json", *TOKENIZER_FILES, "README.md", *LICENCES)
 """What is fetched with the weights: no code, whatever the repository holds."""
 
 

@@ -19,6 +19,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lit_consistency.model.tensors import read_tensor
+
 KINDS = (("model.safetensors", "model*.safetensors"), ("pytorch_model.bin", "pytorch_model*.bin"))
 """File and shards of each kind, the preferred one first."""
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -50,12 +52,7 @@ class HFWeights:
         """The weight, in the type of the file; ValueError where it cannot be read or is no floating-point number."""
         file = self.file_of[name]
         if file.suffix == ".safetensors":
-            try:
-                # opened for each weight: pages of a file that stays mapped count as used
-                with safe_open(file, framework="pt") as opened:
-                    tensor = opened.get_tensor(name)
-            except (SafetensorError, OSError) as error:
-                raise ValueError(f"{file}: {name} cannot be read ({error})") from None
+            tensor = read_tensor(file, name)
         else:
             content = self._pickled(file)
             if name not in content:

@@ -15,6 +15,7 @@ from litgpt.config import Config
 from litgpt.scripts import convert_lit_checkpoint as litgpt
 from torch import Tensor
 
+from lit_consistency.model.tensors import is_finite
 from lit_consistency.model.to_hf.families import family_of
 from lit_consistency.model.tying import EMBEDDING, HEAD, same
 
@@ -73,8 +74,8 @@ def finite(name: str, tensor: Tensor) -> Tensor:
     Raises:
         ValueError: naming it.
     """
-    if tensor.is_floating_point() and not (good := torch.isfinite(tensor)).all():
-        count = int((~good).sum())
+    if not is_finite(tensor):
+        count = int((~torch.isfinite(tensor)).sum())
         raise ValueError(f"{name}: {count} of {tensor.numel()} numbers are not finite; such a model is not exported")
     return tensor
 

@@ -11,11 +11,15 @@ from lit_consistency.data.sources.conversations import (
     conversation_of,
     detected_formats,
     held_out_by,
-    messages_of,
 )
+from lit_consistency.data.sources.turns import Messages
 from tests.data.helpers import assistant, system, user
 
 PLAIN = [user("2+2?"), assistant("4")]
+
+
+def messages_of(row: Any, place: str) -> Messages:
+    return conversation_of(row, place).messages
 
 
 @pytest.mark.parametrize(

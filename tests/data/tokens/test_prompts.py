@@ -9,7 +9,7 @@ import pytest
 from litgpt.data import SFTDataset
 from litgpt.prompts import ChatML, Llama3, PromptStyle, prompt_styles
 
-from lit_consistency.data.sources.conversations import messages_of
+from lit_consistency.data.sources.conversations import conversation_of
 from lit_consistency.data.sources.rows import Conversation
 from lit_consistency.data.tokens.prompts import SINGLE_TURN, PromptEncoder
 from lit_consistency.data.tokens.tokenizer import Tokenizer
@@ -66,7 +66,7 @@ GOLDEN: dict[str, tuple[dict[str, Any], str, list[str]]] = {
 @pytest.mark.parametrize("style", GOLDEN)
 def test_answers_and_their_eos_are_learned_and_nothing_else(style: str, tokenizer: Tokenizer) -> None:
     row, text, answers = GOLDEN[style]
-    example = PromptEncoder(tokenizer, style).encode(Conversation(messages_of(row, "f:1"), "f:1"))
+    example = PromptEncoder(tokenizer, style).encode(conversation_of(row, "f:1"))
     assert text_of(tokenizer, example.tokens) == text
     assert learned(tokenizer, example) == answers
 
@@ -77,7 +77,7 @@ def test_every_style_of_litgpt_gives_litgpts_own_tokens_and_mask(style: str, tok
     theirs = SFTDataset(
         [row], tokenizer, style if style != "default" else PromptStyle.from_config(NO_STYLE), mask_prompt=True
     )
-    ours = PromptEncoder(tokenizer, style).encode(Conversation(messages_of(row, "f:1"), "f:1"))
+    ours = PromptEncoder(tokenizer, style).encode(conversation_of(row, "f:1"))
     assert ours.tokens.tolist() == theirs[0]["input_ids"].tolist()
     assert ours.supervised.tolist() == (theirs[0]["labels"] != -100).tolist()
 
@@ -151,7 +151,7 @@ def test_a_system_turn_is_never_lost(tokenizer: Tokenizer) -> None:
 
 
 def test_an_input_is_never_lost(tokenizer: Tokenizer) -> None:
-    messages = messages_of({"instruction": "Add.", "input": "2, 2", "output": "4"}, "f:1")
+    messages = conversation_of({"instruction": "Add.", "input": "2, 2", "output": "4"}, "f:1").messages
     for style in ["default", *prompt_styles]:
         assert "2, 2" in text_of(
             tokenizer, PromptEncoder(tokenizer, style).encode(Conversation(messages, "f:1")).tokens
