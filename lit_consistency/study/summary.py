@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -168,8 +169,10 @@ def effects(groups: Sequence[Group], reading: Reading, spread: float) -> list[Ef
             where = Where(at, reading.forgetting, scale)
             title = f"{reading.forgetting} {_place(at, reading)}"
             crossed = crossed_effects(named, rows, columns, where, reading)
-            marks = sorted({read_group(g, s, where, reading).mark for g in groups for s in g.seeds} - {""})
-            mark = marks[0] if len(marks) == 1 else f"{len(marks)} remarks on single readings" if marks else ""
+            # what could not be read is a seed left out of its own effects, which say so
+            read = [read_group(g, s, where, reading) for g in groups for s in g.seeds]
+            marks = Counter(single.mark for single in read if single.mark and math.isfinite(single.value))
+            mark = "; ".join(f"{n} of {len(read)} readings: {text}" for text, n in marks.most_common())
             shown += [
                 as_effect(name, kind, title, where, contrast, spread if scale == "points" else float("nan"), mark)
                 for name, (kind, contrast) in crossed.items()
