@@ -30,6 +30,16 @@ ABANDONED = "abandoned-"
 """Begins the names of folders into which a run moves what it has gone back behind."""
 
 
+class _Inside:
+    """A path inside the folder, made when it is asked for: a study makes thousands of these objects for a file each."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, run: RunFolder, kind: type | None = None) -> Path:
+        return run.path / self.name
+
+
 class RunFolder:
     """Paths and contents of a run's folder; nothing is made before it is written.
 
@@ -37,18 +47,19 @@ class RunFolder:
         path: the folder.
     """
 
+    config_file = _Inside("config.yaml")
+    record_file = _Inside("run.json")
+    metrics_file = _Inside("metrics.jsonl")
+    checkpoints = _Inside("checkpoints")
+    model = _Inside("model")
+    adapters = _Inside("adapters")
+    series = _Inside("series")
+    model_files = _Inside("model_files")
+    first_measured = _Inside("measured/first")
+    last_measured = _Inside("measured/last")
+
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        self.config_file = self.path / "config.yaml"
-        self.record_file = self.path / "run.json"
-        self.metrics_file = self.path / "metrics.jsonl"
-        self.checkpoints = self.path / "checkpoints"
-        self.model = self.path / "model"
-        self.adapters = self.path / "adapters"
-        self.series = self.path / "series"
-        self.model_files = self.path / "model_files"
-        self.first_measured = self.path / "measured" / "first"
-        self.last_measured = self.path / "measured" / "last"
 
     @classmethod
     def of_checkpoint(cls, checkpoint: Path) -> RunFolder | None:

@@ -99,9 +99,11 @@ class Point:
 
     def _on(self, metric: str, numbers: Mapping[str, float], scale: Scale) -> float:
         value = numbers.get(metric, math.nan)
+        if scale == "points":
+            return value
         items = self.result.items.get(metric.partition(".")[0])
         share = self.result.more_is_better(metric)
-        if share != (scale == "log-odds") and scale != "points":
+        if share != (scale == "log-odds"):
             raise ValueError(f"scale {scale} of {metric}: expected {'log-odds' if share else 'log'} or points")
         try:
             return float(to_scale(value, scale, items if scale == "log-odds" else None))
