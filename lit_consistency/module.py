@@ -100,7 +100,7 @@ class LitLanguageModel(LightningModule):
         self.step_loss: float | None = None  # of the latest optimizer step, over all ranks
         self._step_loss: Tensor | None = None
         self._grad_norm: Tensor | None = None
-        self._used_rates: dict[str, float] = {}
+        self.used_rates: dict[str, float] = {}  # learning rate of each group in the latest optimizer step
 
     def _config(self, vocab_size: int | None) -> Any:
         return model_config(
@@ -173,7 +173,7 @@ class LitLanguageModel(LightningModule):
         self.method.before_step()
         norm = gradient_norm(optimizer)
         self._grad_norm = torch.zeros((), device=self.device) if norm is None else norm
-        self._used_rates = self._rates()
+        self.used_rates = self._rates()
         # float16: a gradient that overflowed is skipped by the scaler, which then scales less
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         loss = self.trainer.strategy.reduce(self._step_loss, reduce_op="sum")
@@ -206,7 +206,7 @@ class LitLanguageModel(LightningModule):
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             optimizer = trainer.optimizers[0]
             of_optimizer = optimizer.log_values() if isinstance(optimizer, GroupOptimizer) else {}
-            numbers = {"train/loss": loss.item(), **self._used_rates, **of_optimizer, **self.method.log_values()}
+            numbers = {"train/loss": loss.item(), **self.used_rates, **of_optimizer, **self.method.log_values()}
             if self._grad_norm is not None:
                 numbers["train/grad_norm"] = self._grad_norm.item()
             self.log_now(numbers)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from lit_consistency.callbacks.divergence import Divergence
 from lit_consistency.callbacks.interpolation import check_between
+from lit_consistency.callbacks.listeners import tell_listeners
 from lit_consistency.callbacks.summary_table import Measurement, results_table, tasks_table
 from lit_consistency.callbacks.time_budget import TimeBudget
 from lit_consistency.callbacks.weight_change import WeightChange
@@ -252,6 +253,7 @@ class Forgetting(Callback):
             self._base_items = {key: measured.ratios for key, measured in self._measured.items()}
         self.latest, self.measured_at = self._against_base(numbers, self._measured), trainer.global_step
         module.log_now(self.latest)
+        tell_listeners(trainer, module, self.measurements(), self.latest)
         self.budget.spend(time.perf_counter() - began)
         module.log_now(self.budget.numbers())  # by themselves: no other run, and no other rank, has the same
 

@@ -19,10 +19,10 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from lit_consistency.callbacks.forgetting import Forgetting
+from lit_consistency.callbacks.hyperparameters import end_session, hyperparameters, log_hyperparameters
 from lit_consistency.callbacks.run_model import (
     bytes_of,
     find_callback,
@@ -179,7 +179,8 @@ class RunRecord(Callback):
         forgetting = find_callback(trainer, Forgetting)
         if forgetting and trainer.is_global_zero and forgetting.measured_at == trainer.global_step == 0:
             forgetting.write_items(self.folder.first_measured)
-        self._log_hyperparameters(trainer, forgetting.latest if forgetting else {})
+        chosen = hyperparameters(trainer, language_model(pl_module), self.record, self.config_yaml)
+        log_hyperparameters(trainer, chosen, forgetting.latest if forgetting else {})
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -344,18 +345,9 @@ class RunRecord(Callback):
             if trainer.is_global_zero:
                 forgetting.write_items(self.folder.last_measured)
             module.log_now({f"final/{name}": value for name, value in headlines(forgetting.latest).items()})
+        if status == FINISHED:
+            end_session(trainer)
         self._write()  # last: a record that says finished stands for all the rest
-
-    def _log_hyperparameters(self, trainer: Trainer, measured: dict[str, float]) -> None:
-        """The HParams page shows only metrics that the first call names, so the final ones are declared now."""
-        names = headlines(measured)
-        chosen = {key: self.record[key] for key in ("model", "method", "optimizer", "pretraining_optimizer", "seed")}
-        chosen["lr"] = trainer.optimizers[0].param_groups[0]["initial_lr"]  # not that of the warm-up's first step
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(chosen, {f"final/{name}": float("nan") for name in sorted(names)})
-            else:  # what the user has added
-                logger.log_hyperparams(chosen)
 
     def _save_series(self, trainer: Trainer, module: LitLanguageModel, at_end: bool) -> None:
         """Write the model of this step into the series, unless an earlier part of this run has."""

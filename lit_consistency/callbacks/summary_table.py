@@ -74,11 +74,11 @@ def results_table(measurements: Sequence[Measurement], numbers: Mapping[str, flo
             table = _table(title, "task", "metric", "base", "now", change, *(["retained"] if kind == "retain" else []))
             for m in rows:
                 retained = [f"{100 * m.share:.1f}%" if m.share is not None else ""] if kind == "retain" else []
-                table.add_row(m.name, *_cells(m), *retained)
+                table.add_row(m.name, *cells(m), *retained)
                 if m.chance > 0:
                     table.add_row("", "by chance", _value(m.chance), style="dim")
                 if m.beside is not None:
-                    table.add_row("", *_cells(m.beside), style="dim")
+                    table.add_row("", *cells(m.beside), style="dim")
             console.print(table)
     console.print(_distance_line(numbers), highlight=False)
 
@@ -102,8 +102,8 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _cells(m: Measurement) -> list[str]:
-    """Metric, base, now, and the change in the direction of the table."""
+def cells(m: Measurement) -> list[str]:
+    """Metric, base, now, and the change: of what is learned positive is better, of what is retained worse."""
     change = _with_error(_signed(-m.worse if m.kind == "learn" else m.worse), m.worse_stderr)
     return [m.metric, _with_error(_value(m.base), m.base_stderr), _with_error(_value(m.now), m.now_stderr), change]
 

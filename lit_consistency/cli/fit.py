@@ -26,12 +26,13 @@ from lit_consistency.callbacks import (
     Forgetting,
     PredictionWriter,
     Preemption,
-    RunProgress,
     RunRecord,
     StepCheckpoint,
     Throughput,
 )
 from lit_consistency.callbacks.exact_resume import FinishingFitLoop
+from lit_consistency.callbacks.front_picture import FrontPicture
+from lit_consistency.callbacks.progress import bar_or_lines
 from lit_consistency.checkpointing.io import AtomicCheckpointIO
 from lit_consistency.cli.branch import begin_branch, saved_branch
 from lit_consistency.cli.fit_parser import Parser
@@ -138,7 +139,7 @@ class ConsistencyCLI(LightningCLI):
         ]
         if trainer.get("enable_progress_bar") is not False and not trainer.get("barebones"):
             given = any(isinstance(callback, ProgressBar) for callback in kwargs["callbacks"])
-            kwargs["callbacks"] += [] if given else [RunProgress()]
+            kwargs["callbacks"] += [FrontPicture(), *([] if given else [bar_or_lines()])]
         try:
             made = super().instantiate_trainer(**kwargs)
         except TypeError as error:  # so Lightning says of a number of devices that an accelerator does not have
