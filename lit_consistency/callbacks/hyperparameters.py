@@ -31,8 +31,8 @@ def hyperparameters(
     chosen: dict[str, Any] = {key: record.get(key) for key in RECORDED}
     chosen["base"] = chosen["base"] or "none"  # drawn, not loaded
     chosen |= {
-        "lr": groups[0]["initial_lr"],  # not that of the warm-up's first step
-        "weight_decay": max((group.get("weight_decay", 0.0) for group in groups), default=0.0),  # norms have none
+        "lr": float(groups[0]["initial_lr"]),  # not that of the warm-up's first step
+        "weight_decay": max(float(group.get("weight_decay") or 0.0) for group in groups),  # norms have none
         "schedule": type(module.schedule).__name__,
         "rank": getattr(module.method, "options", {}).get("lora_r"),
         "batch": data.global_batch_size,
