@@ -379,7 +379,7 @@ class RunRecord(Callback):
             self._save_model(trainer, module, adapters_dir, at_end=True, overwrite=overwrite, alone=True)
 
     def _save_model(
-        self, trainer: Trainer, module: LitLanguageModel, out_dir: Path, alone: bool = False, **when: bool
+        self, trainer: Trainer, module: LitLanguageModel, out_dir: Path, alone: bool = False, **when: Any
     ) -> None:
         """Write the model, or ``alone`` the adapters without their base; ``at_end`` and ``overwrite`` as these say."""
         of_run = (trainer, module, out_dir, self.record, self.config_yaml)
