@@ -2,7 +2,7 @@
 
 At a measurement that is better than those before, the model is written whole into ``<run>/kept/step-XXXXXXXX``, with
 its items beside it; what it takes the place of goes then. When the run has ended it becomes ``model/``, and the model
-of the last step stands beside it in ``last/``. The rule's state is in the checkpoints, so a resumed run goes on with it.
+of the last step stands beside it in ``last/``. The rule's state is in the checkpoints: a resumed run goes on with it.
 Given up: the time and the room of a model at every improvement.
 """
 

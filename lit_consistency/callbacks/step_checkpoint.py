@@ -42,8 +42,8 @@ class StepCheckpoint(Checkpoint):
             other runs: ``{steps: log, count: 8}`` spaces 8 evenly in the logarithm from step 1 (or ``first: M``) to the
             last; a list of steps, as ``[10, 100, 1000]``; or ``{tokens: [1000000]}``, counted by full batches.
         best: which measured step's model becomes ``model/``, that of the last step standing beside it in ``last/``:
-            ``{most: learn/NAME, while: "forget/*<=0.05"}``, or ``least`` for a loss. ``while`` leaves out steps at which
-            a bound is breached, by the interval of the change. Where no step is better than the base, it is the base.
+            ``{most: learn/NAME, while: "forget/*<=0.05"}``, or ``least`` for a loss. ``while`` leaves out steps at
+            which a bound is breached, by the interval of the change. Where no step is better than the base, it is that.
     """
 
     def __init__(
