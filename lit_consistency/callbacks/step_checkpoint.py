@@ -129,7 +129,9 @@ class StepCheckpoint(Checkpoint):
         due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
         last = self.at_end and trainer.global_step >= language_model(pl_module).total_steps()
         interrupted = getattr(trainer, "interrupted_by", None)
-        if due or last or interrupted:
+        # a run that is stopped in an epoch goes on in it, as from a signal; its end comes behind that of the epoch
+        stopped = self.at_end and trainer.should_stop
+        if due or last or interrupted or stopped:
             follows = trainer.left_out_validation if interrupted else validation_follows(trainer)  # type: ignore[attr-defined]
             self._validation_due = trainer.current_epoch if follows else None
             self.save(trainer, at_end=bool(last))

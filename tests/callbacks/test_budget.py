@@ -168,6 +168,7 @@ class Die(Callback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_the_best_step_within_bounds_is_the_model_also_after_a_break(base: Path, tmp_path: Path) -> None:
     best = '--checkpoint.best={most: learned/new, while: "forget/*<=0.4"}'
     folder, record = run(tmp_path / "straight", base, best)
@@ -184,6 +185,7 @@ def test_the_best_step_within_bounds_is_the_model_also_after_a_break(base: Path,
     assert equal(weights(again.last), weights(folder.last))
 
 
+@pytest.mark.slow
 def test_the_base_is_kept_where_every_step_is_worse(base: Path, tmp_path: Path) -> None:
     folder, record = run(tmp_path, base, '--checkpoint.best={least: learn/new, while: "old<=0.0001"}')
     assert record["kept_model"]["step"] == 0
