@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from lit_consistency.callbacks.exact_resume import make_up_validation, validation_follows
+from lit_consistency.callbacks.kept_model import BestRule, KeptModel
 from lit_consistency.callbacks.run_model import find_callback
 from lit_consistency.callbacks.run_record import RunRecord
 from lit_consistency.checkpointing.io import AtomicCheckpointIO, checkpoints, step_of
@@ -40,6 +41,9 @@ class StepCheckpoint(Checkpoint):
         series: steps whose models are kept as ``<run>/series/step-XXXXXXXX/`` in LitGPT's format, each a base for
             other runs: ``{steps: log, count: 8}`` spaces 8 evenly in the logarithm from step 1 (or ``first: M``) to the
             last; a list of steps, as ``[10, 100, 1000]``; or ``{tokens: [1000000]}``, counted by full batches.
+        best: which measured step's model becomes ``model/``, that of the last step standing beside it in ``last/``:
+            ``{most: learn/NAME, while: "forget/*<=0.05"}``, or ``least`` for a loss. ``while`` leaves out steps at
+            which a bound is breached, by the interval of the change. Where no step is better than the base, it is that.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class StepCheckpoint(Checkpoint):
         keep: int = 2,
         at_end: bool = True,
         series: dict[str, Any] | list[int] | None = None,
+        best: dict[str, Any] | None = None,
     ) -> None:
         if every_n_steps < 0:
             raise ValueError(f"every_n_steps = {every_n_steps}: expected 0 (never) or more")
@@ -59,6 +64,7 @@ class StepCheckpoint(Checkpoint):
         if series is not None:
             check_series(series)
         self.series = series
+        self.best = BestRule(best) if best is not None else None
         self.folder: Path | None = None
         self._begun = False
         self._saved_at = -1
@@ -77,6 +83,11 @@ class StepCheckpoint(Checkpoint):
         data = trainer.datamodule  # type: ignore[attr-defined]
         per_step = data.global_batch_size * data.block_size
         record.series = series_steps(self.series, language_model(pl_module).total_steps(), per_step)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The watched tasks are known by now: see that what is asked for is among them."""
+        if kept := find_callback(trainer, KeptModel):
+            kept.begin(trainer, self.best)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Move later steps aside, then make up for the validation that was due behind the checkpoint."""
@@ -118,7 +129,9 @@ class StepCheckpoint(Checkpoint):
         due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
         last = self.at_end and trainer.global_step >= language_model(pl_module).total_steps()
         interrupted = getattr(trainer, "interrupted_by", None)
-        if due or last or interrupted:
+        # a run that is stopped in an epoch goes on in it, as from a signal; its end comes behind that of the epoch
+        stopped = self.at_end and trainer.should_stop
+        if due or last or interrupted or stopped:
             follows = trainer.left_out_validation if interrupted else validation_follows(trainer)  # type: ignore[attr-defined]
             self._validation_due = trainer.current_epoch if follows else None
             self.save(trainer, at_end=bool(last))

@@ -24,6 +24,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lit_consistency.callbacks import (
     ExactResume,
     Forgetting,
+    KeptModel,
     PredictionWriter,
     Preemption,
     RunProgress,
@@ -135,6 +136,7 @@ class ConsistencyCLI(LightningCLI):
             ExactResume(section["allow_changes"] or (self.begins_branch and bool((self.branch or {})["anew"]))),
             Preemption(),
             PredictionWriter(record),
+            KeptModel(),
         ]
         if trainer.get("enable_progress_bar") is not False and not trainer.get("barebones"):
             given = any(isinstance(callback, ProgressBar) for callback in kwargs["callbacks"])
@@ -160,8 +162,8 @@ class ConsistencyCLI(LightningCLI):
     def execute(self) -> None:
         """Run the chosen subcommand, unless it is a fit that has been run to its end."""
         record, section = self._get(self.config_init, "run"), self.config[str(self.subcommand)]
-        if self.subcommand == "fit" and self.asked_for == "auto" and has_finished(record.folder, section["trainer"]):
-            rank_zero_info(f"{record.directory}: the run has finished, there is nothing left to train")
+        if self.subcommand == "fit" and self.asked_for == "auto" and (done := has_finished(record.folder, section)):
+            rank_zero_info(f"{record.directory}: {done}")
             return
         if self.subcommand != "fit" or self.trainer.global_rank != 0:
             super()._run_subcommand(str(self.subcommand))
