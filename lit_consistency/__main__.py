@@ -54,11 +54,22 @@ def main(args: Sequence[str] | None = None) -> None:
 
         print(__version__)
     elif command in FILES:
+        if any(word.partition("=")[0] in ("--config", "-c") for word in args):
+            _check_configurations(args)
         run = import_module(f"lit_consistency.cli.{FILES[command]}").main
         run(args if command in TRAINING else args[1:])
     else:
         print(f"error: command {command!r}: expected one of {', '.join(FILES)}; see --help", file=sys.stderr)
         sys.exit(2)
+
+
+def _check_configurations(args: Sequence[str]) -> None:
+    from lit_consistency.cli.mistakes import check_configurations, refuse
+
+    try:
+        check_configurations(args)
+    except ValueError as error:
+        refuse(error)
 
 
 if __name__ == "__main__":

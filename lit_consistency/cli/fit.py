@@ -19,7 +19,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lit_consistency.callbacks import (
     ExactResume,
@@ -35,6 +35,7 @@ from lit_consistency.callbacks.exact_resume import FinishingFitLoop
 from lit_consistency.checkpointing.io import AtomicCheckpointIO
 from lit_consistency.cli.branch import begin_branch, saved_branch
 from lit_consistency.cli.fit_parser import Parser
+from lit_consistency.cli.mistakes import check_environment, overridden, variables
 from lit_consistency.cli.parser import reason
 from lit_consistency.cli.resume import check_changes, find_checkpoint, has_finished
 from lit_consistency.cli.trainer_options import check_trainer, sharded_options
@@ -92,6 +93,14 @@ class ConsistencyCLI(LightningCLI):
             "alone, times the factor at the branch point, so Linear falls from there to 0. "
             "With --ckpt_path auto a branch is resumed.",
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse; a variable of the environment that no option has, or that has no effect, is told."""
+        words = list(map(str, args)) if isinstance(args, list) else sys.argv[1:]
+        check_environment(variables(parser._subcommands_action._name_parser_map))  # type: ignore[union-attr]
+        for line in overridden(words, words[0] if words else ""):
+            rank_zero_warn(line)
+        super().parse_arguments(parser, args)
 
     def _parse_ckpt_path(self) -> None:
         """Refuse a difference; Lightning would let the checkpoint win over the command line."""

@@ -1,0 +1,129 @@
+"""Mistakes in a call that would change what is done without a word: named, before any work."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lit_consistency.__main__ import main
+from lit_consistency.cli.fit import build
+from lit_consistency.cli.mistakes import check_configurations, check_environment, overridden
+from lit_consistency.cli.resume import find_checkpoint
+from lit_consistency.records.run_folder import FINISHED, RunFolder
+from lit_consistency.records.strict_yaml import read_strict_yaml
+from lit_consistency.tasks.yaml_file import load_tasks
+from tests.runs import ROOT, SCRATCH, arguments, fit
+
+METHODS = ROOT / "configs" / "methods"
+KNOWN = ["LIT_CONSISTENCY_FIT__TRAINER__MAX_STEPS", "LIT_CONSISTENCY_FIT__MODEL__OPTIMIZER"]
+
+
+def test_a_key_that_stands_twice_is_named_with_its_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    twice = tmp_path / "twice.yaml"
+    twice.write_text("trainer:\n  max_steps: 3\n  devices: 1\n  max_steps: 4\n")
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", f"--config={twice}"])
+    assert stop.value.code == 2
+    assert f"{twice}: max_steps stands twice, in lines 2 and 4" in capsys.readouterr().err
+    task = tmp_path / "task.yaml"
+    task.write_text("kind: text\nkind: choice\n")
+    with pytest.raises(ValueError, match="kind stands twice, in lines 1 and 2"):
+        load_tasks(str(task))
+
+
+def test_every_configuration_of_the_package_has_its_keys_once(tmp_path: Path) -> None:
+    """Anchors and merge keys are no repetition."""
+    for file in (ROOT / "configs").rglob("*.yaml"):
+        read_strict_yaml(file)
+    merged = tmp_path / "merged.yaml"
+    merged.write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\n")
+    assert read_strict_yaml(merged)["b"] == {"x": 3, "y": 2}
+
+
+def test_two_methods_in_one_call_are_refused_by_both_files() -> None:
+    lora, pull = METHODS / "lora.yaml", METHODS / "l2.yaml"
+    with pytest.raises(ValueError, match=r"lora\.yaml chooses .*LoRA, and .*l2\.yaml .*Pull"):
+        check_configurations(["fit", "--config", str(lora), f"--config={pull}"])
+    check_configurations(["fit", "--config", str(lora), "--config", str(METHODS / "rslora.yaml")])  # one class
+
+
+def test_a_variable_that_no_option_has_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match="MAX_STEP is no option: did you mean LIT_CONSISTENCY_FIT__TRAINER__MAX_STEPS"):
+        check_environment(KNOWN, {"LIT_CONSISTENCY_FIT__TRAINER__MAX_STEP": "3"})
+    allowed = {"LIT_CONSISTENCY_FIT__MODEL__OPTIMIZER__INIT_ARGS__LR": "1", "LIT_CONSISTENCY_TRACEBACK": "1", "X": "1"}
+    check_environment(KNOWN, {**allowed, KNOWN[0]: "3"})
+
+
+def test_a_variable_that_a_configuration_overrides_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("trainer:\n  max_steps: 3\n")
+    args = ["fit", f"--config={file}"]
+    (line,) = overridden(args, "fit", {KNOWN[0]: "7"})
+    assert f"{KNOWN[0]}=7 has no effect: {file} says trainer.max_steps = 3" in line
+    assert not overridden(args, "fit", {KNOWN[0]: "3"})
+    assert not overridden(["fit"], "fit", {KNOWN[0]: "7"})
+
+
+def test_the_environment_is_looked_at_by_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIT_CONSISTENCY_FIT__TRAINER__MAX_STEPZ", "7")
+    with pytest.raises(ValueError, match="LIT_CONSISTENCY_FIT__TRAINER__MAX_STEPZ is no option: did you mean"):
+        build(arguments(tmp_path, *SCRATCH))
+
+
+def test_a_rate_of_zero_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"lr = 0: nothing would be learned"):
+        build(arguments(tmp_path, *SCRATCH, "--model.optimizer.init_args.lr=0"))
+
+
+def test_auto_never_begins_a_finished_run_again(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.write_record({"status": FINISHED})
+    folder.write_config("trainer: {max_steps: 4}\n")
+    section = {"ckpt_path": "auto", "run": {"name": "run", "root": str(tmp_path)}}
+    with pytest.raises(ValueError, match="holds a run that has finished by another configuration, and no checkpoint"):
+        find_checkpoint(section)
+    folder.write_record({"status": "failed"})
+    assert find_checkpoint(section) is None
+
+
+def test_a_checkpoint_is_saved_when_its_minutes_are_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 10_000, 40))  # seconds; a step asks once, and a saved one again
+    monkeypatch.setattr("lit_consistency.callbacks.step_checkpoint.time.monotonic", lambda: float(next(clock)))
+    fit(tmp_path, "--checkpoint.every_n_minutes=1", "--checkpoint.at_end=false", "--checkpoint.keep=9")
+    monkeypatch.undo()
+    steps = sorted(path.name for path in RunFolder(tmp_path / "run").checkpoints.glob("*.ckpt"))
+    assert steps
+    assert len(steps) < 4
+
+
+def test_rows_with_roles_that_are_thrown_away_and_empty_rows_are_told(tmp_path: Path) -> None:
+    """The shipped base has no chat template: one is put beside a copy of its tokenizer."""
+    base = tmp_path / "base"
+    shutil.copytree(ROOT / "checkpoints" / "lit_consistency" / "biographies-adamw", base)
+    settings = base / "tokenizer_config.json"
+    known = json.loads(settings.read_text()) if settings.exists() else {}
+    settings.write_text(json.dumps({**known, "chat_template": "{% for m in messages %}{{ m.content }}{% endfor %}"}))
+    rows = tmp_path / "rows.jsonl"
+    turns = [{"role": "user", "content": "who ?"}, {"role": "assistant", "content": "you ."}]
+    rows.write_text(json.dumps({"messages": turns}) + "\n")
+    args = [
+        "fit",
+        f"--config={ROOT}/configs/optimizers/adamw.yaml",
+        f"--config={ROOT}/configs/data/sft_rows.yaml",
+        f"--model.checkpoint_dir={base}",
+        f"--data.init_args.rows.init_args.path={rows}",
+        "--data.init_args.validation_share=0",
+        "--data.init_args.block_size=32",
+        f"--data.init_args.cache_dir={tmp_path / 'cache'}",
+        f"--run.root={tmp_path}",
+    ]
+    data = build(args).datamodule
+    data.tokenizer_dir = base
+    with pytest.warns(UserWarning) as told:
+        data.setup("fit")
+    texts = [str(warning.message) for warning in told]
+    assert any(f"{rows}:1 has turns with roles" in text and "chat_template" in text for text in texts), texts
+    assert any("global_batch_size = 16: an epoch has 1 rows" in text for text in texts), texts
