@@ -122,7 +122,7 @@ def test_rows_with_roles_that_are_thrown_away_and_empty_rows_are_told(tmp_path: 
     ]
     data = build(args).datamodule
     data.tokenizer_dir = base
-    with pytest.warns(UserWarning) as told:
+    with pytest.warns(UserWarning, match="has turns with roles") as told:
         data.setup("fit")
     texts = [str(warning.message) for warning in told]
     assert any(f"{rows}:1 has turns with roles" in text and "chat_template" in text for text in texts), texts
