@@ -153,7 +153,9 @@ class ConsistencyCLI(LightningCLI):
         except TypeError as error:  # so Lightning says of a number of devices that an accelerator does not have
             if "`devices`" not in str(error):
                 raise
-            raise ValueError(f"trainer.devices = {trainer.get('devices')}: {error}") from None
+            raise ValueError(
+                f"trainer.devices = {trainer.get('devices')}: expected a number of devices, at least 1, or auto ({error})"
+            ) from None
         FinishingFitLoop.replace(made)
         return made
 

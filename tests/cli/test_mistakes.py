@@ -11,7 +11,10 @@ import pytest
 from lit_consistency.__main__ import main
 from lit_consistency.cli.fit import build
 from lit_consistency.cli.mistakes import check_configurations, check_environment, overridden
+from lit_consistency.cli.parser import plain_types
 from lit_consistency.cli.resume import find_checkpoint
+from lit_consistency.cli.suggestions import CLASSES, EQUIVALENTS, class_options, suggestion
+from lit_consistency.records.model_folder import check_checkpoint_dir
 from lit_consistency.records.run_folder import FINISHED, RunFolder
 from lit_consistency.records.strict_yaml import read_strict_yaml
 from lit_consistency.tasks.yaml_file import load_tasks
@@ -127,3 +130,68 @@ def test_rows_with_roles_that_are_thrown_away_and_empty_rows_are_told(tmp_path: 
     texts = [str(warning.message) for warning in told]
     assert any(f"{rows}:1 has turns with roles" in text and "chat_template" in text for text in texts), texts
     assert any("global_batch_size = 16: an epoch has 1 rows" in text for text in texts), texts
+
+
+# -------------------- errors in one line, with what was probably meant
+
+MEANT = {
+    "Unrecognized arguments: --lr 0.1": "did you mean --model.optimizer.init_args.lr?",
+    "Unrecognized arguments: --learning_rate 3": "did you mean --model.optimizer.init_args.lr?",
+    "Unrecognized arguments: --lora_r 3": "did you mean --model.method.init_args.r?",
+    "Unrecognized arguments: --blok_size 3": "did you mean --data.init_args.block_size?",
+    "model.optimizer: Key 'lrr' is not expected": "did you mean lr",
+    "data.init_args.rows: Key 'path' is not expected": "path is an option of RowFiles: --data.init_args.rows",
+    "model.method: Expected a dot import path string: lora": "as --model.method lit_consistency.methods.LoRA",
+    "model.optimizer: Expected a dot import path string: adamw": "as --model.optimizer lit_consistency.optimizers.AdamW",
+}
+
+
+@pytest.mark.parametrize("message", MEANT)
+def test_what_was_probably_meant_is_said(message: str) -> None:
+    assert str(suggestion(message)).startswith(MEANT[message]) or MEANT[message] in str(suggestion(message))
+
+
+def test_no_nonsense_is_suggested() -> None:
+    assert suggestion("Unrecognized arguments: --qqqq 1") is None
+    assert suggestion("trainer.max_steps: abc: expected a whole number") is None
+
+
+def test_every_equivalent_and_class_is_one_of_ours() -> None:
+    own = {key for keys in class_options().values() for key in keys} | set(CLASSES)
+    parser = build(["fit", *arguments(Path("unused"), *SCRATCH)[1:]]).parser
+    fit_parser = parser._subcommands_action._name_parser_map["fit"]
+    own |= {action.dest for action in fit_parser._actions} | {"data.init_args.rows.init_args.path"}
+    assert not [key for key in EQUIVALENTS.values() if key not in own]
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("a.b: Expected a <class 'int'>. Got value: x", "a.b: x: expected a whole number"),
+        ("a: Expected a <class 'tuple'>. Got value: 0.9", "a: 0.9: expected [A, B]"),
+        (
+            "a: Expected a <class 'NoneType'>; or Expected a <class 'int'>; or Cannot take a Union of no types.. "
+            "Got value: y",
+            "a: y: expected a whole number or one of the words in --help or null",
+        ),
+        ("a: 3 is too many; expected 2", "a: 3 is too many; expected 2"),
+        ("a: Expected a <class 'int'>; or no such file. Got value: x", None),
+    ],
+)
+def test_types_are_said_in_words(said: str, shown: str | None) -> None:
+    assert plain_types(said) == (said if shown is None else shown)
+
+
+def test_options_of_a_method_that_is_not_chosen_are_told_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        build(arguments(tmp_path, *SCRATCH, "--model.method.init_args.r=4"))
+    said = capsys.readouterr().err
+    assert "model.method.init_args.r = 4: no method is chosen of which it is an option: expected --model.method" in said
+    assert "NestedArg" not in said
+
+
+def test_the_folder_of_a_run_names_its_model(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=f"it is the folder of a run: expected {tmp_path}/model"):
+        check_checkpoint_dir(tmp_path)
