@@ -154,7 +154,7 @@ class ConsistencyCLI(LightningCLI):
             if "`devices`" not in str(error):
                 raise
             raise ValueError(
-                f"trainer.devices = {trainer.get('devices')}: expected a number of devices, at least 1, or auto ({error})"
+                f"trainer.devices = {trainer.get('devices')}: expected a number above 0, or auto ({error})"
             ) from None
         FinishingFitLoop.replace(made)
         return made

@@ -142,7 +142,7 @@ MEANT = {
     "model.optimizer: Key 'lrr' is not expected": "did you mean lr",
     "data.init_args.rows: Key 'path' is not expected": "path is an option of RowFiles: --data.init_args.rows",
     "model.method: Expected a dot import path string: lora": "as --model.method lit_consistency.methods.LoRA",
-    "model.optimizer: Expected a dot import path string: adamw": "as --model.optimizer lit_consistency.optimizers.AdamW",
+    "model.optimizer: Expected a dot import path string: adamw": "lit_consistency.optimizers.AdamW",
 }
 
 
