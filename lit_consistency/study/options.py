@@ -222,7 +222,7 @@ def _check_replicates(replicates: Replicates) -> None:
 
 def _check_stage(key: str, stage: Stage, earlier: list[str]) -> None:
     for file in stage.config:
-        if not Path(file).is_file():
+        if not shipped(file).is_file():
             raise FileNotFoundError(f"{key}.config: {file}: no such file")
     at_least(f"{key}.threads", stage.threads, 1)
     at_least(f"{key}.devices", stage.devices, 0)
