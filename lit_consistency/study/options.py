@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from lit_consistency.records.shipped import shipped
+
 Scale = Literal["points", "log-odds", "log"]
 METRIC = "metric"
 """In the place of an axis of a claim's columns: two numbers of the same cells."""
