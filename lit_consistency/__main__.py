@@ -55,7 +55,7 @@ def main(args: Sequence[str] | None = None) -> None:
         print(__version__)
     elif command in FILES:
         if any(word.partition("=")[0] in ("--config", "-c") for word in args):
-            _check_configurations(args)
+            args = _checked_configurations(args)
         run = import_module(f"lit_consistency.cli.{FILES[command]}").main
         run(args if command in TRAINING else args[1:])
     else:
@@ -63,13 +63,16 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(2)
 
 
-def _check_configurations(args: Sequence[str]) -> None:
-    from lit_consistency.cli.mistakes import check_configurations, refuse
+def _checked_configurations(args: list[str]) -> list[str]:
+    """The words of a call whose configurations say one thing each; those that the package brings are found anywhere."""
+    from lit_consistency.cli.mistakes import check_configurations, found_configurations, refuse
 
+    args = found_configurations(args)
     try:
         check_configurations(args)
     except ValueError as error:
         refuse(error)
+    return args
 
 
 if __name__ == "__main__":

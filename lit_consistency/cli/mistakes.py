@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from lit_consistency.records.shipped import shipped
 from lit_consistency.records.strict_yaml import read_strict_yaml
 
 PREFIX = "LIT_CONSISTENCY_"
@@ -44,6 +45,18 @@ def check_configurations(args: Sequence[str]) -> None:
                 f"model.method: {before[1]} chooses {before[0]}, and {path} {name}, which would take its place; a run "
                 "has one method: expected one of the two files"
             )
+
+
+def found_configurations(args: Sequence[str]) -> list[str]:
+    """The words of a call, with the full path of every configuration that stands in the package and not here."""
+    found = list(args)
+    for i, word in enumerate(found):
+        option, equals, value = word.partition("=")
+        if option in ("--config", "-c") and equals:
+            found[i] = f"{option}={shipped(value)}" if "/" in value else word
+        elif option in ("--config", "-c") and i + 1 < len(found):
+            found[i + 1] = str(shipped(found[i + 1])) if "/" in found[i + 1] else found[i + 1]
+    return found
 
 
 def named_configurations(args: Sequence[str]) -> Iterator[Path]:

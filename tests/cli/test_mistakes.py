@@ -10,12 +10,14 @@ import pytest
 
 from lit_consistency.__main__ import main
 from lit_consistency.cli.fit import build
-from lit_consistency.cli.mistakes import check_configurations, check_environment, overridden
+from lit_consistency.cli.mistakes import check_configurations, check_environment, found_configurations, overridden
 from lit_consistency.cli.parser import plain_types
 from lit_consistency.cli.resume import find_checkpoint
 from lit_consistency.cli.suggestions import CLASSES, EQUIVALENTS, class_options, suggestion
+from lit_consistency.methods.base_folder import base_folder
 from lit_consistency.records.model_folder import check_checkpoint_dir
 from lit_consistency.records.run_folder import FINISHED, RunFolder
+from lit_consistency.records.shipped import shipped
 from lit_consistency.records.strict_yaml import read_strict_yaml
 from lit_consistency.tasks.yaml_file import load_tasks
 from tests.runs import ROOT, SCRATCH, arguments, fit
@@ -130,6 +132,41 @@ def test_rows_with_roles_that_are_thrown_away_and_empty_rows_are_told(tmp_path: 
     texts = [str(warning.message) for warning in told]
     assert any(f"{rows}:1 has turns with roles" in text and "chat_template" in text for text in texts), texts
     assert any("global_batch_size = 16: an epoch has 1 rows" in text for text in texts), texts
+
+
+# -------------------- outside of the clone
+
+
+def test_what_the_package_brings_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    quickstart, base = "configs/quickstart.yaml", "checkpoints/lit_consistency/biographies-adamw"
+    assert shipped(quickstart) == ROOT / quickstart
+    assert base_folder(Path(base)) == ROOT / base
+    assert found_configurations(["fit", "--config", quickstart, f"--config={quickstart}", "--config", "own.yaml"]) == [
+        "fit",
+        "--config",
+        str(ROOT / quickstart),
+        f"--config={ROOT / quickstart}",
+        "--config",
+        "own.yaml",
+    ]
+    assert load_tasks("biographies/old_people")[0].name == "biographies_old_people"
+    # what stands beside the user goes first
+    (tmp_path / "configs").mkdir()
+    (tmp_path / quickstart).write_text("seed_everything: 1\n")
+    assert shipped(quickstart) == Path(quickstart)
+    assert shipped("configs/none.yaml") == Path("configs/none.yaml")
+    assert shipped("elsewhere/quickstart.yaml") == Path("elsewhere/quickstart.yaml")
+
+
+def test_a_wheel_brings_every_configuration_and_both_bases() -> None:
+    """Of the names that pyproject.toml gives; `.ci/run` builds one and runs it in an empty folder."""
+    tomllib = pytest.importorskip("tomllib", reason="part of Python from 3.11 on")
+    mapped = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["data-files"]
+    brought = {file for patterns in mapped.values() for pattern in patterns for file in ROOT.glob(pattern)}
+    assert brought >= {*(ROOT / "configs").rglob("*.yaml")}
+    assert brought >= {file for file in (ROOT / "checkpoints/lit_consistency").rglob("*") if file.is_file()}
+    assert all(target == f"share/lit_consistency/{Path(patterns[0]).parent}" for target, patterns in mapped.items())
 
 
 # -------------------- errors in one line, with what was probably meant

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lit_consistency.records.shipped import shipped
+
 OWNED = (
     "seed_everything",
     "ckpt_path",

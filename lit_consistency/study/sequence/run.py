@@ -24,6 +24,7 @@ from lit_consistency.records.fingerprints import fingerprint_of
 from lit_consistency.records.model_folder import model_fingerprint
 from lit_consistency.records.results import Result, read_result
 from lit_consistency.records.run_folder import RunFolder
+from lit_consistency.records.shipped import shipped
 from lit_consistency.study.execute.local import run_command
 from lit_consistency.study.report.heat_map import draw_heat_map
 from lit_consistency.study.sequence.matrix import FILE, Matrix, as_json, print_matrix, transfer
