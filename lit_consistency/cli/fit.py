@@ -236,9 +236,27 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*(LeafSpec|does not have many workers).*")
 
 
-def build(args: ArgsType) -> ConsistencyCLI:
+class _Made(Exception):
+    """Carries the parser out of a constructor that would parse with it."""
+
+
+class _ParserOnly(ConsistencyCLI):
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        raise _Made(parser)
+
+
+def parsers() -> dict[str, LightningArgumentParser]:
+    """Command -> its parser, for who lists options."""
+    try:
+        build([], _ParserOnly)
+    except _Made as made:
+        return dict(made.args[0]._subcommands_action._name_parser_map)
+    raise AssertionError("the command line has parsed nothing")
+
+
+def build(args: ArgsType, cli: type[ConsistencyCLI] = ConsistencyCLI) -> ConsistencyCLI:
     """Parse and instantiate without running."""
-    return ConsistencyCLI(
+    return cli(
         LitLanguageModel,
         TokenData,
         subclass_mode_data=True,

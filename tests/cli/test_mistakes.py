@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from lit_consistency.__main__ import main
-from lit_consistency.cli.fit import build
+from lit_consistency.cli.completion import script
+from lit_consistency.cli.fit import build, parsers
 from lit_consistency.cli.mistakes import check_configurations, check_environment, found_configurations, overridden
 from lit_consistency.cli.parser import plain_types
 from lit_consistency.cli.resume import find_checkpoint
@@ -195,9 +197,7 @@ def test_no_nonsense_is_suggested() -> None:
 
 def test_every_equivalent_and_class_is_one_of_ours() -> None:
     own = {key for keys in class_options().values() for key in keys} | set(CLASSES)
-    parser = build(["fit", *arguments(Path("unused"), *SCRATCH)[1:]]).parser
-    fit_parser = parser._subcommands_action._name_parser_map["fit"]
-    own |= {action.dest for action in fit_parser._actions} | {"data.init_args.rows.init_args.path"}
+    own |= {action.dest for action in parsers()["fit"]._actions}
     assert not [key for key in EQUIVALENTS.values() if key not in own]
 
 
@@ -232,3 +232,22 @@ def test_the_folder_of_a_run_names_its_model(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(FileNotFoundError, match=f"it is the folder of a run: expected {tmp_path}/model"):
         check_checkpoint_dir(tmp_path)
+
+
+def test_a_shell_completes_commands_and_options_by_a_script(tmp_path: Path) -> None:
+    """The script is run by bash, with the words that somebody has typed so far."""
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("needs bash")
+    (tmp_path / "complete").write_text(script())
+
+    def completed(*typed: str) -> list[str]:
+        words = " ".join(f"'{word}'" for word in typed)
+        asked = f"source {tmp_path}/complete; COMP_WORDS=({words}); COMP_CWORD={len(typed) - 1}; _lit_consistency"
+        command = [bash, "-c", f'{asked}; echo "${{COMPREPLY[@]}}"']
+        return subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout.split()
+
+    assert completed("lit-consistency", "ev") == ["evaluate"]
+    assert "--model.optimizer.init_args.lr" in completed("lit-consistency", "fit", "--model.optimizer")
+    assert completed("lit-consistency", "evaluate", "--bat") == ["--batch_tokens"]
+    assert completed("lit-consistency", "fit", "comp") == ["complete"]  # a file
