@@ -92,9 +92,10 @@ def check_environment(known: Sequence[str], given: Mapping[str, str] = os.enviro
     Raises:
         ValueError: one is not; names it and the nearest.
     """
+    # a class has options that no parser lists; of other groups all are listed
+    classes = [key for key in known if not any(other.startswith(f"{key}__") for other in known)]
     for name in given:
-        # a class may have options that no parser lists, below a key that is known
-        below = any(name.startswith(f"{key}__") for key in known)
+        below = any(name.startswith(f"{key}__") for key in classes)
         if not name.startswith(PREFIX) or name in (*known, *OTHERS) or below:
             continue
         near = get_close_matches(name, known, n=2, cutoff=0.7)

@@ -25,7 +25,8 @@ from lit_consistency.tasks.yaml_file import load_tasks
 from tests.runs import ROOT, SCRATCH, arguments, fit
 
 METHODS = ROOT / "configs" / "methods"
-KNOWN = ["LIT_CONSISTENCY_FIT__TRAINER__MAX_STEPS", "LIT_CONSISTENCY_FIT__MODEL__OPTIMIZER"]
+TRAINER = "LIT_CONSISTENCY_FIT__TRAINER"
+KNOWN = [f"{TRAINER}__MAX_STEPS", "LIT_CONSISTENCY_FIT__MODEL__OPTIMIZER", TRAINER]
 
 
 def test_a_key_that_stands_twice_is_named_with_its_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,8 +123,9 @@ def test_rows_with_roles_that_are_thrown_away_and_empty_rows_are_told(tmp_path: 
         f"--config={ROOT}/configs/data/sft_rows.yaml",
         f"--model.checkpoint_dir={base}",
         f"--data.init_args.rows.init_args.path={rows}",
-        "--data.init_args.validation_share=0",
+        "--data.init_args.validation_share=null",
         "--data.init_args.block_size=32",
+        "--trainer.max_steps=1",
         f"--data.init_args.cache_dir={tmp_path / 'cache'}",
         f"--run.root={tmp_path}",
     ]
