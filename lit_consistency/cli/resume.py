@@ -111,6 +111,11 @@ def _newest(folder: RunFolder) -> Path | None:
     path, skipped = newest_valid(folder.checkpoints)
     for reason in skipped:
         rank_zero_warn(f"skipped a checkpoint: {reason}")
+    if path is None and folder.is_finished:
+        raise ValueError(
+            f"ckpt_path = 'auto': {folder.path} holds a run that has finished by another configuration, and no "
+            "checkpoint from which it could go on; expected another run.name, or its model as model.checkpoint_dir"
+        )
     rank_zero_info(f"resuming from {path}" if path else "no checkpoint to continue from: starting from the beginning")
     return path
 
