@@ -2,7 +2,7 @@
 
 The HParams page takes the metrics of all runs from the first "experiment" that any of them declares, as Lightning's
 logger and torch's ``add_hparams`` do in each. Where none declares one, the page gathers the hyperparameters and the
-scalars of all runs (tensorboard 2.21, plugins/hparams/backend_context.py, ``experiment_from_metadata``). So a run says
+scalars of all runs (tensorboard 2.21, ``plugins.hparams.backend_context``, ``experiment_from_metadata``). So a run says
 here only that it is a session, with its hyperparameters, and at the end that it has succeeded.
 """
 
