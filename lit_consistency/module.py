@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -149,6 +150,19 @@ class LitLanguageModel(LightningModule):
         if self.anchor is not None and stage == "fit":
             assert self.checkpoint_dir is not None
             read_anchor(self.anchor, self.checkpoint_dir, self.trainer)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Which texts the anchor reads; other hardware may have drawn others."""
+        if self.anchor is not None:
+            checkpoint["anchor"] = self.anchor.fingerprint()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say where they are others than before."""
+        saved, now = checkpoint.get("anchor"), self.anchor.fingerprint() if self.anchor is not None else None
+        if saved and now and saved != now:
+            rank_zero_warn(
+                f"model.anchor: the texts of the base are others than the checkpoint's: {saved} against {now}"
+            )
 
     # -------------------- model
 

@@ -161,6 +161,10 @@ class KLAnchor:
         """Whether the base's own samples have been taken."""
         return self._own is not None
 
+    def fingerprint(self) -> str | None:
+        """SHA-256 of the tokens of the base's own samples; None where it reads none."""
+        return self._own.texts.meta["sha256"]["tokens.bin"] if self._own is not None else None
+
     # -------------------- before the first step
 
     def check_data(self, data: Any) -> None:
