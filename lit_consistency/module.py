@@ -244,7 +244,7 @@ class LitLanguageModel(LightningModule):
         self._step_loss = loss
         self.step_loss = loss.item()
         if self._step_divergence is not None:
-            self._step_divergence = self.trainer.strategy.reduce(self._step_divergence, reduce_op="sum")  # type: ignore[assignment]
+            self._step_divergence = self.trainer.strategy.reduce(self._step_divergence, reduce_op="sum")
         if not (math.isfinite(self.step_loss) and (scaled or math.isfinite(self._grad_norm.item()))):
             raise NonFiniteError(
                 f"step {self.trainer.global_step}: loss {self.step_loss}, gradient norm {self._grad_norm.item()}: not "

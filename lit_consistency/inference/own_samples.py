@@ -192,9 +192,12 @@ def _ask(
     """Write the texts again, and beside them what the base predicts, position after position, text after text."""
     assert texts.supervised is not None
     model = load_model(base, str(device), precision).model
-    k = min(k, int(model.config.padded_vocab_size or 0) - 1)
-    shapes = {"ids": (np.int32, (_n_positions(texts), k)), "log_probs": (np.float32, (_n_positions(texts), k))}
-    shapes["log_rest"] = (np.float32, (_n_positions(texts),))
+    n, k = _n_positions(texts), min(k, int(model.config.padded_vocab_size or 0) - 1)
+    kinds: dict[str, tuple[Any, tuple[int, ...]]] = {
+        "ids": (np.int32, (n, k)),
+        "log_probs": (np.float32, (n, k)),
+        "log_rest": (np.float32, (n,)),
+    }
     with ShardWriter(folder, int(texts.tokens.max()) + 1, masked=True) as writer:
         rows = []
         for start, end in zip(texts.offsets, texts.offsets[1:], strict=False):
@@ -203,7 +206,7 @@ def _ask(
             rows.append(shift(texts.tokens[start:end].astype(np.int64), texts.supervised[start:end].copy()))
         tables = {
             name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
-            for name, (dtype, shape) in shapes.items()
+            for name, (dtype, shape) in kinds.items()
         }
         first_of = texts.offsets[:-1] - np.arange(len(rows))
         for batch in plan_batches([len(tokens) for tokens, _ in rows], batch_tokens):
