@@ -9,19 +9,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from lit_consistency.cli.fit import build
-from lit_consistency.data import OwnSamples
+from lit_consistency.data import OwnSamples, PretrainData
 from lit_consistency.data.tokens.token_files import Shard
-from lit_consistency.distributed.dtensors import KeptShards
+from lit_consistency.distributed.dtensors import KeptShards, full_tensor
+from lit_consistency.distributed.fsdp import shard
 from lit_consistency.methods import Full, KLAnchor, LoRA
 from lit_consistency.methods.anchor import AnchorTexts, Place, TopK, divergence, top_k
+from lit_consistency.model import token_nll
+from lit_consistency.module import LitLanguageModel
 from tests.cli.test_resume import Stop, lines
 from tests.methods.small import small_model
 from tests.reference.anchor import coarse_kl
-from tests.runs import arguments, equal, finish, fit, largest_difference, start, weights
+from tests.runs import ROOT, arguments, equal, finish, fit, largest_difference, start, weights
 
+BASE = ROOT / "checkpoints" / "lit_consistency" / "biographies-adamw"
 LENGTHS = (9, 2, 5, 13, 4)
 
 
@@ -188,6 +193,28 @@ def test_loras_base_is_the_model_without_adapters() -> None:
     assert found > 0
 
 
+@pytest.mark.parametrize("on", ["own", "replayed"])
+def test_one_process_with_shards_equals_one_without(on: Any, tmp_path: Path) -> None:
+    """FSDP2 with a second forward before the backward, and one that reads nothing and is made all the same."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    whole, places = batch(), [Place(0, 0, 2), Place(0, 1, 2)]  # of one text the second of two parts has none
+    gradients = []
+    for mesh in (None, dist.init_device_mesh("cpu", (1,), mesh_dim_names=("shard",))):
+        base, model = small_model(Full(), dtype=torch.float64), moved(Full())
+        anchor = KLAnchor(on=on, k=5, texts_per_step=1)
+        anchor.read(own_texts(base, 5), seed=0)
+        for one in (base, model) if mesh is not None else ():
+            shard(one, mesh, "64-true")
+        anchor.begin(base, None)
+        for micro, place in zip((part(whole, slice(0, 2)), part(whole, slice(2, 3))), places, strict=True):
+            logits = model(micro["tokens"], positions=micro["positions"], documents=micro["documents"])
+            nll = token_nll(logits, micro["targets"]).sum() / whole["supervised"]
+            (nll + anchor.divergence(model, micro, logits, place)).backward()
+        gradients.append([full_tensor(p.grad) for p in model.parameters() if p.grad is not None])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
 # -------------------- runs
 
 OWN = '{"class_path": "lit_consistency.data.OwnSamples", "init_args": {"n_texts": 8, "max_tokens": 12}}'
@@ -208,17 +235,24 @@ def logged(root: Path, tag: str) -> list[float]:
     return [line[tag] for line in found if tag in line]
 
 
-def test_a_run_is_anchored_and_with_strength_zero_it_is_the_run_without(base: Path, tmp_path: Path) -> None:
-    none = fit(tmp_path / "none", base=base, data="SFTData")
-    off = fit(tmp_path / "off", *ANCHOR, "--model.anchor.init_args.strength=0", base=base, data="SFTData")
-    assert equal(*(cli.model.gpt.state_dict() for cli in (none, off)))
-    assert not logged(tmp_path / "off", "train/anchor")
-    fit(tmp_path / "on", *ANCHOR, base=base, data="SFTData")
-    losses, anchors = (logged(tmp_path / "on", f"train/{tag}") for tag in ("loss", "anchor"))
-    assert losses[0] == logged(tmp_path / "none", "train/loss")[0]  # the data's alone
-    assert losses[-1] != logged(tmp_path / "none", "train/loss")[-1]
+def test_a_run_is_anchored_and_its_loss_stays_the_datas(base: Path, tmp_path: Path) -> None:
+    for name, options in (("none", []), ("on", ANCHOR)):
+        fit(tmp_path / name, *options, base=base, data="SFTData")
+    without, losses = (logged(tmp_path / name, "train/loss") for name in ("none", "on"))
+    assert losses[0] == without[0]
+    assert losses[-1] != without[-1]
+    anchors = logged(tmp_path / "on", "train/anchor")
     assert anchors[0] == pytest.approx(0, abs=1e-6)
     assert all(value > 1e-6 for value in anchors[1:])
+    assert not logged(tmp_path / "none", "train/anchor")
+
+
+@pytest.mark.slow
+def test_with_strength_zero_it_is_the_run_without(base: Path, tmp_path: Path) -> None:
+    fit(tmp_path / "none", base=base, data="SFTData")
+    fit(tmp_path / "off", *ANCHOR, "--model.anchor.init_args.strength=0", base=base, data="SFTData")
+    assert equal(*(weights(tmp_path / name / "run" / "model") for name in ("none", "off")))
+    assert not logged(tmp_path / "off", "train/anchor")
 
 
 def test_replayed_own_samples_are_learned_and_anchored(base: Path, tmp_path: Path) -> None:
@@ -232,21 +266,13 @@ def test_replayed_own_samples_are_learned_and_anchored(base: Path, tmp_path: Pat
     assert max(anchors) > 1e-6
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (ANCHOR, "model.anchor without a base"),
-        ([REPLAY], "replay/own: OwnSamples without a base that writes them; expected model.checkpoint_dir"),
-    ],
-    ids=["anchor", "replay"],
-)
-def test_without_a_base_both_are_refused(
-    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises((ValueError, SystemExit)) as error:
-        fit(tmp_path, *options, data="SFTData")
-    assert message in f"{error.value} {capsys.readouterr().err}"
-    assert not (tmp_path / "run").exists()
+def test_without_a_base_both_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"model.anchor without a base, .*: expected model.checkpoint_dir"):
+        LitLanguageModel(lambda groups: torch.optim.SGD(groups, lr=0.1), name="pythia-14m", anchor=KLAnchor())
+    with pytest.raises(ValueError, match=r"data, train: OwnSamples without a base .*; expected model.checkpoint_dir"):
+        PretrainData(OwnSamples()).prepare_data()
+    with pytest.raises(ValueError, match=r"OwnSamples: expected as a part of a replay, or whole"):
+        PretrainData(OwnSamples(), validation_share=0.1, tokenizer_dir=BASE).prepare_data()
 
 
 def test_options_that_are_not_used_are_refused() -> None:
