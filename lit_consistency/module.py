@@ -25,7 +25,7 @@ from lit_consistency.distributed.dtensors import KeptShards
 from lit_consistency.distributed.fsdp import data_mesh, gathered
 from lit_consistency.distributed.gradients import clip_gradients, gradient_norm
 from lit_consistency.distributed.optimizer_state import carry_optimizer_state, check_class
-from lit_consistency.inference.own_samples import open_own_samples, read_anchor
+from lit_consistency.inference.own_samples import check_same_texts, open_own_samples, read_anchor
 from lit_consistency.methods import Full, KLAnchor, Method
 from lit_consistency.methods.anchor import Place
 from lit_consistency.methods.base_folder import base_folder
@@ -143,11 +143,17 @@ class LitLanguageModel(LightningModule):
 
     def prepare_data(self) -> None:
         """One process of a machine writes what the anchor reads; Lightning lets the others wait meanwhile."""
-        self.setup(self.trainer.state.fn or "")
+        if self.trainer.state.fn == "fit":
+            self._read_anchor()
 
     def setup(self, stage: str) -> None:
-        """Open what the anchor reads."""
-        if self.anchor is not None and stage == "fit":
+        """Open what the anchor reads; what the base has written is the same on every rank."""
+        if stage == "fit":
+            self._read_anchor()
+            check_same_texts(self.anchor, self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def _read_anchor(self) -> None:
+        if self.anchor is not None:
             assert self.checkpoint_dir is not None
             read_anchor(self.anchor, self.checkpoint_dir, self.trainer)
 

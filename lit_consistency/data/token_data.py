@@ -247,12 +247,16 @@ class TokenData(LightningDataModule, ABC):
         """What the batches depend on, as JSON; the micro-batch and the number of ranks are not among it."""
         order = {"seed": self._order_seed(), "global_batch_size": self.global_batch_size, "block_size": self.block_size}
         parts = {name: self._fingerprint(part) for name, part in self._parts().items()}
-        for name, shard in self._shards.items():
-            if isinstance(self._parts()[name], OwnSamples):  # what they are is told by no option
-                parts[name] = {**parts[name], "sha256": shard.meta["sha256"]["tokens.bin"]}
+        for name, sha256 in self.drawn().items():  # what they are is told by no option
+            parts[name] = {**parts[name], "sha256": sha256}
         replay = {"replay": self.replay.fingerprint()} if self.replay is not None else {}
         weights = {"weights": self.train.weights} if isinstance(self.train, Mixture) else {}
         return {"kind": type(self).__name__, **order, **replay, **weights, **parts}
+
+    def drawn(self) -> dict[str, str]:
+        """SHA-256 of the tokens of every opened part that the base has written."""
+        parts, shards = self._parts(), self._shards.items()
+        return {n: s.meta["sha256"]["tokens.bin"] for n, s in shards if isinstance(parts[n], OwnSamples)}
 
     def stats(self) -> dict[str, dict[str, Any]]:
         """Counts of the opened parts: documents, tokens, rows, supervised tokens, what was cut or dropped."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -131,6 +132,21 @@ def read_anchor(anchor: KLAnchor, base: Path, trainer: Trainer) -> None:
     device = trainer.strategy.root_device
     texts = open_anchor_texts(base, anchor.samples, anchor.k, data.block_size, data.cache_dir, device, precision)
     anchor.read(texts, int(os.environ.get("PL_GLOBAL_SEED", 0)))
+
+
+def check_same_texts(anchor: KLAnchor | None, data: Any) -> None:
+    """ValueError, on all ranks, where nodes have drawn other texts than each other, each into a cache of its own."""
+    drawn = data.drawn() if isinstance(data, TokenData) else {}
+    mine = {**drawn, **({"model.anchor": anchor.fingerprint()} if anchor and anchor.on == "own" else {})}
+    if not (mine and dist.is_initialized()):
+        return
+    of_ranks: list[Any] = [mine] * dist.get_world_size()
+    dist.all_gather_object(of_ranks, mine)
+    if other := [name for name in mine if any(of_rank[name] != of_ranks[0][name] for of_rank in of_ranks)]:
+        raise ValueError(
+            f"{', '.join(other)}: the base has written other texts on one node than on another; expected "
+            "data.init_args.cache_dir on a disk that all of them share"
+        )
 
 
 def open_anchor_texts(
