@@ -79,6 +79,7 @@ def write_run_adapters(
     record: Mapping[str, Any],
     config_yaml: str,
     *,
+    at_end: bool,
     overwrite: bool,
 ) -> None:
     """Write what a LoRA run has learned, without its base; a collective call. See ``write_run_model``."""
@@ -89,7 +90,7 @@ def write_run_adapters(
         return
     own = {name: tensor for name, tensor in module.gpt.state_dict().items() if "lora_" in name}
     factors = gathered(own, keep=trainer.is_global_zero)
-    provenance = provenance_now(trainer, module, record, config_yaml, at_end=True)
+    provenance = provenance_now(trainer, module, record, config_yaml, at_end)
     if trainer.is_global_zero:
         data = trainer.datamodule  # type: ignore[attr-defined]
         with new_folder(out_dir, overwrite) as folder:

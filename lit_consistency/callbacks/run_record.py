@@ -59,8 +59,8 @@ class RunRecord(Callback):
             ``<run>/adapters`` when not given.
         overwrite: replace ``final_dir`` if it exists. The old folder stays until the new one is complete.
         save_model: ``true`` saves the final model, and of a LoRA run what it has learned, a few MB, in
-            ``<run>/adapters``; ``adapters`` saves only the latter, which is merged where a model is asked for;
-            ``false`` saves neither.
+            ``<run>/adapters``; ``adapters`` saves only the latter, in the series too, merged where a model is asked
+            for; ``false`` saves neither.
         save_optimizer_state: write the optimizer's state beside every model that is saved, twice as large as it with
             AdamW, so that a run with ``model.carry_optimizer_state`` can go on with it.
     """
@@ -364,7 +364,7 @@ class RunRecord(Callback):
             return
         if throughput := find_callback(trainer, Throughput):
             throughput.begin_saving()
-        self._save_model(trainer, module, path, at_end=at_end, overwrite=False)
+        self._save_model(trainer, module, path, at_end=at_end, overwrite=False, alone=self.save_model == "adapters")
 
     def _save_final(self, trainer: Trainer, module: LitLanguageModel) -> None:
         """Write the model, the adapters beside it, or these alone."""
@@ -376,21 +376,17 @@ class RunRecord(Callback):
             self._save_model(trainer, module, self.model_dir, at_end=True, overwrite=overwrite)
         if isinstance(module.method, LoRA):
             overwrite = overwrite or adapters_dir == self.folder.adapters
-            write_run_adapters(trainer, module, adapters_dir, self.record, self.config_yaml, overwrite=overwrite)
+            self._save_model(trainer, module, adapters_dir, at_end=True, overwrite=overwrite, alone=True)
 
     def _save_model(
-        self, trainer: Trainer, module: LitLanguageModel, out_dir: Path, *, at_end: bool, overwrite: bool
+        self, trainer: Trainer, module: LitLanguageModel, out_dir: Path, alone: bool = False, **when: Any
     ) -> None:
-        write_run_model(
-            trainer,
-            module,
-            out_dir,
-            self.record,
-            self.config_yaml,
-            at_end=at_end,
-            overwrite=overwrite,
-            optimizer_state=self.save_optimizer_state,
-        )
+        """Write the model, or ``alone`` the adapters without their base; ``at_end`` and ``overwrite`` as these say."""
+        of_run = (trainer, module, out_dir, self.record, self.config_yaml)
+        if alone:
+            write_run_adapters(*of_run, **when)
+        else:
+            write_run_model(*of_run, **when, optimizer_state=self.save_optimizer_state)
 
 
 def _keep_until(trainer: Trainer, kind: type[MetricsFile] | type[TensorBoardRunLogger], step: int) -> None:

@@ -73,7 +73,8 @@ def base_folder(path: Path, option: str = "checkpoint_dir", optimizer_state: boo
     run, step = RunFolder(path.parent.parent), int(named[1])
     checkpoint = named_checkpoint(path if path.suffix else run.checkpoints / path.name)
     if run.series_model(step).is_dir() and not (optimizer_state and checkpoint.exists()):
-        return run.series_model(step)
+        model = run.series_model(step)
+        return _merged_once(model) if is_adapters(model) else model
     if not checkpoint.exists():
         steps = sorted({*run.series_models(), *(step_of(other) for other in checkpoints(run.checkpoints))})
         raise FileNotFoundError(
