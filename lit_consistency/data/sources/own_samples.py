@@ -9,7 +9,7 @@ The source says what is drawn. Data stand below inference, so the model that is 
 LightningModule, see inference/own_samples.py): once, into the cache of tokens.
 
 Source: Marek et al. 2026, Forgetting in Language Models: Capacity, Optimization, and Self-Generated Replay, arXiv
-2605.26097, and github.com/martin-marek/forgetting, ``sample_synthetic_batch`` of train_single.py (they draw anew
+2605.26097, and github.com/martin-marek/forgetting, ``sample_synthetic_batch`` (they draw anew
 during the run and do not stop at EOS); Robins 1995, Catastrophic Forgetting, Rehearsal and Pseudorehearsal, Connection
 Science 7(2).
 """
