@@ -14,17 +14,22 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from lit_consistency.data import OwnSamples, TokenData
+from lit_consistency.data.tokens.token_files import Shard
 from lit_consistency.distributed.dtensors import KeptShards
 from lit_consistency.distributed.fsdp import data_mesh, gathered
 from lit_consistency.distributed.gradients import clip_gradients, gradient_norm
 from lit_consistency.distributed.optimizer_state import carry_optimizer_state, check_class
-from lit_consistency.methods import Full, Method
+from lit_consistency.inference.own_samples import check_same_texts, open_own_samples, read_anchor
+from lit_consistency.methods import Full, KLAnchor, Method
+from lit_consistency.methods.anchor import Place
 from lit_consistency.methods.base_folder import base_folder
-from lit_consistency.methods.build import build_model, check_data
+from lit_consistency.methods.build import begin_anchor, build_model, check_data
 from lit_consistency.metrics import TokenLoss
 from lit_consistency.model import IGNORE, DocumentMask, check_checkpoint_dir, model_config, token_nll
 from lit_consistency.optimizers import Constant, Schedule, dry_build, group_table, parameter_groups
@@ -58,6 +63,7 @@ class LitLanguageModel(LightningModule):
             momentum, and its count of steps, so the bias correction goes on), not with an empty one. The optimizer is
             of the same class; the base is of a run with ``run.save_optimizer_state``, or one of its checkpoints. Its
             learning rate and other hyperparameters are those of this run.
+        anchor: a term of the loss that holds the model's predictions near the base's; none when not given.
     """
 
     gpt: DocumentMask  # built by configure_model
@@ -73,6 +79,7 @@ class LitLanguageModel(LightningModule):
         qkv: Literal["split", "head", "fused"] = "split",
         roles: dict[str, str] | None = None,
         carry_optimizer_state: bool = False,
+        anchor: KLAnchor | None = None,
     ) -> None:
         super().__init__()
         built = dry_build(optimizer)
@@ -93,6 +100,11 @@ class LitLanguageModel(LightningModule):
             check_checkpoint_dir(self.checkpoint_dir)
         if carry_optimizer_state:
             self._check_carrying(type(built).__name__)
+        self.anchor = anchor if anchor is not None and anchor.strength > 0 else None
+        if self.anchor is not None and self.checkpoint_dir is None:
+            raise ValueError(
+                "model.anchor without a base, at whose predictions it holds: expected model.checkpoint_dir"
+            )
         # fails here, before any work is done, when the name, the folder or an override is wrong
         self.config = self._config(vocab_size=None)
         self.parameter_table: list[dict[str, Any]] = []
@@ -101,6 +113,7 @@ class LitLanguageModel(LightningModule):
         self.evaluated = nn.ModuleDict({stage: TokenLoss() for stage in ("val", "test")})
         self.step_loss: float | None = None  # of the latest optimizer step, over all ranks
         self._step_loss: Tensor | None = None
+        self._step_divergence: Tensor | None = None
         self._grad_norm: Tensor | None = None
         self.used_rates: dict[str, float] = {}  # learning rate of each group in the latest optimizer step
 
@@ -122,6 +135,43 @@ class LitLanguageModel(LightningModule):
             )
         check_class(self.checkpoint_dir, optimizer)
 
+    # -------------------- texts of the base
+
+    def own_samples(self, samples: OwnSamples, data: TokenData) -> Shard:
+        """Texts that the base has written, for whoever trains on them; drawn first where they are not on disk."""
+        assert self.checkpoint_dir is not None
+        device = self.trainer.strategy.root_device
+        return open_own_samples(self.checkpoint_dir, samples, data.block_size, data.cache_dir, device)
+
+    def prepare_data(self) -> None:
+        """One process of a machine writes what the anchor reads; Lightning lets the others wait meanwhile."""
+        if self.trainer.state.fn == "fit":
+            self._read_anchor()
+
+    def setup(self, stage: str) -> None:
+        """Open what the anchor reads; what the base has written is the same on every rank."""
+        if stage == "fit":
+            self._read_anchor()
+            check_same_texts(self.anchor, self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def _read_anchor(self) -> None:
+        if self.anchor is not None:
+            assert self.checkpoint_dir is not None
+            read_anchor(self.anchor, self.checkpoint_dir, self.trainer)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Which texts the anchor reads; other hardware may have drawn others."""
+        if self.anchor is not None:
+            checkpoint["anchor"] = self.anchor.fingerprint()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say where they are others than before."""
+        saved, now = checkpoint.get("anchor"), self.anchor.fingerprint() if self.anchor is not None else None
+        if saved and now and saved != now:
+            rank_zero_warn(
+                f"model.anchor: the texts of the base are others than the checkpoint's: {saved} against {now}"
+            )
+
     # -------------------- model
 
     def configure_model(self) -> None:
@@ -137,6 +187,8 @@ class LitLanguageModel(LightningModule):
         with torch.device("cpu"):
             self.gpt = build_model(self.method, self.config, self.checkpoint_dir, mesh, precision)
             self.method.begin(self.gpt)
+            if self.anchor is not None:
+                begin_anchor(self.anchor, self.method, self.config, self.checkpoint_dir, mesh, precision)
         if self.keep_start:
             self.start = KeptShards({name: p for name, p in self.gpt.named_parameters() if p.requires_grad})
 
@@ -157,6 +209,11 @@ class LitLanguageModel(LightningModule):
 
     # -------------------- training
 
+    def on_fit_start(self) -> None:
+        """The model is on its device by now."""
+        if self.anchor is not None:
+            self.anchor.to(self.device)
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """This micro-batch's share of the step's loss: summed token losses over the whole step's supervised tokens.
 
@@ -168,7 +225,19 @@ class LitLanguageModel(LightningModule):
         # what is logged adds up in float64, as every sum over micro-batches and ranks
         share = nll.detach().sum(dtype=torch.float64) / supervised
         self._step_loss = share if self._step_loss is None else self._step_loss + share
-        return nll.sum() / supervised * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+        loss = nll.sum() / supervised
+        if self.anchor is not None:
+            loss = loss + self._anchored(self.anchor, batch, logits, batch_idx)
+        return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+
+    def _anchored(self, anchor: KLAnchor, batch: dict[str, Tensor], logits: Tensor, batch_idx: int) -> Tensor:
+        """The anchor's term of this micro-batch's share of the step's loss."""
+        trainer, n = self.trainer, self.trainer.accumulate_grad_batches
+        place = Place(trainer.global_step, trainer.global_rank * n + batch_idx % n, n * trainer.world_size)
+        divergence = anchor.divergence(self.gpt, batch, logits, place)
+        share = divergence.detach().double()
+        self._step_divergence = share if self._step_divergence is None else self._step_divergence + share
+        return anchor.strength * divergence
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Refuse to move on a number that is not finite, on every rank alike."""
@@ -182,6 +251,8 @@ class LitLanguageModel(LightningModule):
         assert isinstance(loss, Tensor)
         self._step_loss = loss
         self.step_loss = loss.item()
+        if self._step_divergence is not None:
+            self._step_divergence = self.trainer.strategy.reduce(self._step_divergence, reduce_op="sum")
         if not (math.isfinite(self.step_loss) and (scaled or math.isfinite(self._grad_norm.item()))):
             raise NonFiniteError(
                 f"step {self.trainer.global_step}: loss {self.step_loss}, gradient norm {self._grad_norm.item()}: not "
@@ -204,6 +275,7 @@ class LitLanguageModel(LightningModule):
         if self._step_loss is None or (batch_idx + 1) % trainer.accumulate_grad_batches != 0:
             return
         loss, self._step_loss = self._step_loss, None
+        divergence, self._step_divergence = self._step_divergence, None
         self.log("loss", loss, prog_bar=True, logger=False)
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             optimizer = trainer.optimizers[0]
@@ -211,6 +283,8 @@ class LitLanguageModel(LightningModule):
             numbers = {"train/loss": loss.item(), **self.used_rates, **of_optimizer, **self.method.log_values()}
             if self._grad_norm is not None:
                 numbers["train/grad_norm"] = self._grad_norm.item()
+            if divergence is not None:
+                numbers["train/anchor"] = divergence.item()
             self.log_now(numbers)
 
     def _rates(self) -> dict[str, float]:

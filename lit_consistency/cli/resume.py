@@ -55,7 +55,7 @@ FREE = (
 )
 
 # options that came later, with the value under which a run computes what it did before there were any
-ADDED = {"model.carry_optimizer_state": False, "branch_from": None}
+ADDED = {"model.carry_optimizer_state": False, "model.anchor": None, "branch_from": None}
 
 
 def find_checkpoint(section: Mapping[str, Any]) -> Path | None:

@@ -8,6 +8,7 @@ from lit_consistency.data.sources.conversations import DetectedFormat, detected_
 from lit_consistency.data.sources.documents import JsonLines, Parquet, Source, TextFiles
 from lit_consistency.data.sources.hub import HubDataset, HubRows
 from lit_consistency.data.sources.mixture import RowMixture, TextMixture
+from lit_consistency.data.sources.own_samples import OwnSamples
 from lit_consistency.data.sources.rows import Conversation, RowFiles, Rows
 from lit_consistency.data.token_data import TokenData
 from lit_consistency.data.tokens.prompts import Example, PromptEncoder
@@ -18,6 +19,7 @@ __all__ = [
     "Example",
     "HubDataset",
     "HubRows",
+    "OwnSamples",
     "JsonLines",
     "Parquet",
     "PretrainData",

@@ -23,6 +23,7 @@ from lit_consistency.data.loading.replay import Replay
 from lit_consistency.data.sources.conversations import say_counts
 from lit_consistency.data.sources.documents import Source
 from lit_consistency.data.sources.mixture import Mixture, divide
+from lit_consistency.data.sources.own_samples import OwnSamples
 from lit_consistency.data.sources.rows import Rows
 from lit_consistency.data.tokens.cache import default_cache_dir, open_or_build
 from lit_consistency.data.tokens.token_files import Shard
@@ -146,8 +147,10 @@ class TokenData(LightningDataModule, ABC):
 
     def prepare_data(self) -> None:
         """Tokenizes what is not yet on disk; Lightning lets the other processes of the machine wait meanwhile."""
-        for name in self._parts():
-            self._shard(name)
+        fits = self.trainer is None or self.trainer.state.fn == "fit"
+        for name, part in self._parts().items():
+            if fits or name == "validation" or not isinstance(part, OwnSamples):  # drawing takes longer than reading
+                self._shard(name)
 
     def setup(self, stage: str | None = None) -> None:
         """Opens the tokens, and sets the Trainer's accumulation for training.
@@ -245,9 +248,16 @@ class TokenData(LightningDataModule, ABC):
         """What the batches depend on, as JSON; the micro-batch and the number of ranks are not among it."""
         order = {"seed": self._order_seed(), "global_batch_size": self.global_batch_size, "block_size": self.block_size}
         parts = {name: self._fingerprint(part) for name, part in self._parts().items()}
+        for name, sha256 in self.drawn().items():  # what they are is told by no option
+            parts[name] = {**parts[name], "sha256": sha256}
         replay = {"replay": self.replay.fingerprint()} if self.replay is not None else {}
         weights = {"weights": self.train.weights} if isinstance(self.train, Mixture) else {}
         return {"kind": type(self).__name__, **order, **replay, **weights, **parts}
+
+    def drawn(self) -> dict[str, str]:
+        """SHA-256 of the tokens of every opened part that the base has written."""
+        parts, shards = self._parts(), self._shards.items()
+        return {n: s.meta["sha256"]["tokens.bin"] for n, s in shards if isinstance(parts[n], OwnSamples)}
 
     def stats(self) -> dict[str, dict[str, Any]]:
         """Counts of the opened parts: documents, tokens, rows, supervised tokens, what was cut or dropped."""
@@ -270,6 +280,9 @@ class TokenData(LightningDataModule, ABC):
         if name in self._shards:
             return
         part = self._parts()[name]
+        if isinstance(part, OwnSamples):
+            self._shards[name] = self._own_samples(name, part)
+            return
         shard = open_or_build(self.cache_dir, self._fingerprint(part), lambda folder: self._build(folder, part, name))
         if len(shard.offsets) == 1:
             dropped = f" ({shard.meta['n_dropped']} dropped)" if shard.meta.get("n_dropped") else ""
@@ -280,6 +293,13 @@ class TokenData(LightningDataModule, ABC):
         if unused := shard.meta.get("unused"):
             rank_zero_warn(f"data, {name}: fields that are not used: {say_counts(unused)}")
         self._shards[name] = shard
+
+    def _own_samples(self, name: str, part: OwnSamples) -> Shard:
+        """Texts of the base, which the model draws that is trained: generation is none of the data's business."""
+        module: Any = self.trainer.lightning_module if self.trainer is not None else None
+        if module is None or getattr(module, "checkpoint_dir", None) is None:
+            raise ValueError(f"data, {name}: OwnSamples without a base that writes them; expected model.checkpoint_dir")
+        return module.own_samples(part, self)
 
     def _open(self, name: str) -> TokenRows:
         if name not in self._rows:

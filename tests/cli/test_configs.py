@@ -34,6 +34,13 @@ SHORT += [
 WATCHED = ("quickstart", "pretrain", "finetune", "tasks")
 """Configurations that say what is watched; with the others the quickstart's 3,600 questions would only take time."""
 
+OWN = "--model.anchor.init_args.samples"
+FEW_TEXTS = {
+    "self": ["--data.init_args.replay.init_args.parts.own.init_args.n_texts=20"],
+    "kl": [f"{OWN}=lit_consistency.data.OwnSamples", f"{OWN}.init_args.n_texts=20"],
+}
+"""Of the 1,000 that a base of its own would write first."""
+
 
 def command(path: Path) -> list[str]:
     """Arguments of the first command of the header that names the file itself."""
@@ -99,6 +106,7 @@ def test_the_command_of_a_config_runs(path: Path, place: Path, tmp_path: Path, m
     if path.stem == "tasks":
         written = ("learn.new_written", "retain.old_written", "retain.old_choice")
         args += [f"--forgetting.{name}.limit=9" for name in written]
+    args += FEW_TEXTS.get(path.stem, [])
     if "--run.final_dir" in args:
         args[args.index("--run.final_dir") + 1] = str(tmp_path / "final")
     if path.parent.name == "books":

@@ -34,11 +34,13 @@ class TokenRows(ABC):
         supervised: (n_rows,) int64, how many tokens of each row are learned.
         full: Whether rows are padded to `block_size`, so that all batches have one shape.
         block_size: Places of a row.
+        replayed: (n_rows,) bool, which of them are replayed; None where nothing is.
     """
 
     supervised: np.ndarray
     full: bool
     block_size: int
+    replayed: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.supervised)
