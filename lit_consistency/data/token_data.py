@@ -165,6 +165,8 @@ class TokenData(LightningDataModule, ABC):
             # Lightning runs an empty validation loop, with a warning, unless the hook looks as if nobody wrote it;
             # the Trainer's limit_val_batches would stay zero for data that come with a validation part
             self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
+        elif stage == "predict" and not isinstance(self.train, Mixture):
+            self._open("train")
         elif stage in ("validate", "test", "predict"):
             name = getattr(stage, "value", stage)  # the Trainer gives an enumeration
             raise ValueError(f"data.validation = null: expected what is held out, `{name}` runs on it")
@@ -193,8 +195,11 @@ class TokenData(LightningDataModule, ABC):
 
     def val_dataloader(self) -> TokenLoader:
         """Held-out rows in their order, shared among the ranks."""
+        return self._in_order("validation")
+
+    def _in_order(self, name: str) -> TokenLoader:
         world_size, rank = self._ranks()
-        rows = self._rows["validation"]
+        rows = self._rows[name]
         order = Order(len(rows), self.micro_batch_size * world_size, self.micro_batch_size, world_size, rank, seed=None)
         return TokenLoader(rows, order, training=False, num_workers=self.num_workers)
 
@@ -203,8 +208,17 @@ class TokenData(LightningDataModule, ABC):
         return self.val_dataloader()
 
     def predict_dataloader(self) -> TokenLoader:
-        """The same as for validation."""
-        return self.val_dataloader()
+        """What is held out, as for validation; where nothing is, what would be trained on."""
+        return self._in_order(self.predicted)
+
+    @property
+    def predicted(self) -> str:
+        """Name of the part that ``predict`` runs on."""
+        return "train" if self.validation is None else "validation"
+
+    def opened(self, name: str) -> tuple[TokenRows, Shard]:
+        """Rows and tokens of a part, once they are set up."""
+        return self._rows[name], self._shards[name]
 
     # -------------------- numbers
 
