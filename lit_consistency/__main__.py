@@ -19,7 +19,7 @@ commands:
   fit        train, from scratch or from a checkpoint:  fit --config configs/quickstart.yaml
   validate   loss of the held-out part of the data:     validate --config configs/quickstart.yaml
   test       the same, named test/loss
-  predict    per row: log-likelihood and the model's first choice, into <run>/predictions.jsonl
+  predict    per row: its id, prompt, answer, log-likelihood and first choice, into <run>/predictions.jsonl
   prepare    a tokenizer of your text, to pretrain on:  prepare --text PATHS --to DIR
   data       rows as the model will see them:           data --rows ROWS --model DIR
   evaluate   tasks, formats, guards, comparisons:       evaluate --model DIR --tasks piqa blimp --output OUT
@@ -39,7 +39,9 @@ TRAINING = ("fit", "validate", "test", "predict")
 """Commands of one parser, which is told which of them it is."""
 # `import` is no name of a module
 FILES = {**dict.fromkeys(TRAINING, "fit"), "import": "import_hf"}
-FILES |= {command: command for command in ("init", "prepare", "data", "evaluate", "analyze", "sequence", "study", "export")}
+FILES |= {
+    command: command for command in ("init", "prepare", "data", "evaluate", "analyze", "sequence", "study", "export")
+}
 """Command -> the file of ``cli`` that carries it out, imported only then."""
 
 

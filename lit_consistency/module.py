@@ -246,7 +246,7 @@ class LitLanguageModel(LightningModule):
         self.log(f"{stage}/loss", metric, prog_bar=True)
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> list[dict[str, Any]]:
-        """Per document of the batch: summed nll (nats), supervised tokens, and the model's first choice at each of them.
+        """Per document of the batch: summed nll (nats), supervised tokens, and the model's first choice at each.
 
         Returns:
             A mapping each, with ``row``, the number of its row in the loader, and ``document``, its number in the row.

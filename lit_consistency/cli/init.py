@@ -50,6 +50,7 @@ FLAGS = (("overwrite", "replace a file that stands there"),)
 LOOKED_AT = 10_000
 """Rows whose lengths are looked at, spread over all."""
 RUNS = Path("checkpoints/runs")
+RATE = "model.optimizer.init_args.lr"
 OPTIMIZERS = ("AdamW", "Muon", "SGD")
 SGD_RATE = 0.01  # configs/optimizers/sgd.yaml's
 RATE_TIMES_WIDTH = 0.0384
@@ -121,7 +122,7 @@ def _init(given: dict[str, Any], argv: list[str]) -> None:
     values = [
         Row("model.checkpoint_dir", _path(given["model"], given["to"]), "the base"),
         Row("model.optimizer.class_path", f"lit_consistency.optimizers.{optimizer}", why),
-        Row("model.optimizer.init_args.lr", rates[1], others),
+        Row(RATE, rates[1], others),
         *_of_rows(given, suggestion, style, looked_at),
         Row("run.name", _free_name(given), f"of its folder in {RUNS}; another run needs another name"),
     ]
@@ -290,7 +291,7 @@ def _say(
         "before and after": f"evaluate --compare {run / 'measured/first'} {run / 'measured/last'}",
         "for transformers": f"export --checkpoint_dir {run / 'model'} --to hf --out_dir OUT",
         "which of three rates keeps most": f"study --config configs/studies/rates.yaml {study} "
-        f"--stages.finetune.axes.lr.values '[{', '.join(map(_text, rates))}]'",
+        f"--stages.finetune.axes '{{lr: {{key: {RATE}, values: [{', '.join(map(_text, rates))}]}}}}'",
     }
     for what, command in after.items():
         print(f"\n{what}:\n  {PROGRAM} {command}")

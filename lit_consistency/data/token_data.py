@@ -285,11 +285,10 @@ class TokenData(LightningDataModule, ABC):
         part = self._parts()[name]
         shard = open_or_build(self.cache_dir, self._fingerprint(part), lambda folder: self._build(folder, part, name))
         if len(shard.offsets) == 1:
-            dropped = f" ({shard.meta['n_dropped']} dropped)" if shard.meta.get("n_dropped") else ""
-            share = f", or another validation_share than {self.validation_share}" if self.validation_share else ""
-            raise ValueError(
-                f"data, {name}: {type(part).__name__} gives nothing to learn from{dropped}; expected a document{share}"
-            )
+            what = f"data, {name}: nothing to learn from: {part.about()}"
+            if n_dropped := shard.meta.get("n_dropped"):
+                what += f", {n_dropped:,} dropped, of which nothing is left within block_size = {self.block_size}"
+            raise ValueError(f"{what}; expected more, or where they are divided another separator or share")
         if unused := shard.meta.get("unused"):
             rank_zero_warn(f"data, {name}: fields that are not used: {say_counts(unused)}")
         self._shards[name] = shard

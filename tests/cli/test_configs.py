@@ -120,11 +120,12 @@ def test_the_command_of_a_config_runs(path: Path, place: Path, tmp_path: Path, m
     assert cli.trainer.global_step == 2
 
 
-def test_only_the_quickstart_names_an_optimizer_among_the_tasks() -> None:
+def test_only_what_runs_alone_names_an_optimizer_among_the_tasks() -> None:
     optimizers = {ROOT / "configs" / name for name in ("optimizers", "pretraining")}
     for path in CONFIGS:
         names_one = "optimizer" in (yaml.safe_load(path.read_text()).get("model") or {})
-        assert names_one == (path.parent in optimizers or path.stem == "quickstart"), path
+        runs_alone = path.relative_to(ROOT / "configs").as_posix() in ("quickstart.yaml", "finetune.yaml")
+        assert names_one == (path.parent in optimizers or runs_alone), path
 
 
 def class_specs(value: Any) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -140,7 +140,8 @@ def test_a_config_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_an_unknown_command_names_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert (
-        "expected one of fit, validate, test, predict, import, data, evaluate, analyze, sequence, study, export"
+        "expected one of fit, validate, test, predict, import, init, prepare, data, evaluate, analyze, sequence, study, "
+        "export"
         in refused(capsys, ["train"])
     )
 

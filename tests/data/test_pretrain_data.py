@@ -43,7 +43,7 @@ def test_a_changed_file_is_tokenized_anew(tokenizer_folder: Path, tmp_path: Path
 
 def test_no_documents_is_an_error(tokenizer_folder: Path) -> None:
     data = PretrainData(ListSource([]), tokenizer_dir=tokenizer_folder)
-    with pytest.raises(ValueError, match="data, train: ListSource gives nothing to learn from; expected a document"):
+    with pytest.raises(ValueError, match="data, train: nothing to learn from: ListSource: 0 documents; expected more"):
         data.prepare_data()
 
 

@@ -110,7 +110,8 @@ def conversation_of(row: Any, place: str, columns: Mapping[str, str] | None = No
     reader = _RowReader(fields, place)
     messages = [turn for turn in reader.messages() if turn["role"] != "system" or turn["content"].strip()]
     _check_turns(messages, place)
-    used = {names[name] for name in reader.used}
+    # a name that the user maps is read on purpose; others are fields of which nothing is learned
+    used = {names[name] for name in (*reader.used, *({"id"} & (columns or {}).keys() & names.keys()))}
     unused = {name for name in row if name not in used and not is_empty(row[name])} | reader.unused
     form = reader.format if columns is None else ", ".join(f"{name}: {column}" for name, column in columns.items())
     order = list(row)
