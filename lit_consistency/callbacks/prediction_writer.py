@@ -40,7 +40,6 @@ class PredictionWriter(Callback):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text("", encoding="utf-8")
         self._predictions = Predictions(trainer.datamodule)  # type: ignore[attr-defined]
-        rank_zero_info(f"predictions: {self.path}: {self._predictions.summary_line()}")
 
     def on_predict_batch_end(
         self,
@@ -61,10 +60,14 @@ class PredictionWriter(Callback):
                 file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the lines in order."""
+        """Put the lines in order, and say how many there are, and of how many."""
+        assert self._predictions is not None
         in_order = sorted(self._lines)
         if in_order != self._lines:
             _reorder(self.path, [start for _, start in in_order])
+        others = f", and beside it those of {trainer.world_size - 1} other ranks" if trainer.world_size > 1 else ""
+        lines = f"{len(self._lines):,} lines{others}"
+        rank_zero_info(f"predictions: {self.path}: {lines}, of {self._predictions.summary_line()}")
 
 
 def _reorder(path: Path, starts: Sequence[int]) -> None:

@@ -127,7 +127,10 @@ def _init(given: dict[str, Any], argv: list[str]) -> None:
         Row("run.name", _free_name(given), f"of its folder in {RUNS}; another run needs another name"),
     ]
     write_text(given["to"], _filled(values, argv, given["to"]))
-    _say(given, {row.key.rpartition(".")[2]: row for row in values}, len(turns), suggestion.n_steps, rates)
+    print(f"{given['to']}: for {len(turns):,} rows and about {suggestion.n_steps:,} steps")
+    for form in looked_at.formats:
+        print(f"  rows read as {form}")
+    _say(given, {row.key.rpartition(".")[2]: row for row in values}, rates)
 
 
 def _look(rows: RowFiles, given: Mapping[str, Any], style: str, block_size: int, every: int) -> Inspection:
@@ -178,39 +181,31 @@ def _of_rows(
     given: Mapping[str, Any], suggestion: Suggestion, style: tuple[str, str], looked_at: Inspection
 ) -> list[Row]:
     """The rows, how they are written, and how many are taken at once."""
-    every = max(1, suggestion.n_steps // 10)
-    share = "of the prompts are held out, with all their answers: what is learned is measured on them"
+    share = suggestion.validation_share
+    held_out = "of the prompts are held out, with all their answers: what is learned is measured on them"
     none = "there are too few prompts to hold any out: what is learned is not measured"
-    n_looked_at = len(looked_at.lengths)
-    cut = f"99 of 100 rows fit; of {n_looked_at:,}, {suggestion.n_cut:,} are longer, and cut"
+    rows = [Row("rows.init_args.path", _path(given["rows"], given["to"]), _formats(looked_at))]
+    if given["columns"] is not None:
+        rows.append(Row("rows.init_args.columns", given["columns"], "as given"))
+    rows += [
+        Row("validation_share", share, none if share is None else held_out),
+        Row("prompt_style", style[0], style[1]),
+        Row("block_size", suggestion.block_size, f"cuts {suggestion.n_cut:,} of {len(looked_at.lengths):,} rows"),
+        Row("global_batch_size", suggestion.global_batch_size, "packed rows of an optimizer step"),
+        Row("micro_batch_size", suggestion.micro_batch_size, "what fits into memory; no result depends on it"),
+    ]
+    n_steps = suggestion.n_steps
+    last = "two are kept; --ckpt_path auto goes on from the last"
     return [
-        Row("trainer.max_epochs", suggestion.max_epochs, f"about {suggestion.n_steps:,} steps"),
-        Row("data.init_args.rows.init_args.path", _path(given["rows"], given["to"]), _formats(looked_at)),
-        *([Row("data.init_args.rows.init_args.columns", given["columns"], "as given")] if given["columns"] else []),
-        Row(
-            "data.init_args.validation_share",
-            suggestion.validation_share,
-            share if suggestion.validation_share else none,
-        ),
-        Row("data.init_args.prompt_style", style[0], style[1]),
-        Row("data.init_args.block_size", suggestion.block_size, cut),
-        Row("data.init_args.global_batch_size", suggestion.global_batch_size, "packed rows of an optimizer step"),
-        Row(
-            "data.init_args.micro_batch_size",
-            suggestion.micro_batch_size,
-            "what fits into memory; no result depends on it",
-        ),
-        Row("forgetting.every_n_steps", every, "as far as time_budget, 5% of the time, allows"),
-        Row(
-            "checkpoint.every_n_steps",
-            max(1, suggestion.n_steps // 4),
-            "two are kept; --ckpt_path auto goes on from the last",
-        ),
+        Row("trainer.max_epochs", suggestion.max_epochs, f"about {n_steps:,} steps"),
+        *(row._replace(key=f"data.init_args.{row.key}") for row in rows),
+        Row("forgetting.every_n_steps", max(1, n_steps // 10), "as far as time_budget, 5% of the time, allows"),
+        Row("checkpoint.every_n_steps", max(1, n_steps // 4), last),
     ]
 
 
 def _formats(looked_at: Inspection) -> str:
-    return "; ".join(f"{form.format} ({form.n_rows:,} rows)" for form in looked_at.formats)
+    return "read as " + " and ".join(form.format for form in looked_at.formats)
 
 
 def _path(path: Path | str, to: Path) -> str:
@@ -270,13 +265,10 @@ def fill(lines: list[str], values: list[Row]) -> list[str]:
 # -------------------- what is said
 
 
-def _say(
-    given: Mapping[str, Any], rows: Mapping[str, Row], n_rows: int, n_steps: int, rates: tuple[float, ...]
-) -> None:
+def _say(given: Mapping[str, Any], rows: Mapping[str, Row], rates: tuple[float, ...]) -> None:
     """What was found, and the commands that come next."""
     value = {name: row.value for name, row in rows.items()}
-    print(f"{given['to']}: {n_rows:,} rows, {rows['path'].why}; {value['max_epochs']} epochs, about {n_steps:,} steps")
-    for name in ("prompt_style", "block_size", "validation_share", "class_path", "lr"):
+    for name in ("prompt_style", "block_size", "max_epochs", "validation_share", "class_path", "lr"):
         shown = _text(value[name]) if name == "lr" else value[name]
         print(f"  {name.replace('class_path', 'optimizer')} = {shown}: {rows[name].why}")
     model, path, to = (shlex.quote(str(given[key])) for key in ("model", "rows", "to"))

@@ -17,6 +17,7 @@ from litgpt import Config
 from litgpt.prompts import Default, prompt_styles
 
 from lit_consistency.data.inspection import Inspection
+from lit_consistency.data.sources.hold_out import is_held_out
 from lit_consistency.data.sources.rows import Conversation, Rows
 from lit_consistency.data.tokens.packing import pack
 from lit_consistency.data.tokens.tokenizer import Tokenizer
@@ -145,7 +146,7 @@ def _validation_share(looked_at: Inspection, n_rows: int) -> float | None:
     """The least of some shares that holds enough prompts out: which ones follows from their texts (``HoldOut``)."""
     least = max(0.01, round(min(HELD_OUT_SHARE, HELD_OUT_ROWS / n_rows), 2))
     for share in sorted({least, HELD_OUT_SHARE, 0.2, 0.3}):
-        held_out = sum(prompt < share * 2**64 for prompt in looked_at.prompts)
+        held_out = sum(is_held_out(prompt, share) for prompt in looked_at.prompts)
         if share >= least and held_out >= HELD_OUT_PROMPTS:
             return share
     return None

@@ -70,7 +70,7 @@ def test_two_commands_lead_from_two_paths_to_what_was_learned(
     write_jsonl(tmp_path / "rows.jsonl", PAIRS)
     main(["init", "--model", str(BASE), "--rows", "rows.jsonl"])
     said = capsys.readouterr().out
-    assert "60 rows, question/answer (60 rows)" in said
+    assert "rows read as question/answer (60 rows); used: question, answer\n" in said
     assert "fit --config finetune.yaml" in said
     assert "checkpoints/runs/biographies-adamw-rows/model --to hf" in said
     short = [

@@ -22,6 +22,11 @@ def counted(things: Iterable[object], what: str) -> str:
     return f"{n:,} {what}{'s' * (n != 1)}"
 
 
+def is_held_out(seed: int, validation_share: float) -> bool:
+    """Whether the text with this ``seed_of`` is held out."""
+    return seed < validation_share * 2**64
+
+
 @dataclass(frozen=True)
 class HoldOut:
     """One side of the data, or all of it.
@@ -53,8 +58,7 @@ class HoldOut:
         """Whether what this text stands for, a document or a prompt, belongs to the part."""
         if self.part == "all":
             return True
-        held_out = seed_of(text) < self.validation_share * 2**64
-        return held_out == (self.part == "validation")
+        return is_held_out(seed_of(text), self.validation_share) == (self.part == "validation")
 
     def about(self) -> str:
         """The side in words, behind a number of what is divided; empty for all."""
