@@ -29,6 +29,8 @@ def write(file: Path, text: str) -> Path:
         (["\n\n\n".join(PARAGRAPHS)], "\n\n\n"),
         (["\n\n".join(PARAGRAPHS[:60]), "\n\n".join(PARAGRAPHS[60:])], "\n\n"),
         (["\n\n\n".join(PARAGRAPHS[:20]) + "\n\n" + "\n\n".join(PARAGRAPHS[20:])], "\n\n"),  # chapters are too few
+        (["\n\n\n".join("\n\n".join(PARAGRAPHS[i : i + 3]) for i in range(0, 120, 3))], "\n\n\n"),  # 40 articles
+        ([" \n".join(f"paragraph {i}\n" for i in range(120))], "\n \n"),
         (["\n".join(f"line {i}" for i in range(200))], "\n"),
         (["\n\n".join(PARAGRAPHS[:12])], "\n\n"),
         (["one line"], None),
