@@ -163,9 +163,9 @@ def suggested_optimizer(model: Path) -> tuple[str, str]:
     provenance = read_provenance(model)
     pretrained_by = provenance.pretraining_optimizer if provenance is not None else None
     if pretrained_by is None:
-        return OPTIMIZERS[0], f"what pretrained the base is not known, as it has no {PROVENANCE}"
+        return OPTIMIZERS[0], f"the usual one: what pretrained the base is not known ({PROVENANCE})"
     if family(pretrained_by) in OPTIMIZERS:
-        return family(pretrained_by), f"that of the pretraining ({pretrained_by}) forgets least"
+        return family(pretrained_by), f"as the base was pretrained, by {pretrained_by} ({PROVENANCE})"
     return OPTIMIZERS[0], f"the base was pretrained by {pretrained_by}; {OPTIMIZERS[0]} is the usual one"
 
 
@@ -217,7 +217,9 @@ def _path(path: Path | str, to: Path) -> str:
 def _free_name(given: Mapping[str, Any]) -> str:
     """A name for the run's folder, after the rows: the first that is free."""
     stem = Path(given["rows"]).name.partition(".")[0]
-    name = re.sub(r"[^A-Za-z0-9_-]+", "-", f"{given['model'].resolve().name}-{stem}").strip("-_")[:80]
+    folder = given["model"].resolve()
+    base = folder.parent.name if folder.name == "model" else folder.name  # that of a run is called by the run
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", f"{base}-{stem}").strip("-_")[:80]
     names = [name, *(f"{name}-{number}" for number in range(2, 1000))]
     return next(name for name in names if not (RUNS / name).exists())
 

@@ -44,7 +44,6 @@ def lines(data: TokenData, choice: int | None = None) -> tuple[list[dict[str, An
     return [line for _, line in sorted(written, key=lambda pair: pair[0])], predictions.summary_line()
 
 
-@pytest.mark.filterwarnings("ignore:.*not used")
 @pytest.mark.parametrize("packing", [True, False])
 def test_a_row_is_called_by_its_own_name_and_texts(packing: bool, tokenizer_folder: Path, tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "rows.jsonl", ROWS)

@@ -110,8 +110,10 @@ def conversation_of(row: Any, place: str, columns: Mapping[str, str] | None = No
     reader = _RowReader(fields, place)
     messages = [turn for turn in reader.messages() if turn["role"] != "system" or turn["content"].strip()]
     _check_turns(messages, place)
-    # a name that the user maps is read on purpose; others are fields of which nothing is learned
-    used = {names[name] for name in (*reader.used, *({"id"} & (columns or {}).keys() & names.keys()))}
+    used = {names[name] for name in reader.used}
+    own_name = next((name for name in IDS if _is_name(fields.get(name))), None)
+    if own_name is not None:
+        used.add(names[own_name])
     unused = {name for name in row if name not in used and not is_empty(row[name])} | reader.unused
     form = reader.format if columns is None else ", ".join(f"{name}: {column}" for name, column in columns.items())
     order = list(row)
@@ -123,7 +125,7 @@ def conversation_of(row: Any, place: str, columns: Mapping[str, str] | None = No
         form,
         tuple(sorted(used, key=order.index)),
         tuple(sorted(unused)),
-        _own_name(fields),
+        None if own_name is None else fields[own_name],
     )
 
 
@@ -269,9 +271,8 @@ class _RowReader:
         return take_text(self.fields, name, self.place)
 
 
-def _own_name(fields: Mapping[str, Any]) -> str | int | None:
-    values = (fields.get(name) for name in IDS)
-    return next((value for value in values if isinstance(value, str | int) and value != ""), None)
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str | int) and value != ""
 
 
 def _is_answer(turn: dict[str, Any]) -> bool:
