@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from lit_consistency.methods import LoRA
 from lit_consistency.methods.adapters import write_adapters
 from lit_consistency.model import save_model, write_model_files
 from lit_consistency.module import LitLanguageModel
-from lit_consistency.records.atomic import new_folder
+from lit_consistency.records.atomic import new_folder, replaced_folder
 from lit_consistency.records.provenance import Provenance, read_provenance
 
 LOSSES = ("train/loss", "val/loss")
@@ -79,6 +80,7 @@ def write_run_adapters(
     record: Mapping[str, Any],
     config_yaml: str,
     *,
+    at_end: bool,
     overwrite: bool,
 ) -> None:
     """Write what a LoRA run has learned, without its base; a collective call. See ``write_run_model``."""
@@ -89,7 +91,7 @@ def write_run_adapters(
         return
     own = {name: tensor for name, tensor in module.gpt.state_dict().items() if "lora_" in name}
     factors = gathered(own, keep=trainer.is_global_zero)
-    provenance = provenance_now(trainer, module, record, config_yaml, at_end=True)
+    provenance = provenance_now(trainer, module, record, config_yaml, at_end)
     if trainer.is_global_zero:
         data = trainer.datamodule  # type: ignore[attr-defined]
         with new_folder(out_dir, overwrite) as folder:
@@ -98,6 +100,19 @@ def write_run_adapters(
             provenance.write(folder)
         rank_zero_info(f"adapters of step {trainer.global_step}: {out_dir}")
     trainer.strategy.barrier("adapters")
+
+
+def place_model(kept: Path, places: Mapping[str, Path]) -> None:
+    """Copy what was kept of an earlier step to where it stands at the end.
+
+    Args:
+        kept: a folder with some of ``model``, ``adapters`` and ``measured``.
+        places: part -> the folder that it becomes, whole or not at all.
+    """
+    for part, place in places.items():
+        if (kept / part).is_dir():
+            with replaced_folder(place) as folder:
+                shutil.copytree(kept / part, folder, dirs_exist_ok=True)
 
 
 def provenance_now(

@@ -29,6 +29,7 @@ from lit_consistency.callbacks.run_model import (
     headlines,
     litgpt_style,
     losses_now,
+    place_model,
     provenance_now,
     train_loss_now,
     write_run_adapters,
@@ -59,8 +60,8 @@ class RunRecord(Callback):
             ``<run>/adapters`` when not given.
         overwrite: replace ``final_dir`` if it exists. The old folder stays until the new one is complete.
         save_model: ``true`` saves the final model, and of a LoRA run what it has learned, a few MB, in
-            ``<run>/adapters``; ``adapters`` saves only the latter, which is merged where a model is asked for;
-            ``false`` saves neither.
+            ``<run>/adapters``; ``adapters`` saves only the latter, in the series too, merged where a model is asked
+            for; ``false`` saves neither.
         save_optimizer_state: write the optimizer's state beside every model that is saved, twice as large as it with
             AdamW, so that a run with ``model.carry_optimizer_state`` can go on with it.
     """
@@ -92,6 +93,7 @@ class RunRecord(Callback):
         # what StepCheckpoint sets: steps at which the model is written too, and what comes before the final one
         self.series: list[int] = []
         self.before_model: Callable[[], None] = lambda: None
+        self.earlier: Callable[[], Path | None] = lambda: None  # of KeptModel: the model that goes before the last
         self.checkpoint_at_end = False
         self._resumed_step = -1
         self._metrics_bytes: int | None = None
@@ -123,7 +125,7 @@ class RunRecord(Callback):
     def _has_written(self, folder: Path) -> bool:
         """Whether this run has written the model of a folder, and was killed before it could say so."""
         provenance = read_provenance(folder)
-        return provenance is not None and provenance.run == self.name and provenance.planned_steps is None
+        return provenance is not None and provenance.run == self.name
 
     @property
     def model_dir(self) -> Path:
@@ -364,33 +366,43 @@ class RunRecord(Callback):
             return
         if throughput := find_callback(trainer, Throughput):
             throughput.begin_saving()
-        self._save_model(trainer, module, path, at_end=at_end, overwrite=False)
+        self._save_model(trainer, module, path, at_end=at_end, overwrite=False, alone=self.save_model == "adapters")
+
+    def write_kept(self, trainer: Trainer, module: LitLanguageModel, folder: Path) -> None:
+        """Write what may become the run's model, into ``model`` and ``adapters`` of a folder; a collective call."""
+        if self.save_model != "adapters":
+            self._save_model(trainer, module, folder / "model", at_end=False, overwrite=True)
+        if isinstance(module.method, LoRA):
+            self._save_model(trainer, module, folder / "adapters", at_end=False, overwrite=True, alone=True)
 
     def _save_final(self, trainer: Trainer, module: LitLanguageModel) -> None:
-        """Write the model, the adapters beside it, or these alone."""
+        """Write the model, the adapters beside it, or these alone; an earlier model goes before that of the end."""
         adapters_dir = self.folder.adapters
         overwrite = self.overwrite or self.final_dir is None or self._has_written(self.final_dir)
         if self.save_model == "adapters":
             adapters_dir = self.final_dir or adapters_dir
-        else:
+        if earlier := self.earlier():
+            if trainer.is_global_zero:
+                parts = {"model": self.model_dir, "adapters": adapters_dir, "measured": self.folder.model_measured}
+                place_model(earlier, parts)
+            only = self.save_model == "adapters"
+            self._save_model(trainer, module, self.folder.last, at_end=True, overwrite=True, alone=only)
+            return
+        if self.save_model != "adapters":
             self._save_model(trainer, module, self.model_dir, at_end=True, overwrite=overwrite)
         if isinstance(module.method, LoRA):
             overwrite = overwrite or adapters_dir == self.folder.adapters
-            write_run_adapters(trainer, module, adapters_dir, self.record, self.config_yaml, overwrite=overwrite)
+            self._save_model(trainer, module, adapters_dir, at_end=True, overwrite=overwrite, alone=True)
 
     def _save_model(
-        self, trainer: Trainer, module: LitLanguageModel, out_dir: Path, *, at_end: bool, overwrite: bool
+        self, trainer: Trainer, module: LitLanguageModel, out_dir: Path, alone: bool = False, **when: Any
     ) -> None:
-        write_run_model(
-            trainer,
-            module,
-            out_dir,
-            self.record,
-            self.config_yaml,
-            at_end=at_end,
-            overwrite=overwrite,
-            optimizer_state=self.save_optimizer_state,
-        )
+        """Write the model, or ``alone`` the adapters without their base; ``at_end`` and ``overwrite`` as these say."""
+        of_run = (trainer, module, out_dir, self.record, self.config_yaml)
+        if alone:
+            write_run_adapters(*of_run, **when)
+        else:
+            write_run_model(*of_run, **when, optimizer_state=self.save_optimizer_state)
 
 
 def _keep_until(trainer: Trainer, kind: type[MetricsFile] | type[TensorBoardRunLogger], step: int) -> None:

@@ -21,6 +21,7 @@ from lit_consistency.records.atomic import write_text
 from lit_consistency.records.model_folder import CONFIG, check_checkpoint_dir
 from lit_consistency.records.provenance import FILE as PROVENANCE
 from lit_consistency.records.provenance import family, read_provenance
+from lit_consistency.records.shipped import shipped
 
 if TYPE_CHECKING:
     from lit_consistency.data.inspection import Inspection
@@ -50,6 +51,7 @@ FLAGS = (("overwrite", "replace a file that stands there"),)
 LOOKED_AT = 10_000
 """Rows whose lengths are looked at, spread over all."""
 RUNS = Path("checkpoints/runs")
+TEMPLATE = Path("configs/finetune.yaml")
 RATE = "model.optimizer.init_args.lr"
 OPTIMIZERS = ("AdamW", "Muon", "SGD")
 SGD_RATE = 0.01  # configs/optimizers/sgd.yaml's
@@ -84,12 +86,13 @@ def main(argv: list[str] | None = None) -> None:
         command.error(str(error))
 
 
-def _check(given: Mapping[str, Any]) -> None:
+def _check(given: dict[str, Any]) -> None:
     """Find what is wrong with the options before the slow imports."""
     for key, what in (("model", "a model folder"), ("rows", "a file of rows")):
         if given[key] is None:
             raise ValueError(f"{key}: expected {what}")
-    check_checkpoint_dir(given["model"], option="model")
+    given["folder"] = shipped(given["model"])
+    check_checkpoint_dir(given["folder"], option="model")
     path = given["rows"]
     if not any(c in path for c in "*?[") and not Path(path).expanduser().exists():
         raise ValueError(f"rows = {path}: nothing found; expected a file, a folder or a pattern")
@@ -107,16 +110,16 @@ def _init(given: dict[str, Any], argv: list[str]) -> None:
     from lit_consistency.data.suggested import has_turns, suggest, suggested_style
     from lit_consistency.data.tokens.tokenizer import Tokenizer
 
-    config = Config.from_file(given["model"] / CONFIG)
+    config = Config.from_file(given["folder"] / CONFIG)
     columns = {} if given["columns"] is None else {"columns": given["columns"]}
     rows = RowFiles(given["rows"], **columns)
     turns = [has_turns(row) for row in rows.rows()]
     if not turns:
         raise ValueError(f"rows = {given['rows']}: holds no row; expected at least one")
-    style = suggested_style(given["model"], Tokenizer(given["model"]), any(turns))
+    style = suggested_style(given["folder"], Tokenizer(given["folder"]), any(turns))
     looked_at = _look(rows, given, style[0], config.block_size, every=-(-len(turns) // LOOKED_AT))
     suggestion = suggest(looked_at, len(turns), config)
-    optimizer, why = suggested_optimizer(given["model"])
+    optimizer, why = suggested_optimizer(given["folder"])
     rates = suggested_rates(optimizer, config.n_embd)
     others = f"the first thing to compare: also {_text(rates[0])} and {_text(rates[2])}"
     values = [
@@ -139,7 +142,7 @@ def _look(rows: RowFiles, given: Mapping[str, Any], style: str, block_size: int,
     from lit_consistency.data.sft_data import SFTData
     from lit_consistency.data.suggested import EveryNth
 
-    data = SFTData(rows, tokenizer_dir=given["model"], prompt_style=style, block_size=block_size)
+    data = SFTData(rows, tokenizer_dir=given["folder"], prompt_style=style, block_size=block_size)
     looked_at = inspect_rows(EveryNth(rows, every) if every > 1 else rows, data)
     if looked_at.refused:
         reason, places = next(iter(looked_at.refused.items()))
@@ -195,12 +198,10 @@ def _of_rows(
         Row("micro_batch_size", suggestion.micro_batch_size, "what fits into memory; no result depends on it"),
     ]
     n_steps = suggestion.n_steps
-    last = "two are kept; --ckpt_path auto goes on from the last"
     return [
         Row("trainer.max_epochs", suggestion.max_epochs, f"about {n_steps:,} steps"),
         *(row._replace(key=f"data.init_args.{row.key}") for row in rows),
         Row("forgetting.every_n_steps", max(1, n_steps // 10), "as far as time_budget, 5% of the time, allows"),
-        Row("checkpoint.every_n_steps", max(1, n_steps // 4), last),
     ]
 
 
@@ -211,7 +212,7 @@ def _formats(looked_at: Inspection) -> str:
 def _path(path: Path | str, to: Path) -> str:
     """A path as it was given, where the file is written here; else from the root, wherever it is read from."""
     is_here = to.parent.resolve() == Path.cwd()
-    return str(path) if is_here else str(Path(path).expanduser().absolute())
+    return str(path) if is_here else str(shipped(Path(path).expanduser()).absolute())
 
 
 def _free_name(given: Mapping[str, Any]) -> str:
@@ -227,18 +228,17 @@ def _free_name(given: Mapping[str, Any]) -> str:
 # -------------------- the file
 
 
-def template() -> Path:
-    """``configs/finetune.yaml``, of the installed package or of the clone."""
-    package = Path(__file__).resolve().parents[1]
-    places = [folder / "configs" / "finetune.yaml" for folder in (package, package.parent)]
-    return next((place for place in places if place.is_file()), places[-1])
-
-
 def _filled(values: list[Row], argv: list[str], to: Path) -> str:
     """The template with a header of its own, and the values and their reasons in place of what stands there."""
     head = [f"# {PROGRAM} init {shlex.join(argv)}", f"#   {PROGRAM} fit --config {shlex.quote(str(to))}"]
-    body = [line for line in template().read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
-    text = "\n".join([*head, *fill(body, values)]) + "\n"
+    template = shipped(TEMPLATE)
+    body = [line for line in template.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    try:
+        text = "\n".join([*head, *fill(body, values)]) + "\n"
+    except KeyError as error:
+        raise ValueError(
+            f"{template}: no key {error}; expected those of the file that comes with the package"
+        ) from None
     written = yaml.safe_load(text)
     for key, value, _ in values:
         entry = written
@@ -249,7 +249,7 @@ def _filled(values: list[Row], argv: list[str], to: Path) -> str:
 
 
 def fill(lines: list[str], values: list[Row]) -> list[str]:
-    """Lines of YAML, of block style, with other values and comments behind some of their keys."""
+    """Lines of YAML, of block style, with other values and comments behind some of their keys; KeyError for none."""
     by_key = {row.key: row for row in values}
     above: list[tuple[int, str]] = []  # (indent, key) of the mappings around a line
     filled = []
@@ -260,7 +260,8 @@ def fill(lines: list[str], values: list[Row]) -> list[str]:
             if row := by_key.pop(".".join(key for _, key in above), None):
                 line = f"{match[0]} {_yaml(row.value)}  # {row.why}"
         filled.append(line)
-    assert not by_key, by_key
+    if by_key:
+        raise KeyError(next(iter(by_key)))
     return filled
 
 

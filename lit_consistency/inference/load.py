@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from lit_consistency.data.tokens.tokenizer import Tokenizer
-from lit_consistency.model import GPT, check_checkpoint_dir, load_weights, model_config
+from lit_consistency.model import GPT, check_checkpoint_dir, check_finite, load_weights, model_config
 from lit_consistency.model.tying import is_tied, tie, tied_weights
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -32,7 +32,7 @@ def load_model(folder: Path, device: str = "auto", precision: str = "auto") -> L
 
     Raises:
         FileNotFoundError: something is missing in the folder.
-        ValueError: the weights do not fit the configuration, or the device or precision is unknown.
+        ValueError: the weights do not fit the configuration or are not finite, or the device or precision is unknown.
     """
     check_checkpoint_dir(folder)
     target = find_device(device)
@@ -42,6 +42,7 @@ def load_model(folder: Path, device: str = "auto", precision: str = "auto") -> L
     with torch.device("meta"):  # no time and memory for weights that are replaced at once
         model = GPT(config)
     weights = tied_weights(config, load_weights(folder), folder)
+    check_finite(weights, folder)
     try:
         model.load_state_dict(weights, assign=True)
     except RuntimeError as error:

@@ -139,7 +139,8 @@ def test_a_config_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_unknown_command_names_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
-    known = "fit, validate, test, predict, import, init, prepare, data, evaluate, analyze, sequence, study, export"
+    known = "fit, validate, test, predict, import, init, prepare, data, evaluate, analyze, sequence, study, export, "
+    known += "completion"
     assert f"expected one of {known}" in refused(capsys, ["train"])
 
 

@@ -10,7 +10,7 @@ from lit_consistency.__main__ import main
 from lit_consistency.evaluation import evaluate as command
 from lit_consistency.records.results import read_items, read_results
 from lit_consistency.tasks.code import run
-from tests.tasks.tiny import NLI, WRITTEN, evaluate, nli_rows, write_task
+from tests.tasks.tiny import NLI, WRITTEN, evaluate, nli_rows, tiny_model, write_task
 
 
 def refused(capsys: pytest.CaptureFixture[str], *args: object) -> str:
@@ -83,6 +83,15 @@ def test_a_wrong_call_writes_nothing(
     assert "Traceback" not in message
     assert all(part in message for part in parts), message
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_no_numbers_are_called_that(
+    tasks: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tiny_model(tmp_path / "broken", scale=float("nan"))
+    message = refused(capsys, "--model", broken, "--tasks", tasks[0], "--output", tmp_path / "out")
+    assert "lit_model.pth: transformer" in message or "lit_model.pth: lm_head" in message
+    assert "holds NaN; expected finite weights" in message
 
 
 def test_a_mistake_in_the_last_task_costs_no_scoring(

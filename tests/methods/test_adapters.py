@@ -52,6 +52,20 @@ def run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return RunFolder(root / "run")
 
 
+def test_a_series_of_adapters_is_adapters_merged_when_a_model_is_asked_for(base: Path, tmp_path: Path) -> None:
+    steps = "--checkpoint.series=[2, 4]"
+    fit(tmp_path / "small", *LORA, ONLY, steps, base=base)
+    fit(tmp_path / "whole", *LORA, steps, base=base)
+    small, whole = (RunFolder(tmp_path / name / "run") for name in ("small", "whole"))
+    assert list(small.series_models()) == [2, 4]
+    assert not list(small.path.rglob("lit_model.*"))
+    assert (read_provenance(small.series_model(2)).planned_steps, small.model.exists()) == (4, False)  # type: ignore[union-attr]
+    for name in ("series/step-2", "series/step-00000004", "checkpoints/step-2"):
+        merged = base_folder(small.path / name)
+        assert equal(weights(merged), weights(base_folder(whole.path / name)))
+        assert merged.name == "merged"
+
+
 def copied(run: RunFolder, root: Path) -> Path:
     return Path(shutil.copytree(run.adapters, root / "adapters", ignore=shutil.ignore_patterns("merged", ".*")))
 

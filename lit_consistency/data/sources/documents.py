@@ -2,7 +2,7 @@
 
 A source yields documents in a fixed order and identifies them by its fingerprint; it knows nothing of tokens. It gives
 up random access: documents are read once, when their tokens are written to disk (tokens/tokenize.py). Documents of
-white space alone are left out.
+white space alone are left out, and counted.
 """
 
 from __future__ import annotations
@@ -34,7 +34,13 @@ FIELDS = ("text", "content", "document", "body", "raw_content", "story")
 
 
 class Source(ABC):
-    """Documents of text in a fixed order."""
+    """Documents of text in a fixed order.
+
+    Attributes:
+        n_blank: documents of white space alone that the latest pass has left out.
+    """
+
+    n_blank = 0
 
     @abstractmethod
     def documents(self) -> Iterator[str]:
@@ -65,9 +71,12 @@ class _FileSource(Source):
 
     def documents(self) -> Iterator[str]:
         """Yields the documents of the part, file after file in the order of their paths."""
+        self.n_blank = 0
         for file in self.files:
             for text in self._read(file):
-                if text.strip() and self.hold_out.keeps(text):
+                if not text.strip():
+                    self.n_blank += 1
+                elif self.hold_out.keeps(text):
                     yield text
 
     def fingerprint(self) -> dict[str, Any]:
@@ -119,7 +128,7 @@ class TextFiles(_FileSource):
         if self.separator is None:
             yield read_text(file)
         else:
-            yield from read_separated(file, self.separator)
+            yield from filter(None, read_separated(file, self.separator))  # nothing stands behind the last one
 
 
 class JsonLines(_FileSource):
@@ -216,7 +225,9 @@ class DocumentFiles(_FileSource):
 
     def _read(self, file: Path) -> Iterator[str]:
         if file.name.endswith(TextFiles.suffixes):
-            yield from [read_text(file)] if self.separator is None else read_separated(file, self.separator)
+            # nothing stands behind the last separator
+            texts = [read_text(file)] if self.separator is None else filter(None, read_separated(file, self.separator))
+            yield from texts
             return
         columns = None if self.field is None else [self.field]
         for place, row in read_parquet(file, columns) if file.suffix == ".parquet" else read_json_lines(file):
@@ -249,7 +260,8 @@ class HeldOutDocuments(Source):
 
     def documents(self) -> Iterator[str]:
         """Yields the documents of the part."""
-        return filter(self.hold_out.keeps, self.whole.documents())
+        yield from filter(self.hold_out.keeps, self.whole.documents())
+        self.n_blank = self.whole.n_blank
 
     def fingerprint(self) -> dict[str, Any]:
         """The part, and what the documents depend on."""

@@ -88,9 +88,12 @@ class HubDataset(_Hub, Source):
 
     def documents(self) -> Iterator[str]:
         """Yields the documents of the part."""
+        self.n_blank = 0
         for place, value in self.read():
             text = take_text(value, self.field, place)
-            if text.strip() and self.hold_out.keeps(text):
+            if not text.strip():
+                self.n_blank += 1
+            elif self.hold_out.keeps(text):
                 yield text
 
     def fingerprint(self) -> dict[str, Any]:

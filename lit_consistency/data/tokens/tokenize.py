@@ -51,7 +51,7 @@ def write_documents(
             n_special_text += n_special
             n_bytes += sum(len(text.encode()) for text in texts)
             advance(len(texts), writer.n_tokens)
-        counts = {"n_bytes": n_bytes, **_if_any(n_special_text=n_special_text)}
+        counts = {"n_bytes": n_bytes, **_if_any(n_special_text=n_special_text, n_blank=source.n_blank)}
         writer.finish({"fingerprint": document_fingerprint(source, tokenizer, parse_special_tokens), **counts})
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_consistency.data.sources.documents import JsonLines, Parquet, TextFiles
+from lit_consistency.data.sources.documents import HeldOutDocuments, JsonLines, Parquet, TextFiles
 from tests.data.helpers import write_jsonl
 
 
@@ -140,3 +140,12 @@ def test_text_that_is_not_utf8_is_named(tmp_path: Path) -> None:
 def test_an_empty_separator_is_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="separator = '': expected at least one character"):
         TextFiles(str(folder), separator="")
+
+
+def test_documents_of_white_space_are_left_out_and_counted(folder: Path) -> None:
+    source = TextFiles(str(folder), separator="\n\n\n")
+    whole = HeldOutDocuments(source, "train", 0.5)
+    for _ in range(2):  # of the latest pass, not of all
+        assert len(list(source.documents())) == 4
+        list(whole.documents())
+        assert source.n_blank == whole.n_blank == 1
