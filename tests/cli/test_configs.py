@@ -78,6 +78,7 @@ def from_scratch(args: list[str]) -> list[str]:
 
 @pytest.mark.filterwarnings("ignore:.*was pretrained with")
 @pytest.mark.filterwarnings("ignore:task gsm8k_answers. truncated")  # one question is longer than the tiny context
+@pytest.mark.filterwarnings("ignore:data.global_batch_size")  # 100 rows are packed into few
 @pytest.mark.filterwarnings("ignore:more than one world in this run")  # arithmetic/finetune.yaml retains the base's
 @pytest.mark.parametrize(
     "path",

@@ -45,8 +45,14 @@ def test_from_a_folder_of_text_to_a_pretrained_model(
     (line,) = (line for line in said.splitlines() if " fit " in line)
     words = line.split()[3:]
     words = [str(ROOT / word) if word.startswith("configs/") else word for word in words]
-    short = ["--trainer.max_epochs=2", "--trainer.log_every_n_steps=1", "--forgetting.kl_positions=0"]
-    small = ["--model.overrides.n_layer=1", "--run.name=run", f"--run.root={tmp_path}", "--run.save_model=false"]
+    short = ["--trainer.max_steps=2", "--trainer.log_every_n_steps=1", "--forgetting.kl_positions=0"]
+    small = [
+        "--data.init_args.global_batch_size=8",
+        "--model.overrides.n_layer=1",
+        "--run.name=run",
+        f"--run.root={tmp_path}",
+        "--run.save_model=false",
+    ]
     cli = build([*words, *short, *small, f"--data.init_args.cache_dir={tmp_path / 'cache'}"])
     cli.execute()
     assert cli.trainer.global_step == 2

@@ -35,7 +35,8 @@ def test_a_changed_file_is_tokenized_anew(tokenizer_folder: Path, tmp_path: Path
     counts = []
     for text in ("the day", "the day and the answer"):
         file.write_text(text)
-        data = PretrainData(TextFiles(str(file)), tokenizer_dir=tokenizer_folder, block_size=4)
+        batch = {"block_size": 4, "global_batch_size": 1, "micro_batch_size": 1}
+        data = PretrainData(TextFiles(str(file)), tokenizer_dir=tokenizer_folder, **batch)
         data.setup()
         counts.append(data.stats()["train"]["n_bytes"])
     assert counts == [7, 22]

@@ -109,7 +109,9 @@ def test_where_nothing_is_left_files_documents_separator_and_share_are_named(
 
 def test_one_path_trains_and_validates(tmp_path: Path, tokenizer_folder: Path) -> None:
     write(tmp_path / "all.txt", "\n\n".join(PARAGRAPHS))
-    data = PretrainData(DocumentFiles(str(tmp_path)), validation_share=0.05, tokenizer_dir=tokenizer_folder)
+    data = PretrainData(
+        DocumentFiles(str(tmp_path)), validation_share=0.05, tokenizer_dir=tokenizer_folder, global_batch_size=8
+    )
     data.cache_dir = tmp_path / "cache"
     data.setup()
     counts = {name: part["n_documents"] for name, part in data.stats().items()}
