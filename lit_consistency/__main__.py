@@ -16,10 +16,12 @@ usage: lit-consistency COMMAND [options]        (or python -m lit_consistency CO
 Pretrain and finetune LitGPT models with any optimizer, and see in the same run what was learned and what was forgotten.
 
 commands:
+  init       a configuration for your model and rows:   init --model DIR --rows ROWS
   fit        train, from scratch or from a checkpoint:  fit --config configs/quickstart.yaml
   validate   loss of the held-out part of the data:     validate --config configs/quickstart.yaml
   test       the same, named test/loss
-  predict    per row: log-likelihood and the model's first choice, into <run>/predictions.jsonl
+  predict    per row: its id, prompt, answer, log-likelihood and first choice, into <run>/predictions.jsonl
+  prepare    a tokenizer of your text, to pretrain on:  prepare --text PATHS --to DIR
   data       rows as the model will see them:           data --rows ROWS --model DIR
   evaluate   tasks, formats, guards, comparisons:       evaluate --model DIR --tasks piqa blimp --output OUT
   analyze    why it forgets, from checkpoints:          analyze --model DIR --what updates kl --text TASK --output OUT

@@ -322,23 +322,24 @@ class LitLanguageModel(LightningModule):
         self.log(f"{stage}/loss", metric, prog_bar=True)
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> list[dict[str, Any]]:
-        """Per row of the loader: summed nll (nats), supervised tokens, and the model's first choice at each of them.
+        """Per document of the batch: summed nll (nats), supervised tokens, and the model's first choice at each.
 
-        With ``packing: true`` a row holds several conversations; ``packing: false`` gives one each.
+        Returns:
+            A mapping each, with ``row``, the number of its row in the loader, and ``document``, its number in the row.
         """
         logits = self._logits(batch)
-        nll = token_nll(logits, batch["targets"]).sum(-1, dtype=torch.float64)
-        taken = batch["targets"] != IGNORE
-        greedy = logits.argmax(-1)
+        by_token = (token_nll(logits, batch["targets"]), batch["targets"], logits.argmax(-1), batch["documents"])
+        nll, targets, greedy, documents = (values.cpu() for values in by_token)
         first = (batch_idx * self.trainer.world_size + self.trainer.global_rank) * len(nll)
-        rows = []
+        predicted = []
         for i in range(len(nll)):
-            if taken[i].any():
-                row = {"row": first + i, "nll": float(nll[i]), "n_tokens": int(taken[i].sum())}
-                rows.append(
-                    {**row, "targets": batch["targets"][i][taken[i]].tolist(), "greedy": greedy[i][taken[i]].tolist()}
-                )
-        return rows
+            taken = targets[i] != IGNORE
+            for document in documents[i][taken].unique().tolist():
+                at = taken & (documents[i] == document)
+                numbers = {"nll": float(nll[i][at].sum(dtype=torch.float64)), "n_tokens": int(at.sum())}
+                tokens = {"targets": targets[i][at].tolist(), "greedy": greedy[i][at].tolist()}
+                predicted.append({"row": first + i, "document": document, **numbers, **tokens})
+        return predicted
 
     # -------------------- optimizer
 

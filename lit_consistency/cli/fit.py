@@ -165,6 +165,8 @@ class ConsistencyCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """The schedule of a branch begins where the branch does."""
         super().instantiate_classes()
+        if self.subcommand == "predict":  # PredictionWriter has written them; Lightning would keep all in memory too
+            self.config_init["predict"]["return_predictions"] = False
         if self.branch is not None and self.branch["schedule"] is not None:
             self.model.schedule = Branched(self.model.schedule, **self.branch["schedule"])
 

@@ -169,6 +169,8 @@ class TokenData(LightningDataModule, ABC):
             # Lightning runs an empty validation loop, with a warning, unless the hook looks as if nobody wrote it;
             # the Trainer's limit_val_batches would stay zero for data that come with a validation part
             self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
+        elif stage == "predict" and not isinstance(self.train, Mixture):
+            self._open("train")
         elif stage in ("validate", "test", "predict"):
             name = getattr(stage, "value", stage)  # the Trainer gives an enumeration
             raise ValueError(f"data.validation = null: expected what is held out, `{name}` runs on it")
@@ -197,8 +199,11 @@ class TokenData(LightningDataModule, ABC):
 
     def val_dataloader(self) -> TokenLoader:
         """Held-out rows in their order, shared among the ranks."""
+        return self._in_order("validation")
+
+    def _in_order(self, name: str) -> TokenLoader:
         world_size, rank = self._ranks()
-        rows = self._rows["validation"]
+        rows = self._rows[name]
         order = Order(len(rows), self.micro_batch_size * world_size, self.micro_batch_size, world_size, rank, seed=None)
         return TokenLoader(rows, order, training=False, num_workers=self.num_workers)
 
@@ -207,8 +212,17 @@ class TokenData(LightningDataModule, ABC):
         return self.val_dataloader()
 
     def predict_dataloader(self) -> TokenLoader:
-        """The same as for validation."""
-        return self.val_dataloader()
+        """What is held out, as for validation; where nothing is, what would be trained on."""
+        return self._in_order(self.predicted)
+
+    @property
+    def predicted(self) -> str:
+        """Name of the part that ``predict`` runs on."""
+        return "train" if self.validation is None else "validation"
+
+    def opened(self, name: str) -> tuple[TokenRows, Shard]:
+        """Rows and tokens of a part, once they are set up."""
+        return self._rows[name], self._shards[name]
 
     # -------------------- numbers
 
@@ -285,11 +299,10 @@ class TokenData(LightningDataModule, ABC):
             return
         shard = open_or_build(self.cache_dir, self._fingerprint(part), lambda folder: self._build(folder, part, name))
         if len(shard.offsets) == 1:
-            dropped = f" ({shard.meta['n_dropped']} dropped)" if shard.meta.get("n_dropped") else ""
-            share = f", or another validation_share than {self.validation_share}" if self.validation_share else ""
-            raise ValueError(
-                f"data, {name}: {type(part).__name__} gives nothing to learn from{dropped}; expected a document{share}"
-            )
+            what = f"data, {name}: nothing to learn from: {part.about()}"
+            if n_dropped := shard.meta.get("n_dropped"):
+                what += f", {n_dropped:,} dropped, of which nothing is left within block_size = {self.block_size}"
+            raise ValueError(f"{what}; expected more, or where they are divided another separator or share")
         if unused := shard.meta.get("unused"):
             rank_zero_warn(f"data, {name}: fields that are not used: {say_counts(unused)}")
         self._shards[name] = shard

@@ -139,10 +139,9 @@ def test_a_config_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_unknown_command_names_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        "expected one of fit, validate, test, predict, import, data, evaluate, analyze, sequence, study, export"
-        in refused(capsys, ["train"])
-    )
+    known = "fit, validate, test, predict, import, init, prepare, data, evaluate, analyze, sequence, study, export, "
+    known += "completion"
+    assert f"expected one of {known}" in refused(capsys, ["train"])
 
 
 def test_a_run_never_writes_into_the_folder_of_another(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,6 +66,10 @@ class MixedRows(TokenRows):
         sets = [rows.of_epoch(epoch) for rows in self.sets]
         return MixedRows(sets, self.counts, self.seed, self.first_stream, epoch, self.replayed is not None)
 
+    def document(self, i: int, number: int) -> tuple[int, int]:
+        """As of the row's own set."""
+        return self.sets[self.set_of_row[i]].document(int(self.index_in_set[i]), number)
+
     def __getitem__(self, i: int) -> PackedSequence:
         """Row i; the rows of a set stand together."""
         return self.sets[self.set_of_row[i]][int(self.index_in_set[i])]

@@ -49,6 +49,10 @@ class TokenRows(ABC):
     def __getitem__(self, i: int) -> PackedSequence:
         """Row i."""
 
+    @abstractmethod
+    def document(self, i: int, number: int) -> tuple[int, int]:
+        """What document ``number`` of row i is: a document of the shard, and its first token that stands in the row."""
+
     def of_epoch(self, epoch: int) -> TokenRows:
         """The rows of an epoch, as many in each: these, unless a subclass has others for every epoch."""
         return self
@@ -86,6 +90,12 @@ class StreamRows(TokenRows):
         lengths = np.diff(np.concatenate(([0], boundaries, [len(tokens)])))
         return PackedSequence(tokens, targets, _positions(lengths), _documents(lengths))
 
+    def document(self, i: int, number: int) -> tuple[int, int]:
+        """The first document of a row may have begun in an earlier one."""
+        start, offsets = i * self.block_size, self.shard.offsets
+        document = int(np.searchsorted(offsets, start, side="right")) - 1 + number
+        return document, max(start - int(offsets[document]), 0)
+
 
 class ConversationRows(TokenRows):
     """Conversations, packed or one per row.
@@ -119,6 +129,10 @@ class ConversationRows(TokenRows):
         learned = np.concatenate([self.mask[piece][1:] for piece in pieces])
         lengths = np.array([piece.stop - piece.start - 1 for piece in pieces])
         return PackedSequence(tokens, np.where(learned, follows, IGNORE), _positions(lengths), _documents(lengths))
+
+    def document(self, i: int, number: int) -> tuple[int, int]:
+        """Conversations stand in one row, whole."""
+        return int(self.plan.row(i)[number]), 0
 
 
 def _documents(lengths: np.ndarray) -> np.ndarray:
