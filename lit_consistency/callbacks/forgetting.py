@@ -203,8 +203,12 @@ class Forgetting(Callback):
         self._change.load_state_dict(self._moved)
         began = time.perf_counter()
         if self.kl_positions != 0:
+            # of the default suite the base's own samples are compared, along which it is told best
+            compared = {
+                k: t for k, t in self._tasks.items() if not (self.retained.is_default and k.startswith("retain"))
+            }
             self._divergence = Divergence(
-                self._tasks,
+                compared,
                 n_vocab=module.config.padded_vocab_size,
                 n_positions=self.kl_positions,
                 batch_tokens=self.batch_tokens,
@@ -328,6 +332,7 @@ class Forgetting(Callback):
             numbers.get(error),
             numbers.get(change),
             self._measurement(key, beside, numbers) if beside else None,
+            len(self._measured[key].records) if key in self._measured else None,
         )
 
     def measurements(self) -> list[Measurement]:

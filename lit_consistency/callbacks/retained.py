@@ -50,6 +50,8 @@ class RetainedSets:
             _check("learn", name, watched, self.sets)
         for name, watched in self.sets.items():
             _check("retain", name, watched, {})
+        if len(own := [name for name, watched in self.sets.items() if _is_own(name, watched)]) > 1:
+            raise ValueError(f"forgetting.retain: {' and '.join(own)} are the base's own samples; expected one of them")
 
     def prepare(
         self, tokenizer: Tokenizer, block_size: int, *, has_base: bool, in_fit: bool
@@ -67,6 +69,8 @@ class RetainedSets:
             self.sets = self._default() if has_base else {}
         own = {name: watched for name, watched in self.sets.items() if _is_own(name, watched)}
         self._own = next(iter(own), None) if in_fit else None
+        if own and not in_fit:
+            rank_zero_info(f"{next(iter(own))}: not measured, there is no start here to compare with")
         asked = {name: watched for name, watched in self.sets.items() if name not in own}
         if not self.is_default:
             return {name: watched.prepare(name, tokenizer, block_size) for name, watched in asked.items()}

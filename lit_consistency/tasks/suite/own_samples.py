@@ -70,7 +70,7 @@ class Samples(Source):
         """Keep what the base predicts along its texts; the caller has put it into evaluation mode."""
         tokens = [np.asarray(text, dtype=np.int64) for text in self.texts]
         items = [Item([Candidate(ids, np.arange(len(ids)) > 0, 0)], gold=0) for ids in tokens]
-        self.kl = KLToBase(items, n_vocab=n_vocab, memory=MEMORY // 4, batch_tokens=batch_tokens, device=device)
+        self.kl = KLToBase(items, n_vocab=n_vocab, memory=MEMORY // 2, batch_tokens=batch_tokens, device=device)
         self.kl.read_base(model)
 
 
