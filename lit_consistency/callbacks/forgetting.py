@@ -203,12 +203,8 @@ class Forgetting(Callback):
         self._change.load_state_dict(self._moved)
         began = time.perf_counter()
         if self.kl_positions != 0:
-            # of the default suite the base's own samples are compared, along which it is told best
-            compared = {
-                k: t for k, t in self._tasks.items() if not (self.retained.is_default and k.startswith("retain"))
-            }
             self._divergence = Divergence(
-                compared,
+                self.retained.compared(self._tasks),
                 n_vocab=module.config.padded_vocab_size,
                 n_positions=self.kl_positions,
                 batch_tokens=self.batch_tokens,
@@ -224,11 +220,7 @@ class Forgetting(Callback):
         self.budget.prepare(time.perf_counter() - began)
 
     def _engine(self, module: LitLanguageModel) -> dict[str, Any]:
-        return {
-            "batch_tokens": self.batch_tokens,
-            "device": module.device,
-            "block_size": module.config.block_size,
-        }
+        return {"batch_tokens": self.batch_tokens, "device": module.device, "block_size": module.config.block_size}
 
     def _ask(self, trainer: Trainer, module: LitLanguageModel) -> tuple[dict[str, float], dict[str, Measured]]:
         """Every task's numbers with their errors: ``KIND/NAME`` is that by which it is judged, see ``_tags``."""

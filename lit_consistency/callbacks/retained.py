@@ -105,6 +105,13 @@ class RetainedSets:
             rank_zero_warn(f"the suite is watched without {', '.join(names)}: {reason}")
         return prepared
 
+    def compared(self, tasks: Mapping[str, PreparedTask]) -> dict[str, PreparedTask]:
+        """Those of all tasks on which the divergence from the base is taken besides: not those of the default suite.
+
+        Its own samples tell it better, and what the base predicts along all the rest would fill half a GiB.
+        """
+        return {key: task for key, task in tasks.items() if not (self.is_default and key.startswith("retain/"))}
+
     def draw(self, model: nn.Module, *, batch_tokens: int, device: torch.device, block_size: int) -> None:
         """Let the base write its texts, unless there are some; the caller has put it into evaluation mode.
 
