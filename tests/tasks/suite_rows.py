@@ -7,7 +7,7 @@ pair of sentences and every fact stands here, or is put together from the words 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 from random import Random
@@ -348,54 +348,44 @@ FRUIT = ["apple", "banana", "cherry", "grape", "lemon", "melon", "orange", "peac
 def objects() -> Iterator[Row]:
     """Things to be written as JSON."""
     rng = Random("json")
-    for i in range(30):
+    rows: dict[str, Row] = {}
+    while len(rows) < 30:
         name, town, age = rng.choice(PEOPLE), rng.choice(TOWNS), rng.randint(20, 79)
         fruit = rng.sample(FRUIT, 2)
-        things = [
+        text, content = [
             (f"name {name}, age {age}", {"name": name, "age": age}),
             (f"name {name}, town {town}", {"name": name, "town": town}),
             (f"name {name}, fruit {fruit[0]} and {fruit[1]}", {"name": name, "fruit": fruit}),
-        ]
-        text, content = things[i % 3]
-        yield {"kind": ", ".join(content), "text": text, "json": json.dumps(content)}
+        ][len(rows) % 3]
+        rows[text] = {"kind": ", ".join(content), "text": text, "json": json.dumps(content)}
+    yield from rows.values()
+
+
+ORDERS: dict[str, Callable[[list[str]], str]] = {
+    "Put every word in brackets.": lambda words: " ".join(f"[{word}]" for word in words),
+    "Sort the words by the alphabet.": lambda words: " ".join(sorted(words)),
+    "Write the words in reverse order.": lambda words: " ".join(reversed(words)),
+    "Separate the words by commas.": ", ".join,
+    "Repeat only the last word.": lambda words: words[-1],
+    "Count, with commas between the numbers.": lambda ends: ", ".join(map(str, range(int(ends[0]), int(ends[2]) + 1))),
+}
 
 
 def orders() -> Iterator[Row]:
-    """An order, a word or words, and the one way to obey it; each with an example of the same order."""
+    """An order, some words, and the one way to obey it; each with an example of the same order."""
     rng = Random("orders")
-
-    def words(n: int) -> list[str]:
-        return rng.sample(FRUIT, n)
-
-    for i in range(60):
-        one, two, low = words(3), words(3), rng.randint(2, 30)
-        kinds = [
-            ("Put every word in brackets.", " ".join, lambda w: " ".join(f"[{word}]" for word in w)),
-            ("Sort the words by the alphabet.", " ".join, lambda w: " ".join(sorted(w))),
-            ("Write the words in reverse order.", " ".join, lambda w: " ".join(reversed(w))),
-            ("Separate the words by commas.", " ".join, ", ".join),
-            ("Repeat only the last word.", " ".join, lambda w: w[-1]),
-        ]
-        if i % 6 == 5:
-            example, text = f"{low + 4} to {low + 7}", f"{low} to {low + 4}"
-            yield {
-                "kind": "count",
-                "order": "Count, with commas between the numbers.",
-                "example": example,
-                "example_answer": ", ".join(map(str, range(low + 4, low + 8))),
-                "text": text,
-                "answer": ", ".join(map(str, range(low, low + 5))),
-            }
-            continue
-        order, shown, obeyed = kinds[i % 6]
-        yield {
-            "kind": order.split()[0].lower() + " " + order.rstrip(".").split()[-1],
-            "order": order,
-            "example": shown(one),
-            "example_answer": obeyed(one),
-            "text": shown(two),
-            "answer": obeyed(two),
-        }
+    rows: dict[tuple[str, str], Row] = {}
+    while len(rows) < 60:
+        order, obeyed = list(ORDERS.items())[len(rows) % len(ORDERS)]
+        example, words = rng.sample(FRUIT, 3), rng.sample(FRUIT, 3)
+        if order.startswith("Count"):
+            low, high = rng.sample(range(2, 40), 2)
+            example, words = [str(low), "to", str(low + 3)], [str(high), "to", str(high + 4)]
+        answer, text = obeyed(words), " ".join(words)
+        if answer not in (text, obeyed(example)):  # nothing to do, or nothing but to copy
+            shown = {"example": " ".join(example), "example_answer": obeyed(example)}
+            rows[order, text] = {"kind": order.split()[0].strip(","), "order": order, **shown, "text": text, "answer": answer}
+    yield from rows.values()
 
 
 FILES = {"pairs": pairs, "facts": facts, "arithmetic": arithmetic, "json": objects, "orders": orders}
