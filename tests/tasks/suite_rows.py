@@ -384,7 +384,13 @@ def orders() -> Iterator[Row]:
         answer, text = obeyed(words), " ".join(words)
         if answer not in (text, obeyed(example)):  # nothing to do, or nothing but to copy
             shown = {"example": " ".join(example), "example_answer": obeyed(example)}
-            rows[order, text] = {"kind": order.split()[0].strip(","), "order": order, **shown, "text": text, "answer": answer}
+            rows[order, text] = {
+                "kind": order.split()[0].strip(","),
+                "order": order,
+                **shown,
+                "text": text,
+                "answer": answer,
+            }
     yield from rows.values()
 
 
