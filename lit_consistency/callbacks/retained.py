@@ -92,9 +92,15 @@ class RetainedSets:
             if name in refused:
                 continue
             try:
-                prepared[name] = watched.prepare(name, tokenizer, block_size)
+                task = watched.prepare(name, tokenizer, block_size)
             except ValueError as error:  # the rows are right, so it is the model: a context that is too short
                 refused[name] = str(error)
+                continue
+            questions = task.encoded.questions
+            if 2 * sum(question.n_truncated > 0 for question in questions) > len(questions):
+                refused[name] = f"most of its questions do not fit into the base's context of {block_size} tokens"
+            else:
+                prepared[name] = task
         if names := [*prepared, *([self._own] if self._own else [])]:
             own = f"; {self._own} are texts that the base writes now" if self._own else ""
             rank_zero_info(
@@ -185,7 +191,7 @@ def _check(kind: str, name: str, watched: WatchedTask, others: Mapping[str, Watc
     key = f"forgetting.{kind}.{name}"
     if kind == "retain" and _is_own(name, watched):
         given = WatchedTask(watched.task, limit=watched.limit, seed=watched.seed)
-        if watched != given:
+        if replace(watched, world=None) != given:  # the run's world is that of every set
             raise ValueError(f"{key}: expected no option but limit (the number of texts) and seed (of their draw)")
         return
     try:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from lit_consistency.callbacks import Forgetting
+from lit_consistency.callbacks import Forgetting, retained
 from lit_consistency.cli.fit import ConsistencyCLI
 from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.inference.load import load_model
@@ -21,7 +21,6 @@ from tests.runs import changed_on_purpose, equal, fit, weights
 from tests.tasks.tiny import tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:task .*(constant|truncated)", "ignore:.*was pretrained with")
-ENGLISH = "ignore:the suite is watched without prose"
 MORE = ["--trainer.max_steps=4", "--model.optimizer.init_args.lr=0.02", "--checkpoint.every_n_steps=2"]
 
 
@@ -36,7 +35,7 @@ def lines(root: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base that knows some chains, in whose tokens no English can be written."""
+    """A base that knows some chains, in a context of 32 tokens."""
     root = tmp_path_factory.mktemp("base")
     fit(root, "--trainer.max_steps=15", "--model.optimizer.init_args.lr=0.01")
     return root / "run" / "model"
@@ -44,10 +43,17 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def watched(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Forgetting]:
-    """A finetuning that names nothing to retain."""
+    """A finetuning that names nothing to retain, on some sets of the suite: all of them take longer."""
     root = tmp_path_factory.mktemp("watched")
-    with pytest.warns(UserWarning, match="the suite is watched without prose, .*, orders: .* reads no English"):
-        cli = fit(root, "--forgetting.retain=null", *MORE, base=base, data="SFTData")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(retained, "SETS", ("maths", "orders", "json", OWN_SAMPLES))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            cli = fit(root, "--forgetting.retain=null", *MORE, base=base, data="SFTData")
+    said = " ".join(str(warning.message) for warning in caught)
+    assert "the suite is watched without orders: most of its questions do not fit into the base's context" in said
+    assert "the suite is watched without json: task suite_json: generation.max_new_tokens = 32: expected less" in said
+    assert set(callback(cli).judges()) == {"retain/maths", "retain/own_samples"}
     return root, callback(cli)
 
 
@@ -78,11 +84,13 @@ def test_the_run_equals_one_that_watches_nothing(base: Path, watched: tuple[Path
     assert equal(*(weights(root / "run" / "model") for root in (tmp_path, watched[0])))
 
 
-@pytest.mark.filterwarnings(ENGLISH)
-def test_a_resumed_run_watches_the_same_texts(base: Path, watched: tuple[Path, Forgetting], tmp_path: Path) -> None:
+def test_a_resumed_run_watches_the_same_texts(
+    base: Path, watched: tuple[Path, Forgetting], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint = sorted((watched[0] / "run" / "checkpoints").glob("*.ckpt"))[0]
     resume = [f"--ckpt_path={checkpoint}", "--run.final_dir", str(tmp_path / "model")]
     arguments = ["--forgetting.retain=null", *MORE, *resume, "--allow_changes=true"]
+    monkeypatch.setattr(retained, "SETS", (OWN_SAMPLES,))
     resumed = callback(fit(watched[0], *arguments, base=base, data="SFTData"))
     assert resumed.retained.texts == watched[1].retained.texts
     names = [name for name in watched[1].latest if OWN_SAMPLES in name]

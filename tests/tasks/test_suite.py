@@ -7,9 +7,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import tokenizers
 
-from lit_consistency.data.tokens.tokenizer import Tokenizer
-from lit_consistency.data.worlds import MarkovChains
+from lit_consistency.data.tokens.tokenizer import Tokenizer, write_tokenizer
 from lit_consistency.metrics import extract
 from lit_consistency.tasks.reading import read_task
 from lit_consistency.tasks.suite import DATA, OWN_SAMPLES, SETS, reads_english
@@ -70,11 +70,10 @@ def test_json_counts_where_the_text_begins_with_it(text: str, answer: str | None
     assert extract(text, "json") == answer
 
 
-def test_a_world_of_its_own_words_reads_no_english(tmp_path: Path) -> None:
-    assert reads_english(tiny_tokenizer(tmp_path))
-    world = MarkovChains().tokenizer()
-    (tmp_path / "world").mkdir()
-    world.save(str(tmp_path / "world" / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}
-    (tmp_path / "world" / "tokenizer_config.json").write_text(json.dumps(config))
-    assert not reads_english(Tokenizer(tmp_path / "world"))
+def test_a_tokenizer_of_other_words_reads_no_english(tmp_path: Path) -> None:
+    assert reads_english(tiny_tokenizer(tmp_path / "bytes"))
+    words = {word: i for i, word in enumerate(("<|endoftext|>", "<unk>", "the", "of", "chat", "maison"))}
+    french = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
+    french.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    write_tokenizer(french, tmp_path / "words")
+    assert not reads_english(Tokenizer(tmp_path / "words"))
