@@ -53,6 +53,11 @@ class RetainedSets:
         if len(own := [name for name, watched in self.sets.items() if _is_own(name, watched)]) > 1:
             raise ValueError(f"forgetting.retain: {' and '.join(own)} are the base's own samples; expected one of them")
 
+    @property
+    def own(self) -> list[str]:
+        """Name of the base's own samples, where they are watched."""
+        return [] if self._own is None else [self._own]
+
     def prepare(
         self, tokenizer: Tokenizer, block_size: int, *, has_base: bool, in_fit: bool
     ) -> dict[str, PreparedTask]:
