@@ -159,7 +159,7 @@ def share_low(value: float, stderr: float, n: int) -> float:
         n: items.
     """
     effective = min(value * (1 - value) / stderr**2, n) if stderr > 0 else n
-    return float(_clopper_pearson(np.float64(value), np.float64(effective))[0])
+    return float(_clopper_pearson(np.asarray(value), np.asarray(effective))[0])
 
 
 def smallest_change(stderr: float | None, n: int | None = None) -> float | None:
