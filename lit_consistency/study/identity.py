@@ -21,6 +21,7 @@ import yaml
 
 from lit_consistency.records.atomic import write_json
 from lit_consistency.records.fingerprints import fingerprint_of, sha256_of_text, sha256_once
+from lit_consistency.records.shipped import shipped
 
 FREE = (
     "allow_changes",
@@ -129,7 +130,7 @@ def contents(
             continue
         for text in _texts(value):
             name = text.partition("/")[0].partition(":")[0]
-            task, of_tasks = tasks / f"{name}.yaml", key in TASK_KEYS or key.startswith("forgetting.")
+            task, of_tasks = shipped(tasks / f"{name}.yaml"), key in TASK_KEYS or key.startswith("forgetting.")
             watched = of_tasks and task.is_file()
             if of_tasks and name == SUITE.name:  # lies in the package, wherever that is installed
                 found |= {f"{name}/{file.name}": _content(file) for file in sorted(SUITE.rglob("*.[jy]*"))}
