@@ -23,7 +23,12 @@ Measure a model on tasks: log-likelihood, multiple choice, minimal pairs, genera
 """
 OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
     ("model", Path, None, "model folder in LitGPT's format, or a step of a run, as RUN/checkpoints/step-100"),
-    ("tasks", list[str], [], "task files, or names of files in configs/evaluation"),
+    (
+        "tasks",
+        list[str],
+        [],
+        "task files, or names of files in configs/evaluation, or suite, which lies in the package",
+    ),
     (
         "format",
         list[str],

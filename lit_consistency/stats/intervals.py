@@ -150,6 +150,34 @@ def paired_difference(
     return Estimate(value, *(float(x) for x in paired_share_interval(gained, lost)))
 
 
+def share_low(value: float, stderr: float, n: int) -> float:
+    """Lower end of the interval of a share, from its summary: Clopper and Pearson's at the effective number of items.
+
+    Args:
+        value: the share.
+        stderr: its standard error; 0 where all items score the same, which counts as n single items.
+        n: items.
+    """
+    effective = min(value * (1 - value) / stderr**2, n) if stderr > 0 else n
+    return float(_clopper_pearson(np.asarray(value), np.asarray(effective))[0])
+
+
+def smallest_change(stderr: float | None, n: int | None = None) -> float | None:
+    r"""Smaller changes than this lie within their own 95% interval around no change.
+
+    Args:
+        stderr: of the paired difference, once items have changed.
+        n: items of a share, none of which has changed yet: then z / (2 sqrt(n)), half the width of the widest interval
+            of a share, 4.9 points of 400 items.
+
+    Returns:
+        None where neither says anything.
+    """
+    if stderr is not None and stderr > 0:
+        return Z * stderr
+    return Z / (2 * math.sqrt(n)) if n else None
+
+
 def cluster_sums(items: Ratio, clusters: Sequence[str | int] | None = None) -> ClusterSums:
     """Sums of every cluster, in the order of their names; of single items as they come."""
     a, b = items

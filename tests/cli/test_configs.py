@@ -101,7 +101,7 @@ def test_the_command_of_a_config_runs(path: Path, place: Path, tmp_path: Path, m
     args = [str(place / a) if a.startswith(("YOUR", "FOLDER")) else a for a in command(path)]
     args += [*SHORT, f"--run.root={tmp_path}"]
     if path.stem not in WATCHED:
-        args += ["--forgetting.learn=null", "--forgetting.retain=null"]
+        args += ["--forgetting.learn=null", "--forgetting.retain={}"]
     if path.stem in ("quickstart", "tasks"):
         args.append("--forgetting.retain.old_people.limit=50")
     if path.stem == "tasks":

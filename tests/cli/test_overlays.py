@@ -263,6 +263,11 @@ def test_null_removes_one_of_them(watch: OverlayParser) -> None:
     assert things(watch, first, "--watch.retain.a=null") == {"b": {"task": "b"}}
     assert things(watch, first, "--config=watch: {retain: {a: null, c: x}}") == {"b": {"task": "b"}, "c": {"task": "x"}}
     assert things(watch, first, "--watch.retain=null", "--watch.retain=[c]") == {"c": {"task": "c"}}
+    for nothing in ("{}", "[]"):
+        assert things(watch, first, f"--watch.retain={nothing}") == {}, "not null, which may mean a default"
+        assert things(watch, first, f"--config=watch: {{retain: {nothing}}}", "--watch.retain=[c]") == {
+            "c": {"task": "c"}
+        }
 
 
 @pytest.mark.parametrize(
