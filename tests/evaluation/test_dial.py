@@ -182,9 +182,7 @@ def test_a_wrong_call_measures_nothing(
     args, expected = WRONG[case]
     given = [arg.format(base=way.base) for arg in args]
     with pytest.raises(SystemExit) as stop:
-        way.export(
-            *(arg.format(base=way.base) for arg in args), "--out_dir", tmp_path / "out", asked="--budget" in args
-        )
+        way.export(*given, "--out_dir", tmp_path / "out", asked="--budget" in args)
     assert stop.value.code == 2
     assert expected in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
