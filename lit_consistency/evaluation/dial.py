@@ -233,10 +233,11 @@ def steps_of(run: RunFolder, base: Path) -> dict[str, Path]:
         FileNotFoundError: the run holds no model beside its base.
     """
     steps = {*run.series_models(), *(step_of(checkpoint) for checkpoint in checkpoints(run.checkpoints))}
-    last = run.read_record().get("steps") if run.has_model else None
+    last_model = run.model if run.model.is_dir() else run.adapters
+    last = run.read_record().get("steps") if run.is_finished and last_model.is_dir() else None
     folders = {step: base_folder(run.series / f"step-{step}") for step in sorted(steps) if step != last}
     if last is not None:
-        folders[last] = run.model
+        folders[last] = base_folder(last_model)  # of adapters, merged
     if not folders:
         raise FileNotFoundError(f"checkpoint_dir = {run.path}: holds no model of a step; expected a run's folder")
     return {"base": base, **{f"step-{step}": folder for step, folder in folders.items()}}
