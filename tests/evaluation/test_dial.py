@@ -134,7 +134,7 @@ def test_the_most_learned_within_the_budget_is_written(
 
 def test_what_the_run_watched_is_asked_and_its_steps_are_chosen_from(way: Way, tmp_path: Path) -> None:
     run = way.root / "run"
-    watched = {kind: {name: {"task": way.tasks[name]}} for kind, name in (("learn", "new"), ("retain", "old"))}
+    watched = {kind: {name: {"task": str(way.tasks[name])}} for kind, name in (("learn", "new"), ("retain", "old"))}
     (run / "config.yaml").write_text(yaml.safe_dump({"forgetting": watched, "world": None, "data": None}))
     record = {"base": str(way.base), "base_hash": weights_hash(way.base), "steps": 40, "status": "finished"}
     (run / "run.json").write_text(json.dumps(record))
