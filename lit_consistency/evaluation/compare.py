@@ -181,11 +181,12 @@ def _scored_by(result: Result, metric: str, pairs: Pairs) -> Pairs:
     """The pairs scored by a metric of the task, as far as the items tell it; all tell the one that judges."""
     if metric == result.metric:
         return pairs
-    scored = [tuple(_by_metric(record, metric) for record in pair) for pair in pairs]
-    if any(record is None for pair in scored for record in pair):
-        told = [name for name in result.metrics if name == result.metric or _by_metric(pairs[0][0], name)]
-        raise ValueError(f"{result.key}: metric {metric!r}: its items do not tell it; expected {' or '.join(told)}")
-    return [(a, b) for a, b in scored]
+    scored = [(_by_metric(a, metric), _by_metric(b, metric)) for a, b in pairs]
+    told = [(a, b) for a, b in scored if a is not None and b is not None]
+    if len(told) < len(pairs):
+        names = [name for name in result.metrics if name == result.metric or _by_metric(pairs[0][0], name)]
+        raise ValueError(f"{result.key}: metric {metric!r}: its items do not tell it; expected {' or '.join(names)}")
+    return told
 
 
 def _by_metric(record: dict[str, Any], metric: str) -> dict[str, Any] | None:

@@ -143,21 +143,21 @@ def judge(first: Path, second: Path, conditions: Sequence[Condition]) -> tuple[l
         FileNotFoundError: a folder holds no results.
         ValueError: a task of the gate was not measured in one of them, or its items do not hold the metric.
     """
-    results = [{result.key: result for result in read_results(folder)} for folder in (first, second)]
-    keys = {condition: _keys(condition, *results, first, second) for condition in conditions}
+    left, right = ({result.key: result for result in read_results(folder)} for folder in (first, second))
+    keys = {condition: _keys(condition, left, right, first, second) for condition in conditions}
     wanted: dict[str, list[str]] = {}
     for condition, of_condition in keys.items():
         for key in of_condition:
-            metric = condition.metric or results[0][key].metric
+            metric = condition.metric or left[key].metric
             if metric not in wanted.setdefault(key, []):
                 wanted[key].append(metric)
     comparisons, warnings = compare_folders(first, second, metrics=wanted, tested=False)
     names = [(key, metric) for key, metrics in wanted.items() for metric in metrics]
-    of_name = {(key, metric): c for c in comparisons for key, metric in names if _is_of(c, results[0][key], metric)}
+    of_name = {(key, metric): c for c in comparisons for key, metric in names if _is_of(c, left[key], metric)}
     judged = []
     for condition, of_condition in keys.items():
         for key in of_condition:
-            comparison = of_name[key, condition.metric or results[0][key].metric]
+            comparison = of_name[key, condition.metric or left[key].metric]
             judged.append(_judged(condition, comparison))
     return judged, warnings
 
