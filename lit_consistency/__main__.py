@@ -28,6 +28,7 @@ commands:
   export     write a model for another library:         export --checkpoint_dir DIR --to hf --out_dir OUT
              or one between it and its base:          export ... --to litgpt --interpolate 0.5 --with BASE
              or the one that keeps to a budget:       export ... --to litgpt --interpolate auto --budget 'blimp<=0.02'
+  completion a script with which a shell completes:     completion bash
 
 `COMMAND --help` lists the options of a command. Configurations are composed left to right:
   fit --config configs/quickstart.yaml --config configs/optimizers/muon.yaml --trainer.max_steps 50
@@ -38,7 +39,7 @@ TRAINING = ("fit", "validate", "test", "predict")
 """Commands of one parser, which is told which of them it is."""
 # `import` is no name of a module
 FILES = {**dict.fromkeys(TRAINING, "fit"), "import": "import_hf"}
-FILES |= {command: command for command in ("data", "evaluate", "analyze", "sequence", "study", "export")}
+FILES |= {c: c for c in ("data", "evaluate", "analyze", "sequence", "study", "export", "completion")}
 """Command -> the file of ``cli`` that carries it out, imported only then."""
 
 
@@ -55,11 +56,25 @@ def main(args: Sequence[str] | None = None) -> None:
 
         print(__version__)
     elif command in FILES:
+        if any(word.partition("=")[0] in ("--config", "-c") for word in args):
+            args = _checked_configurations(args)
         run = import_module(f"lit_consistency.cli.{FILES[command]}").main
         run(args if command in TRAINING else args[1:])
     else:
         print(f"error: command {command!r}: expected one of {', '.join(FILES)}; see --help", file=sys.stderr)
         sys.exit(2)
+
+
+def _checked_configurations(args: list[str]) -> list[str]:
+    """The words of a call whose configurations say one thing each; those that the package brings are found anywhere."""
+    from lit_consistency.cli.mistakes import check_configurations, found_configurations, refuse
+
+    args = found_configurations(args)
+    try:
+        check_configurations(args)
+    except ValueError as error:
+        refuse(error)
+    return args
 
 
 if __name__ == "__main__":

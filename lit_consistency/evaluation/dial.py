@@ -225,22 +225,24 @@ def between(base: Path, finetuned: Path, alphas: Sequence[float]) -> list[Candid
 
 
 def steps_of(run: RunFolder, base: Path) -> dict[str, Path]:
-    """Names and folders of the models of a run: those of its series and of its checkpoints, and the last one.
+    """Names and folders of the models of a run: those of its series and of its checkpoints, its own, and its last one.
 
     A checkpoint becomes a model in the run's series first, see methods/base_folder.py.
 
     Raises:
         FileNotFoundError: the run holds no model beside its base.
     """
+    record, own = run.read_record(), run.model if run.model.is_dir() else run.adapters
+    ends: dict[int, Path] = {}
+    if run.is_finished and own.is_dir():
+        ends[record["steps"]] = own
+    if run.last.is_dir() and record.get("kept_model"):  # its own is of an earlier step
+        ends = {record["kept_model"]["step"]: own, record["steps"]: run.last}
     steps = {*run.series_models(), *(step_of(checkpoint) for checkpoint in checkpoints(run.checkpoints))}
-    last_model = run.model if run.model.is_dir() else run.adapters
-    last = run.read_record().get("steps") if run.is_finished and last_model.is_dir() else None
-    folders = {step: base_folder(run.series / f"step-{step}") for step in sorted(steps) if step != last}
-    if last is not None:
-        folders[last] = base_folder(last_model)  # of adapters, merged
+    folders = {step: run.series / f"step-{step}" for step in steps} | ends
     if not folders:
         raise FileNotFoundError(f"checkpoint_dir = {run.path}: holds no model of a step; expected a run's folder")
-    return {"base": base, **{f"step-{step}": folder for step, folder in folders.items()}}
+    return {"base": base, **{f"step-{step}": base_folder(folders[step]) for step in sorted(folders)}}
 
 
 def in_folders(folders: Mapping[str, Path]) -> list[Candidate]:

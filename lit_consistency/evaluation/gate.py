@@ -21,10 +21,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lit_consistency.evaluation.compare import Comparison, compare_folders
 from lit_consistency.records.results import Result, higher_is_better, read_results
+from lit_consistency.records.strict_yaml import read_strict_yaml
 from lit_consistency.stats.bounds import Bound, Verdict, n_to_tell
 
 KINDS = ("not_worse", "better")
@@ -101,14 +100,11 @@ def read_gate(path: Path) -> list[Condition]:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is no gate; names file, task and key.
+        ValueError: it is no gate, or a task stands twice; names file, task and key.
     """
     if not path.is_file():
         raise FileNotFoundError(f"gate = {path}: no such file")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"gate = {path}: not YAML ({error})") from None
+    content = read_strict_yaml(path)
     if not isinstance(content, dict) or not content:
         raise ValueError(f"gate = {path}: {type(content).__name__}: {FORMS}")
     return [condition for task, keys in content.items() for condition in _conditions(path, str(task), keys)]

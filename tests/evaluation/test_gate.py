@@ -111,6 +111,7 @@ WRONG = {
     "kept: {not_worse: 0.1, metric: sharpness}": "kept.metric 'sharpness': expected one of",
     "kept: {not_worse: 0.1, metric: accuracy}": "metric 'accuracy': its items do not tell it; expected nats_per_token",
     "kept: 0.1": "kept: 0.1: expected TASK",
+    "kept: {not_worse: 0.1}\nkept: {better: 0.1}": "kept stands twice, in lines 1 and 2",
     "[kept]": "list: expected TASK",
 }
 
