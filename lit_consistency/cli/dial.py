@@ -72,7 +72,7 @@ def export_best(arguments: Namespace, command: str, turn_ends: Any) -> Path:
     _stop_outside(dial, axis)
     assert dial.best is not None
     chosen = dial.best.candidate
-    _say(f"{axis} {chosen.name} learned most of {most} within the budget")
+    _say(f"{chosen.name if folders else f'alpha {chosen.name}'} learned most of {most} within the budget")
     if not folders:
         export_interpolated(
             base,

@@ -111,5 +111,5 @@ def _stop(picture: Frame, stop: Stop) -> None:
     size = 6.0 if stop.said == "best" else 4.0
     picture.canvas.add(Marker(x, y, look.shape, look.color, size, True, f"{stop.name}: {numbers}", series=stop.said))
     # above and to the left there is room: the way climbs to the right from the base
-    place = (x + 8, y + 15, "start") if stop.said == "base" else (x - 8, y - 7, "end")
+    place = (x - 8, y + 15, "end") if stop.said == "base" else (x - 8, y - 7, "end")
     picture.canvas.add(Text(*place[:2], stop.name, "ink", TICK, place[2]))
