@@ -162,8 +162,9 @@ def _sets(arguments: Namespace, run: RunFolder | None, model: Path) -> list[Dial
     watched = {kind: forgetting.get(kind) for kind in ("learn", "retain")}
     for kind in watched:
         if (named := arguments[kind]) is not None:
-            watched[kind] = {last_part(task): {"task": task, "limit": arguments.limit or 0} for task in named}
-            if len(watched[kind]) < len(named):
+            by_name = {last_part(task): {"task": task, "limit": arguments.limit or 0} for task in named}
+            watched[kind] = by_name
+            if len(by_name) < len(named):
                 raise ValueError(f"{kind} = {named}: expected tasks whose last parts differ, by which they are called")
     is_held_out = watched["learn"] is None and run is not None
     built = _built({"world": config.get("world"), "data": config.get("data"), "forgetting": watched}, is_held_out)

@@ -8,7 +8,7 @@ from typing import Any
 
 from lit_consistency.drawing import png
 from lit_consistency.drawing.canvas import svg_file
-from lit_consistency.drawing.charts.trade_off import Panel, Stop, draw_trade_off
+from lit_consistency.drawing.charts.trade_off import Panel, Said, Stop, draw_trade_off
 from lit_consistency.evaluation.dial import Dial, Position
 from lit_consistency.records.atomic import new_file, write_json, write_text
 from lit_consistency.records.tables import Row, write_table
@@ -29,10 +29,8 @@ def write_dial(dial: Dial, folder: Path, axis: str, about: dict[str, Any]) -> li
     rows = [row for position in dial.positions for row in _rows(dial, position, axis)]
     write_table(folder / "dial.csv", rows)
     best = dial.best
-    said = {"most": dial.most, "budget": [str(bound) for bound in dial.bounds]}
-    said |= {"best": None if best is None else best.candidate.name, "nearest": dial.nearest.candidate.name}
-    if best is not None:
-        del said["nearest"]
+    said: dict[str, Any] = {"most": dial.most, "budget": [str(bound) for bound in dial.bounds]}
+    said |= {"best": best.candidate.name} if best else {"best": None, "nearest": dial.nearest.candidate.name}
     write_json(folder / "dial.json", {**about, **said, "rows": rows})
     metric = dial.positions[0].comparisons[dial.most].metric
     canvas = draw_trade_off(_panels(dial), f"learned of {dial.most}, {metric}")
@@ -80,7 +78,7 @@ def _panels(dial: Dial) -> dict[str, Panel]:
         stops = [Stop("base", "base", (0.0, math.nan, math.nan), (0.0, math.nan, math.nan))]
         for position in dial.positions:
             learned, forgotten = position.changes[dial.most], position.changes[entry.name]
-            said = "best" if position is dial.best else "within" if position.is_allowed else "beyond"
+            said: Said = "best" if position is dial.best else "within" if position.is_allowed else "beyond"
             ends = ((change.value, change.low, change.high) for change in (learned, forgotten))
             stops.append(Stop(position.candidate.name, said, *ends))
         judged = dial.positions[0].verdicts.get(entry.name, ())

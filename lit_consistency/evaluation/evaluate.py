@@ -175,7 +175,7 @@ def gate(first: Path, second: Path, file: Path, output: Path | None = None) -> i
     judged, warnings = judge(first, second, read_gate(file))
     status = exit_status(judged)
     print_gate(judged, warnings, status, (str(first), str(second)))
-    said = {"first": str(first), "second": str(second), "gate": str(file), "warnings": warnings}
+    said: dict[str, Any] = {"first": str(first), "second": str(second), "gate": str(file), "warnings": warnings}
     said |= {"verdict": WORDS[status], "exit_status": status}
     target = (second if output is None else output) / "gate.json"
     write_json(target, {**said, "bounds": [entry.as_json() for entry in judged]})

@@ -51,7 +51,8 @@ class Way:
         optimizer = torch.optim.Adam([head], lr=0.05)
         for _ in range(30):
             optimizer.zero_grad()
-            sum(torch.nn.functional.cross_entropy(x @ head.T, y) for x, y in self.hidden[: len(NEW)]).backward()
+            losses = [torch.nn.functional.cross_entropy(x @ head.T, y) for x, y in self.hidden[: len(NEW)]]
+            torch.stack(losses).sum().backward()
             optimizer.step()
         self.head = head.detach()
         config = model_config(None, made, {}, None)

@@ -145,7 +145,14 @@ def test_the_loss_of_answers_is_told_by_their_items(tmp_path: Path) -> None:
         numbers = {"value": 1.0, "stderr": 0.0, "low": 0.0, "high": 1.0}
         metrics = {"exact": dict(numbers), "nats_per_token": dict(numbers)}
         result = Result("facts", "completion", "default", 0, 20, metrics, {}, {}, [], 0, "")
-        common = {"group": None, "cluster": "", "score": 1.0, "weight": 1.0, "exact": 1.0, "shot_ids": []}
+        common: dict[str, object] = {
+            "group": None,
+            "cluster": "",
+            "score": 1.0,
+            "weight": 1.0,
+            "exact": 1.0,
+            "shot_ids": [],
+        }
         sizes = [1 + 2 * (i % 2) for i in range(20)]
         records = [
             {"id": str(i), **common, "log_likelihoods": [-nats * (1 + i % 3 / 10) * n], "n_tokens": [n]}
@@ -155,8 +162,8 @@ def test_the_loss_of_answers_is_told_by_their_items(tmp_path: Path) -> None:
     folders = tmp_path / "base", tmp_path / "tuned"
     status, said = run(folders, "facts: {not_worse: 0.1, metric: nats_per_token}\n")
     (bound,) = said["bounds"]
-    sizes = np.array([1 + 2 * (i % 2) for i in range(20)])
-    expected = float((0.3 * (1 + np.arange(20) % 3 / 10) * sizes).sum() / sizes.sum())
+    lengths = np.array([1 + 2 * (i % 2) for i in range(20)])
+    expected = float((0.3 * (1 + np.arange(20) % 3 / 10) * lengths).sum() / lengths.sum())
     assert status == 3
     assert isinstance(bound["better_by"], dict)
     assert bound["better_by"]["value"] == pytest.approx(-expected)

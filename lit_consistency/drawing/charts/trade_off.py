@@ -13,8 +13,9 @@ from lit_consistency.drawing.frame import LABEL, TICK, Entry, Frame, frame, lege
 from lit_consistency.drawing.palette import Style
 from lit_consistency.drawing.scales import linear, short_number
 
+Said = Literal["base", "within", "beyond", "best"]
 GAP, HEAD, HEIGHT = 26.0, 24.0, 220.0
-LOOKS = {
+LOOKS: dict[Said, tuple[str, Style]] = {
     "base": ("the base", Style("muted", "diamond", ())),
     "within": ("within the budget", Style("series0", "circle", ())),
     "beyond": ("beyond the budget", Style("series1", "square", ())),
@@ -35,7 +36,7 @@ class Stop:
     """
 
     name: str
-    said: Literal["base", "within", "beyond", "best"]
+    said: Said
     learned: tuple[float, float, float]
     forgotten: tuple[float, float, float]
 
