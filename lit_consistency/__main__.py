@@ -30,6 +30,7 @@ commands:
   import     a model of the hub or a folder:            import ORG/MODEL
   export     write a model for another library:         export --checkpoint_dir DIR --to hf --out_dir OUT
              or one between it and its base:          export ... --to litgpt --interpolate 0.5 --with BASE
+             or the one that keeps to a budget:       export ... --to litgpt --interpolate auto --budget 'blimp<=0.02'
   completion a script with which a shell completes:     completion bash
 
 `COMMAND --help` lists the options of a command. Configurations are composed left to right:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lit_consistency.records.results import higher_is_better
-from lit_consistency.stats.intervals import Estimate, Ratio, paired_difference
+from lit_consistency.stats.intervals import Estimate, Ratio, paired_difference, turned
 from lit_consistency.tasks.measured import Measured
 
 CHANGES = {"learn": "learned", "retain": "forget"}
@@ -41,13 +41,9 @@ def changes_since(
         is_share = higher_is_better(metric)
         difference = paired_difference(before, measured.ratios[metric], measured.clusters, share=is_share)
         # of what is learned better is positive, of what is retained worse
-        change = difference if is_share == (kind == "learn") else _turned(difference)
+        change = difference if is_share == (kind == "learn") else turned(difference)
         value, error = tags(f"{CHANGES[kind]}/{name}", metric, judged_by)
         numbers |= {value: change.value + 0.0, error: change.stderr}  # no negative zero
         if metric == judged_by:
             judged = change
     return numbers, judged
-
-
-def _turned(difference: Estimate) -> Estimate:
-    return Estimate(-difference.value, difference.stderr, -difference.high, -difference.low)

@@ -58,6 +58,11 @@ class Estimate(NamedTuple):
     high: float
 
 
+def turned(change: Estimate) -> Estimate:
+    """The same seen from the other side: how much worse, of how much better."""
+    return Estimate(-change.value + 0.0, change.stderr, -change.high + 0.0, -change.low + 0.0)  # no negative zero
+
+
 class ClusterSums(NamedTuple):
     """Sums by cluster, with any number of leading axes, so that many data sets are computed at once.
 
