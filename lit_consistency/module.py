@@ -30,6 +30,8 @@ from lit_consistency.model import IGNORE, DocumentMask, check_checkpoint_dir, mo
 from lit_consistency.optimizers import Constant, Schedule, dry_build, group_table, parameter_groups
 from lit_consistency.optimizers.core.optimizer import GroupOptimizer
 from lit_consistency.optimizers.schedules import Branched
+from lit_consistency.records.pretraining import Pretraining, names_of, pretraining_of
+from lit_consistency.records.provenance import read_provenance
 
 OptimizerFactory = Callable[[list[dict]], torch.optim.Optimizer]
 
@@ -58,6 +60,8 @@ class LitLanguageModel(LightningModule):
             momentum, and its count of steps, so the bias correction goes on), not with an empty one. The optimizer is
             of the same class; the base is of a run with ``run.save_optimizer_state``, or one of its checkpoints. Its
             learning rate and other hyperparameters are those of this run.
+        pretraining_optimizer: class of the optimizer that pretrained the base, as ``AdamW`` or ``Muon``; when not
+            given, the base's provenance is asked, then the name of a public family.
     """
 
     gpt: DocumentMask  # built by configure_model
@@ -73,6 +77,7 @@ class LitLanguageModel(LightningModule):
         qkv: Literal["split", "head", "fused"] = "split",
         roles: dict[str, str] | None = None,
         carry_optimizer_state: bool = False,
+        pretraining_optimizer: str | None = None,
     ) -> None:
         super().__init__()
         built = dry_build(optimizer)
@@ -91,8 +96,13 @@ class LitLanguageModel(LightningModule):
             check_checkpoint_dir(self.checkpoint_dir)
         if carry_optimizer_state:
             self._check_carrying(type(built).__name__)
+        if pretraining_optimizer is not None and self.checkpoint_dir is None:
+            raise ValueError(
+                f"pretraining_optimizer = {pretraining_optimizer}: expected model.checkpoint_dir, the base"
+            )
         # fails here, before any work is done, when the name, the folder or an override is wrong
         self.config = self._config(vocab_size=None)
+        self.pretraining = self._pretraining(pretraining_optimizer)
         self.parameter_table: list[dict[str, Any]] = []
         self.keep_start = False
         self.start = KeptShards({})
@@ -109,6 +119,14 @@ class LitLanguageModel(LightningModule):
             overrides=self.overrides,
             vocab_size=vocab_size,
         )
+
+    def _pretraining(self, given: str | None) -> Pretraining:
+        base = self.checkpoint_dir
+        if base is None:
+            return pretraining_of(None, (), has_base=False)
+        architecture = getattr(self.config, "hf_config", None) or {}
+        names = names_of(base.resolve().parts, architecture.get("name"), self.config.name)
+        return pretraining_of(read_provenance(base), names, given)
 
     def _check_carrying(self, optimizer: str) -> None:
         if self.checkpoint_dir is None:

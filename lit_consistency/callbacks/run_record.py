@@ -45,7 +45,8 @@ from lit_consistency.optimizers import format_table
 from lit_consistency.records.atomic import check_free, remove_leftovers, replaced_folder, unwritable
 from lit_consistency.records.differences import differences
 from lit_consistency.records.fingerprints import sha256
-from lit_consistency.records.provenance import current_versions, family, read_provenance
+from lit_consistency.records.pretraining import mismatch_line
+from lit_consistency.records.provenance import current_versions, read_provenance
 from lit_consistency.records.run_folder import FINISHED, RunFolder
 
 
@@ -156,7 +157,8 @@ class RunRecord(Callback):
         module = language_model(pl_module)
         self._probe(trainer, module)
         self.record = self._describe(trainer, module)
-        self._warn_of_mismatch()
+        if line := mismatch_line(self.record["base"], module.pretraining, self.record["optimizer"]):
+            (rank_zero_warn if self.record["optimizer_mismatch"] else rank_zero_info)(line)
         self._write_start()
         if not self.resumed_from:
             _keep_until(trainer, MetricsFile, -1)  # numbers of a run of this name that died before its first checkpoint
@@ -273,7 +275,7 @@ class RunRecord(Callback):
 
     def _describe(self, trainer: Trainer, module: LitLanguageModel) -> dict[str, Any]:
         base = module.checkpoint_dir
-        provenance = read_provenance(base) if base is not None else None
+        before_run, optimizer = module.pretraining, type(trainer.optimizers[0]).__name__
         data = trainer.datamodule  # type: ignore[attr-defined]
         inputs = self._inputs(trainer, module)
         before = self.folder.read_record() if self.resumed_from else {}
@@ -286,8 +288,10 @@ class RunRecord(Callback):
             "branched_from": self.branched_from,
             "base": str(base) if base is not None else None,
             "base_hash": inputs["base_hash"],
-            "pretraining_optimizer": provenance.pretraining_optimizer if provenance else None,
-            "optimizer": type(trainer.optimizers[0]).__name__,
+            "pretraining_optimizer": before_run.optimizer,
+            "pretraining_optimizer_source": before_run.source,
+            "optimizer_mismatch": before_run.mismatch(optimizer),
+            "optimizer": optimizer,
             "carried_optimizer_state": inputs.get("optimizer_state_hash"),
             "optimizer_choices": getattr(trainer.optimizers[0], "record", dict)(),
             "method": module.method.name,
@@ -303,15 +307,6 @@ class RunRecord(Callback):
             "total_steps": module.total_steps(),
             "versions": current_versions(),
         }
-
-    def _warn_of_mismatch(self) -> None:
-        before, now = self.record["pretraining_optimizer"], self.record["optimizer"]
-        self.record["optimizer_mismatch"] = before is not None and family(before) != family(now)
-        if self.record["optimizer_mismatch"]:
-            rank_zero_warn(
-                f"{self.record['base']} was pretrained with {before} and is now trained with {now}, of another family: "
-                "finetuning with the optimizer of pretraining forgets less (arXiv 2605.06654)"
-            )
 
     @rank_zero_only
     def _write_start(self) -> None:
