@@ -24,6 +24,7 @@ commands:
   analyze    why it forgets, from checkpoints:          analyze --model DIR --what updates kl --text TASK --output OUT
   study      many runs, fronts, effects, verdicts:      study --config configs/studies/quickstart.yaml
   sequence   train on one task after the other:         sequence --config configs/sequences/quickstart.yaml
+  check-optimizer  what a run expects of a class:       check-optimizer my_pkg.MyOpt --args.lr 1e-3
   import     a model of the hub or a folder:            import ORG/MODEL
   export     write a model for another library:         export --checkpoint_dir DIR --to hf --out_dir OUT
              or one between it and its base:          export ... --to litgpt --interpolate 0.5 --with BASE
@@ -35,8 +36,8 @@ commands:
 
 TRAINING = ("fit", "validate", "test", "predict")
 """Commands of one parser, which is told which of them it is."""
-# `import` is no name of a module
-FILES = {**dict.fromkeys(TRAINING, "fit"), "import": "import_hf"}
+# `import` and `check-optimizer` are no names of modules
+FILES = {**dict.fromkeys(TRAINING, "fit"), "import": "import_hf", "check-optimizer": "check_optimizer"}
 FILES |= {command: command for command in ("data", "evaluate", "analyze", "sequence", "study", "export")}
 """Command -> the file of ``cli`` that carries it out, imported only then."""
 
