@@ -9,9 +9,9 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 
-from lit_consistency.cli.parser import ShortErrors, command_parser, plain_options
+from lit_consistency.cli.parser import HelpFormatter, ShortErrors, one_line, plain_options
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,6 +36,14 @@ class Row(NamedTuple):
     what: str
     outcome: Outcome
     why: str = ""
+
+
+class CheckParser(ShortErrors):
+    """Errors name the options as they are given, ``args.lr``, and not by the key that they are parsed under."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """End with the error."""
+        super().error(one_line(message).replace("optimizer.init_args.", "args.").replace("--optimizer.", "--"), ex)
 
 
 def main(argv: list[str]) -> None:
@@ -71,8 +79,8 @@ def main(argv: list[str]) -> None:
     sys.exit(int(failed))
 
 
-def _parser() -> ShortErrors:
-    parser = command_parser("check-optimizer", DESCRIPTION)
+def _parser() -> CheckParser:
+    parser = CheckParser(prog="lit_consistency check-optimizer", description=DESCRIPTION, formatter_class=HelpFormatter)
     parser.add_argument(
         "--front",
         action="store_true",

@@ -49,7 +49,7 @@ def small_model() -> GPT:
     return GPT(model_config("Llama-3.2-1B", None, {**SIZES, "n_query_groups": 2, "head_size": 4}, None))
 
 
-def on_two_processes(build: Build, seconds: float = 300) -> dict[str, str | None]:
+def on_two_processes(build: Build, seconds: float = 600) -> dict[str, str | None]:
     """Train on one process, and in every layout on two.
 
     Args:
@@ -92,9 +92,9 @@ def _on_rank(rank: int, folder: str, build: Build, expected: dict[str, Tensor]) 
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
     for layout in LAYOUTS:
-        # a rank that waits for one that has failed gives up after a minute
+        # a rank that waits for one that has failed gives up after two minutes
         store = f"file://{folder}/store-{layout}"
-        dist.init_process_group("gloo", store, timedelta(seconds=60), RANKS, rank)
+        dist.init_process_group("gloo", store, timedelta(seconds=120), RANKS, rank)
         try:
             LAYOUT[layout](rank, build, expected)
             complaint = ""

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from lit_consistency.records.provenance import Provenance, family
+from lit_consistency.records.provenance import FAMILIES, Provenance, family
 
 UNKNOWN = "unknown"
 
@@ -43,6 +43,7 @@ PUBLIC: tuple[tuple[str, str, str], ...] = (
     (r"gpt-?neox", "AdamW", "arXiv 2204.06745"),
     (r"tiny-?llama", "AdamW", "arXiv 2401.02385"),
     (r"smollm", "AdamW", "arXiv 2502.02737"),
+    (r"code-?llama", "AdamW", "arXiv 2308.12950"),
     (r"llama-?3", "AdamW", "arXiv 2407.21783"),
     (r"llama-?2", "AdamW", "arXiv 2307.09288"),
     (r"llama", "AdamW", "arXiv 2302.13971"),
@@ -53,8 +54,8 @@ PUBLIC: tuple[tuple[str, str, str], ...] = (
     (r"stablelm", "AdamW", "arXiv 2402.17834"),
     (r"phi-?1|phi-?2", "AdamW", "Adam with weight decay, arXiv 2309.05463"),
     (r"phi", "AdamW", "as Phi-1.5's, arXiv 2309.05463; later reports do not name it"),
-    (r"mi[sx]tral", "AdamW", "not named in arXiv 2310.06825; as all models of its time and kind"),
-    (r"gemma", "AdamW", "not named in arXiv 2403.08295; as all models of its time and kind"),
+    (r"mi[sx]tral|mathstral", "AdamW", "not named in arXiv 2310.06825; as all models of its time and kind"),
+    (r"(?:code-?)?gemma", "AdamW", "not named in arXiv 2403.08295; as all models of its time and kind"),
 )
 """Pattern in a model's name -> the optimizer of its pretraining, and where that stands; the first that fits."""
 
@@ -72,9 +73,11 @@ def pretraining_of(
     """
     if not has_base:
         return Pretraining(None, "this run begins the model")
-    if given is not None:
-        return Pretraining(given, "model.pretraining_optimizer")
     recorded = provenance.pretraining_optimizer if provenance is not None else None
+    if given is not None:
+        known = {name.lower(): name for name in FAMILIES}
+        against = f", where provenance.yaml of the base says {recorded}" if recorded not in (None, given) else ""
+        return Pretraining(known.get(given.lower(), given), f"model.pretraining_optimizer{against}")
     if recorded is not None:
         return Pretraining(recorded, "provenance.yaml of the base")
     imported = ((provenance.stages[0].get("source") or {}) if provenance is not None else {}).get("name")
@@ -89,7 +92,12 @@ def pretraining_of(
 
 
 def mismatch_line(base: str, before: Pretraining, now: str) -> str | None:
-    """What a user is told before a base is trained with another optimizer, or one that is guessed; None for nothing."""
+    """What a user is told where optimizers differ, or that of pretraining is guessed or not known; None for nothing."""
+    if before.optimizer == UNKNOWN:
+        return (
+            f"{base}: which optimizer pretrained it is not known, so that a mismatch with {now} could not be named; "
+            "--model.pretraining_optimizer NAME says which"
+        )
     if before.is_guess:
         said = f"{base} was probably pretrained with {before.optimizer}, {before.source}"
     else:
