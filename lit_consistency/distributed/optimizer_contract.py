@@ -115,8 +115,7 @@ def _ddp(rank: int, build: Build, expected: dict[str, Tensor]) -> None:
 def _fsdp2(rank: int, build: Build, expected: dict[str, Tensor]) -> None:
     model = small_model().double()
     shard(model, init_device_mesh("cpu", (RANKS,)), "64-true")
-    state = _train(model, build, _half(rank), check=_check_layout)
-    _compare(_weights(state), expected)
+    _compare(_weights(_train(model, build, _half(rank), check=_check_layout)), expected)
 
 
 LAYOUT: dict[str, Callable[[int, Build, dict[str, Tensor]], None]] = {"DDP": _ddp, "FSDP2": _fsdp2}
@@ -163,7 +162,7 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 
 def _compare(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     """Differences in units of how far the parameter went."""
-    start = dict(small_model().double().named_parameters())
+    start = _weights(small_model().double())
     for name, value in expected.items():
         far = float((value - start[name]).norm())
         apart = float((found[name] - value).norm())
