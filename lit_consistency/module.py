@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -289,6 +290,7 @@ class LitLanguageModel(LightningModule):
         groups = parameter_groups(self.gpt, self.qkv, self.roles)
         self.parameter_table = group_table(groups)
         optimizer = self.optimizer(groups)
+        self._say_rounding(optimizer)
         if self.carry_optimizer_state:
             assert self.checkpoint_dir is not None
             carry_optimizer_state(optimizer, self.checkpoint_dir)
@@ -297,6 +299,17 @@ class LitLanguageModel(LightningModule):
         self.schedule.check(total)
         scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _say_rounding(self, optimizer: torch.optim.Optimizer) -> None:
+        """A class that is not ours may keep float32 masters of its own; torch's have none, and nothing says so."""
+        half = {p.dtype for group in optimizer.param_groups for p in group["params"]} & {torch.bfloat16, torch.float16}
+        if half and not isinstance(optimizer, GroupOptimizer):
+            name = f"{type(optimizer).__module__}.{type(optimizer).__name__}"
+            rank_zero_warn(
+                f"{name} moves parameters in {', '.join(sorted(map(str, half)))}: without float32 masters of its own, "
+                f"steps below their gap are lost; `check-optimizer {name}` tells. trainer.precision bf16-mixed keeps "
+                "parameters in float32"
+            )
 
     def total_steps(self) -> int:
         """Optimizer steps of the run; reading ``trainer.estimated_stepping_batches`` would drop loader state."""

@@ -7,6 +7,7 @@ table. Exit status 0 when nothing fails, 1 when something does, 2 for a mistake 
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
@@ -54,6 +55,7 @@ def main(argv: list[str]) -> None:
             parser.error("expected the path of a class first, as my_pkg.MyOpt")
         parser.parse_args(argv)
     given = [f"--optimizer={argv[0]}", *[_as_option(word) for word in argv[1:]]]
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which counts bytes, writes of itself to stderr
     from lit_consistency.module import OptimizerFactory  # torch, for which --help does not wait
 
     parser.add_argument("--optimizer", type=OptimizerFactory, help="The class and its --args.")
