@@ -24,10 +24,10 @@ commands:
   analyze    why it forgets, from checkpoints:          analyze --model DIR --what updates kl --text TASK --output OUT
   study      many runs, fronts, effects, verdicts:      study --config configs/studies/quickstart.yaml
   sequence   train on one task after the other:         sequence --config configs/sequences/quickstart.yaml
-  check-optimizer  what a run expects of a class:       check-optimizer my_pkg.MyOpt --args.lr 1e-3
   import     a model of the hub or a folder:            import ORG/MODEL
   export     write a model for another library:         export --checkpoint_dir DIR --to hf --out_dir OUT
              or one between it and its base:          export ... --to litgpt --interpolate 0.5 --with BASE
+  completion a script with which a shell completes:     completion bash
 
 `COMMAND --help` lists the options of a command. Configurations are composed left to right:
   fit --config configs/quickstart.yaml --config configs/optimizers/muon.yaml --trainer.max_steps 50
@@ -36,9 +36,9 @@ commands:
 
 TRAINING = ("fit", "validate", "test", "predict")
 """Commands of one parser, which is told which of them it is."""
-# `import` and `check-optimizer` are no names of modules
-FILES = {**dict.fromkeys(TRAINING, "fit"), "import": "import_hf", "check-optimizer": "check_optimizer"}
-FILES |= {command: command for command in ("data", "evaluate", "analyze", "sequence", "study", "export")}
+# `import` is no name of a module
+FILES = {**dict.fromkeys(TRAINING, "fit"), "import": "import_hf"}
+FILES |= {c: c for c in ("data", "evaluate", "analyze", "sequence", "study", "export", "completion")}
 """Command -> the file of ``cli`` that carries it out, imported only then."""
 
 
@@ -55,11 +55,25 @@ def main(args: Sequence[str] | None = None) -> None:
 
         print(__version__)
     elif command in FILES:
+        if any(word.partition("=")[0] in ("--config", "-c") for word in args):
+            args = _checked_configurations(args)
         run = import_module(f"lit_consistency.cli.{FILES[command]}").main
         run(args if command in TRAINING else args[1:])
     else:
         print(f"error: command {command!r}: expected one of {', '.join(FILES)}; see --help", file=sys.stderr)
         sys.exit(2)
+
+
+def _checked_configurations(args: list[str]) -> list[str]:
+    """The words of a call whose configurations say one thing each; those that the package brings are found anywhere."""
+    from lit_consistency.cli.mistakes import check_configurations, found_configurations, refuse
+
+    args = found_configurations(args)
+    try:
+        check_configurations(args)
+    except ValueError as error:
+        refuse(error)
+    return args
 
 
 if __name__ == "__main__":

@@ -82,6 +82,8 @@ class LitLanguageModel(LightningModule):
     ) -> None:
         super().__init__()
         built = dry_build(optimizer)
+        if all(float(group["lr"]) == 0 for group in built.param_groups):
+            raise ValueError("optimizer.init_args.lr = 0: nothing would be learned; expected more")
         self.optimizer = optimizer
         self.carry_optimizer_state = carry_optimizer_state
         self.checkpoint_dir = None

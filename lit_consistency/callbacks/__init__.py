@@ -2,6 +2,7 @@
 
 from lit_consistency.callbacks.exact_resume import ExactResume
 from lit_consistency.callbacks.forgetting import Forgetting
+from lit_consistency.callbacks.kept_model import KeptModel
 from lit_consistency.callbacks.prediction_writer import PredictionWriter
 from lit_consistency.callbacks.preemption import Preemption
 from lit_consistency.callbacks.progress import RunProgress
@@ -12,6 +13,7 @@ from lit_consistency.callbacks.throughput import Throughput
 __all__ = [
     "ExactResume",
     "Forgetting",
+    "KeptModel",
     "PredictionWriter",
     "Preemption",
     "RunProgress",

@@ -20,8 +20,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from torch import Tensor
 
+from lit_consistency.callbacks.budget import ForgettingBudget, Reaction
+from lit_consistency.callbacks.changes import CHANGES, changes_since, tags
 from lit_consistency.callbacks.divergence import Divergence
 from lit_consistency.callbacks.interpolation import check_between
+from lit_consistency.callbacks.listeners import tell_listeners
+from lit_consistency.callbacks.monitors import check_monitors
 from lit_consistency.callbacks.summary_table import Measurement, results_table, tasks_table
 from lit_consistency.callbacks.time_budget import TimeBudget
 from lit_consistency.callbacks.weight_change import WeightChange
@@ -31,14 +35,12 @@ from lit_consistency.module import LitLanguageModel, language_model
 from lit_consistency.optimizers import roles
 from lit_consistency.records.fingerprints import fingerprint_of
 from lit_consistency.records.results import higher_is_better, write_result
-from lit_consistency.stats.intervals import Ratio, paired_difference
+from lit_consistency.stats.intervals import Estimate, Ratio
 from lit_consistency.tasks.measured import Measured
 from lit_consistency.tasks.summarize import summarize_result
 from lit_consistency.tasks.task import keys_of
 from lit_consistency.tasks.watched import PreparedTask, WatchedTask, held_out_task
 
-CHANGES = {"learn": "learned", "retain": "forget"}
-"""What the change of a task since the base is called: positive is better of the one kind, worse of the other."""
 CEILING = 0.99
 """A share of right answers at or above this shows no first forgetting; the loss does."""
 
@@ -60,6 +62,10 @@ class Forgetting(Callback):
         interpolate: shares a, in [-2, 2] but not 0 and 1: when training has ended, the models start + a (end - start)
             are measured as the end is (WiSE-FT, as ``export --interpolate`` writes them), into ``interpolated`` of
             run.json, and logged as ``interpolated/a/NAME``; 1.5 goes as far again beyond the end.
+        budget: bounds on what may be forgotten, as ``blimp<=0.02, own_*<=0.05``, in the unit of ``forget/NAME``. One is
+            breached when the whole 95% interval of the change lies beyond it, not by noise.
+        on_breach: ``stop`` ends the run (when not given), ``rollback`` also takes back the model of the last
+            measurement within the budget, as ``model/``, and ``warn`` only says so.
     """
 
     def __init__(
@@ -71,7 +77,10 @@ class Forgetting(Callback):
         kl_positions: int | None = None,
         time_budget: float = 0.05,
         interpolate: list[float] | None = None,
+        budget: str | list[str] | None = None,
+        on_breach: Reaction | None = None,
     ) -> None:
+        self.bounds = ForgettingBudget(budget, on_breach, every_n_steps)
         check_between(interpolate or [])
         for key, value, least in (
             ("every_n_steps", every_n_steps, 0),
@@ -99,6 +108,7 @@ class Forgetting(Callback):
         self.interpolate = interpolate or []
         self.interpolated: dict[str, dict[str, float]] = {}
         self._skipped_at = -1
+        self.changes: dict[str, Estimate] = {}
         self._tasks: dict[str, PreparedTask] = {}
         self._measured: dict[str, Measured] = {}
         self._base_items: dict[str, dict[str, Ratio]] = {}
@@ -106,6 +116,11 @@ class Forgetting(Callback):
         self._change = WeightChange({})
         self._moved: dict[str, Tensor] = {}
         self._divergence: Divergence | None = None
+
+    @property
+    def keys(self) -> dict[str, tuple[str, ...]]:
+        """``KIND/NAME`` of every task that is watched -> its metrics; known when training starts."""
+        return {key: tuple(task.task.metrics) for key, task in self._tasks.items()}
 
     @property
     def evaluation_seconds(self) -> float:
@@ -122,6 +137,8 @@ class Forgetting(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read and encode the tasks: a bad row is found before anything is written."""
         self._prepare(trainer, language_model(pl_module))
+        self.bounds.check([key.removeprefix("retain/") for key in self._tasks if key.startswith("retain/")])
+        check_monitors(trainer, self.keys)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the base, unless this is the continuation of a run that has done so."""
@@ -220,7 +237,7 @@ class Forgetting(Callback):
                 answers[key] = measured
                 self._floors[key] = _floor(task.metric, measured)
                 for metric, estimate in measured.estimates().items():
-                    value, error = _tags(key, metric, task.metric)
+                    value, error = tags(key, metric, task.metric)
                     numbers |= {value: estimate.value, error: estimate.stderr}
         return numbers, answers
 
@@ -235,12 +252,17 @@ class Forgetting(Callback):
             numbers |= change.measure(module.method.changes(module.gpt, module.start))
         return numbers, answers
 
-    def _against_base(self, numbers: dict[str, float], answers: Mapping[str, Measured]) -> dict[str, float]:
-        """With how much better or worse every task is than at the base, and the shares that were retained."""
+    def _against_base(
+        self, numbers: dict[str, float], answers: Mapping[str, Measured]
+    ) -> tuple[dict[str, float], dict[str, Estimate]]:
+        """With how much better or worse every task is than at the base, and the shares retained; and these changes."""
+        changes = {}
         for key, task in self._tasks.items():
-            numbers = numbers | self._changes(key, task, answers[key])
+            of_task, judged = changes_since(key, self._base_items.get(key, {}), answers[key], task.metric)
+            numbers = numbers | of_task
+            changes |= {key: judged} if judged is not None else {}
         shares = {m.name: m.share for m in self._compare(numbers) if m.kind == "retain" and m.share is not None}
-        return numbers | {f"retained/{name}": share for name, share in shares.items()}
+        return numbers | {f"retained/{name}": share for name, share in shares.items()}, changes
 
     def _measure(self, trainer: Trainer, module: LitLanguageModel) -> None:
         if module.device.type == "cuda":
@@ -250,8 +272,10 @@ class Forgetting(Callback):
         if not self.base:
             self.base = dict(numbers)
             self._base_items = {key: measured.ratios for key, measured in self._measured.items()}
-        self.latest, self.measured_at = self._against_base(numbers, self._measured), trainer.global_step
+        self.latest, self.changes = self._against_base(numbers, self._measured)
+        self.latest, self.measured_at = self.latest | self.bounds.used(self.changes), trainer.global_step
         module.log_now(self.latest)
+        tell_listeners(trainer, module, self.measurements(), self.latest)
         self.budget.spend(time.perf_counter() - began)
         module.log_now(self.budget.numbers())  # by themselves: no other run, and no other rank, has the same
 
@@ -264,27 +288,9 @@ class Forgetting(Callback):
             with module.method.between(module.gpt, module.start, share):
                 numbers, answers = self._numbers(trainer, module, WeightChange(roles(module.gpt)))
             name = f"{share:g}"
-            self.interpolated[name] = self._against_base(numbers, answers)
+            self.interpolated[name] = self._against_base(numbers, answers)[0]
             module.log_now({f"interpolated/{name}/{key}": value for key, value in self.interpolated[name].items()})
         self.budget.prepare(time.perf_counter() - began)
-
-    def _changes(self, key: str, task: PreparedTask, measured: Measured) -> dict[str, float]:
-        """How much better a task that is learned is than at the base, how much worse one that is retained, with errors.
-
-        The same items were asked both times, so the error is that of paired differences.
-        """
-        kind, name = key.split("/", 1)
-        numbers: dict[str, float] = {}
-        for metric, base in self._base_items.get(key, {}).items():
-            if metric == "word_perplexity":  # its items are logarithms, whose difference is no difference of it
-                continue
-            is_share = higher_is_better(metric)
-            difference = paired_difference(base, measured.ratios[metric], measured.clusters, share=is_share)
-            better = difference.value if is_share else -difference.value
-            change = better if kind == "learn" else -better
-            value, error = _tags(f"{CHANGES[kind]}/{name}", metric, task.metric)
-            numbers |= {value: change + 0.0, error: difference.stderr}  # no negative zero
-        return numbers
 
     def _compare(self, numbers: Mapping[str, float]) -> list[Measurement]:
         return [
@@ -299,8 +305,8 @@ class Forgetting(Callback):
         """A task's base and latest value by one metric, and below it by another."""
         kind, name = key.split("/", 1)
         judged_by = self._tasks[key].metric
-        value, error = _tags(key, metric, judged_by)
-        change = _tags(f"{CHANGES[kind]}/{name}", metric, judged_by)[1]
+        value, error = tags(key, metric, judged_by)
+        change = tags(f"{CHANGES[kind]}/{name}", metric, judged_by)[1]
         return Measurement(
             kind,
             name,
@@ -365,11 +371,6 @@ class Forgetting(Callback):
         self.measured_at, self._moved = state_dict["measured_at"], state_dict["moved"]
         self._skipped_at = state_dict.get("skipped_at", -1)
         self.budget.load_state_dict(state_dict.get("budget", {}))
-
-
-def _tags(key: str, metric: str, judged_by: str) -> tuple[str, str]:
-    """Names of a number and of its standard error; those of the metric that judges a task have no metric in them."""
-    return (key, f"{key}.stderr") if metric == judged_by else (f"{key}.{metric}", f"{key}.{metric}_stderr")
 
 
 def _beside(task: PreparedTask, base: float, now: float) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from lit_consistency.methods import LoRA
 from lit_consistency.methods.adapters import write_adapters
 from lit_consistency.model import save_model, write_model_files
 from lit_consistency.module import LitLanguageModel
-from lit_consistency.records.atomic import new_folder
+from lit_consistency.records.atomic import new_folder, replaced_folder
 from lit_consistency.records.provenance import Provenance, read_provenance
 
 LOSSES = ("train/loss", "val/loss")
@@ -99,6 +100,19 @@ def write_run_adapters(
             provenance.write(folder)
         rank_zero_info(f"adapters of step {trainer.global_step}: {out_dir}")
     trainer.strategy.barrier("adapters")
+
+
+def place_model(kept: Path, places: Mapping[str, Path]) -> None:
+    """Copy what was kept of an earlier step to where it stands at the end.
+
+    Args:
+        kept: a folder with some of ``model``, ``adapters`` and ``measured``.
+        places: part -> the folder that it becomes, whole or not at all.
+    """
+    for part, place in places.items():
+        if (kept / part).is_dir():
+            with replaced_folder(place) as folder:
+                shutil.copytree(kept / part, folder, dirs_exist_ok=True)
 
 
 def provenance_now(

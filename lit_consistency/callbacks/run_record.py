@@ -29,6 +29,7 @@ from lit_consistency.callbacks.run_model import (
     headlines,
     litgpt_style,
     losses_now,
+    place_model,
     provenance_now,
     train_loss_now,
     write_run_adapters,
@@ -93,6 +94,7 @@ class RunRecord(Callback):
         # what StepCheckpoint sets: steps at which the model is written too, and what comes before the final one
         self.series: list[int] = []
         self.before_model: Callable[[], None] = lambda: None
+        self.earlier: Callable[[], Path | None] = lambda: None  # of KeptModel: the model that goes before the last
         self.checkpoint_at_end = False
         self._resumed_step = -1
         self._metrics_bytes: int | None = None
@@ -124,7 +126,7 @@ class RunRecord(Callback):
     def _has_written(self, folder: Path) -> bool:
         """Whether this run has written the model of a folder, and was killed before it could say so."""
         provenance = read_provenance(folder)
-        return provenance is not None and provenance.run == self.name and provenance.planned_steps is None
+        return provenance is not None and provenance.run == self.name
 
     @property
     def model_dir(self) -> Path:
@@ -361,13 +363,27 @@ class RunRecord(Callback):
             throughput.begin_saving()
         self._save_model(trainer, module, path, at_end=at_end, overwrite=False, alone=self.save_model == "adapters")
 
+    def write_kept(self, trainer: Trainer, module: LitLanguageModel, folder: Path) -> None:
+        """Write what may become the run's model, into ``model`` and ``adapters`` of a folder; a collective call."""
+        if self.save_model != "adapters":
+            self._save_model(trainer, module, folder / "model", at_end=False, overwrite=True)
+        if isinstance(module.method, LoRA):
+            self._save_model(trainer, module, folder / "adapters", at_end=False, overwrite=True, alone=True)
+
     def _save_final(self, trainer: Trainer, module: LitLanguageModel) -> None:
-        """Write the model, the adapters beside it, or these alone."""
+        """Write the model, the adapters beside it, or these alone; an earlier model goes before that of the end."""
         adapters_dir = self.folder.adapters
         overwrite = self.overwrite or self.final_dir is None or self._has_written(self.final_dir)
         if self.save_model == "adapters":
             adapters_dir = self.final_dir or adapters_dir
-        else:
+        if earlier := self.earlier():
+            if trainer.is_global_zero:
+                parts = {"model": self.model_dir, "adapters": adapters_dir, "measured": self.folder.model_measured}
+                place_model(earlier, parts)
+            only = self.save_model == "adapters"
+            self._save_model(trainer, module, self.folder.last, at_end=True, overwrite=True, alone=only)
+            return
+        if self.save_model != "adapters":
             self._save_model(trainer, module, self.model_dir, at_end=True, overwrite=overwrite)
         if isinstance(module.method, LoRA):
             overwrite = overwrite or adapters_dir == self.folder.adapters

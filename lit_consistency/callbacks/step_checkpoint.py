@@ -8,6 +8,7 @@ the length of pretraining; RunRecord, which knows where a model comes from, writ
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from lit_consistency.callbacks.exact_resume import make_up_validation, validation_follows
+from lit_consistency.callbacks.kept_model import BestRule, KeptModel
 from lit_consistency.callbacks.run_model import find_callback
 from lit_consistency.callbacks.run_record import RunRecord
 from lit_consistency.checkpointing.io import AtomicCheckpointIO, checkpoints, step_of
@@ -25,6 +27,9 @@ from lit_consistency.records.atomic import remove_leftovers
 from lit_consistency.records.run_folder import RunFolder
 from lit_consistency.records.series import check_series, series_steps
 
+ASKED_EVERY = 10
+"""Steps between two times at which the ranks are told by the first what its clock says."""
+
 
 class StepCheckpoint(Checkpoint):
     """Save ``<run>/checkpoints/step-XXXXXXXX.ckpt`` at optimizer steps; resume with ``fit --ckpt_path auto``.
@@ -33,35 +38,47 @@ class StepCheckpoint(Checkpoint):
     checkpoint.
 
     Args:
-        every_n_steps: optimizer steps between checkpoints; 0 saves only the end, or when the run is interrupted.
+        every_n_steps: optimizer steps between checkpoints; 0 counts none.
+        every_n_minutes: minutes after which one is saved at the next step, so that a kill of a run for which nobody
+            has chosen steps costs no more; 0 never.
         keep: how many checkpoints stay on disk, at least 2, so that one bad file never costs the run.
         at_end: save the last step, so that nothing is lost if the model cannot be written, and the run can be continued
             with more steps.
         series: steps whose models are kept as ``<run>/series/step-XXXXXXXX/`` in LitGPT's format, each a base for
             other runs: ``{steps: log, count: 8}`` spaces 8 evenly in the logarithm from step 1 (or ``first: M``) to the
             last; a list of steps, as ``[10, 100, 1000]``; or ``{tokens: [1000000]}``, counted by full batches.
+        best: which measured step's model becomes ``model/``, that of the last step standing beside it in ``last/``:
+            ``{most: learn/NAME, while: "forget/*<=0.05"}``, or ``least`` for a loss. ``while`` leaves out steps at
+            which a bound is breached, by the interval of the change. Where no step is better than the base, it is that.
     """
 
     def __init__(
         self,
         every_n_steps: int = 0,
+        every_n_minutes: float = 15.0,
         keep: int = 2,
         at_end: bool = True,
         series: dict[str, Any] | list[int] | None = None,
+        best: dict[str, Any] | None = None,
     ) -> None:
         if every_n_steps < 0:
             raise ValueError(f"every_n_steps = {every_n_steps}: expected 0 (never) or more")
         if keep < 2:
             raise ValueError(f"keep = {keep}: expected at least 2")
+        if every_n_minutes < 0:
+            raise ValueError(f"every_n_minutes = {every_n_minutes}: expected 0 (never) or more")
         self.every_n_steps = every_n_steps
+        self.every_n_minutes = every_n_minutes
         self.keep = keep
         self.at_end = at_end
         if series is not None:
             check_series(series)
         self.series = series
+        self.best = BestRule(best) if best is not None else None
         self.folder: Path | None = None
         self._begun = False
         self._saved_at = -1
+        self._saved_time = time.monotonic()
         self._validation_due: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -78,10 +95,16 @@ class StepCheckpoint(Checkpoint):
         per_step = data.global_batch_size * data.block_size
         record.series = series_steps(self.series, language_model(pl_module).total_steps(), per_step)
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The watched tasks are known by now: see that what is asked for is among them."""
+        if kept := find_callback(trainer, KeptModel):
+            kept.begin(trainer, self.best)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Move later steps aside, then make up for the validation that was due behind the checkpoint."""
         record = find_callback(trainer, RunRecord)
         self._begun = True
+        self._saved_time = time.monotonic()
         if record.resumed_from is not None and Path(record.resumed_from).absolute() == self._path(trainer).absolute():
             self._saved_at = trainer.global_step  # it stands there, verified
         self._abandon_later_steps(trainer, record)
@@ -118,11 +141,22 @@ class StepCheckpoint(Checkpoint):
         due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
         last = self.at_end and trainer.global_step >= language_model(pl_module).total_steps()
         interrupted = getattr(trainer, "interrupted_by", None)
-        if due or last or interrupted:
+        # a run that is stopped in an epoch goes on in it, as from a signal; its end comes behind that of the epoch
+        stopped = self.at_end and trainer.should_stop
+        if due or last or interrupted or stopped or self._minutes_are_over(trainer):
             follows = trainer.left_out_validation if interrupted else validation_follows(trainer)  # type: ignore[attr-defined]
             self._validation_due = trainer.current_epoch if follows else None
             self.save(trainer, at_end=bool(last))
             self._validation_due = None
+
+    def _minutes_are_over(self, trainer: Trainer) -> bool:
+        """Whether it is time for a checkpoint, on all ranks alike, whose clocks differ."""
+        if not self.every_n_minutes:
+            return False
+        over = time.monotonic() - self._saved_time > 60 * self.every_n_minutes
+        if trainer.world_size == 1:
+            return over
+        return trainer.global_step % ASKED_EVERY == 0 and bool(trainer.strategy.broadcast(over))
 
     def _save_end(self, trainer: Trainer) -> None:
         """Save a step that nobody knew to be the last, as when a callback has stopped the run."""
@@ -174,7 +208,7 @@ class StepCheckpoint(Checkpoint):
         if path.is_dir() and trainer.is_global_zero and not has_manifest(path):
             write_manifest(path)  # another strategy's folder; that of FSDP2Strategy brings its own
         trainer.strategy.barrier("checkpoint")
-        self._saved_at = trainer.global_step
+        self._saved_at, self._saved_time = trainer.global_step, time.monotonic()
         self._retain()
 
     @rank_zero_only

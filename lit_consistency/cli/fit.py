@@ -19,11 +19,12 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lit_consistency.callbacks import (
     ExactResume,
     Forgetting,
+    KeptModel,
     PredictionWriter,
     Preemption,
     RunProgress,
@@ -35,6 +36,7 @@ from lit_consistency.callbacks.exact_resume import FinishingFitLoop
 from lit_consistency.checkpointing.io import AtomicCheckpointIO
 from lit_consistency.cli.branch import begin_branch, saved_branch
 from lit_consistency.cli.fit_parser import Parser
+from lit_consistency.cli.mistakes import check_environment, overridden, variables
 from lit_consistency.cli.parser import reason
 from lit_consistency.cli.resume import check_changes, find_checkpoint, has_finished
 from lit_consistency.cli.trainer_options import check_trainer, sharded_options
@@ -93,6 +95,14 @@ class ConsistencyCLI(LightningCLI):
             "With --ckpt_path auto a branch is resumed.",
         )
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse; a variable of the environment that no option has, or that has no effect, is told."""
+        words = list(map(str, args)) if isinstance(args, list) else sys.argv[1:]
+        check_environment(variables(parser._subcommands_action._name_parser_map))  # type: ignore[union-attr]
+        for line in overridden(words, words[0] if words else ""):
+            rank_zero_warn(line)
+        super().parse_arguments(parser, args)
+
     def _parse_ckpt_path(self) -> None:
         """Refuse a difference; Lightning would let the checkpoint win over the command line."""
         section, is_fit = self.config[self.config.subcommand], self.config.subcommand == "fit"
@@ -135,6 +145,7 @@ class ConsistencyCLI(LightningCLI):
             ExactResume(section["allow_changes"] or (self.begins_branch and bool((self.branch or {})["anew"]))),
             Preemption(),
             PredictionWriter(record),
+            KeptModel(),
         ]
         if trainer.get("enable_progress_bar") is not False and not trainer.get("barebones"):
             given = any(isinstance(callback, ProgressBar) for callback in kwargs["callbacks"])
@@ -144,7 +155,9 @@ class ConsistencyCLI(LightningCLI):
         except TypeError as error:  # so Lightning says of a number of devices that an accelerator does not have
             if "`devices`" not in str(error):
                 raise
-            raise ValueError(f"trainer.devices = {trainer.get('devices')}: {error}") from None
+            raise ValueError(
+                f"trainer.devices = {trainer.get('devices')}: expected a number above 0, or auto ({error})"
+            ) from None
         FinishingFitLoop.replace(made)
         return made
 
@@ -160,8 +173,8 @@ class ConsistencyCLI(LightningCLI):
     def execute(self) -> None:
         """Run the chosen subcommand, unless it is a fit that has been run to its end."""
         record, section = self._get(self.config_init, "run"), self.config[str(self.subcommand)]
-        if self.subcommand == "fit" and self.asked_for == "auto" and has_finished(record.folder, section["trainer"]):
-            rank_zero_info(f"{record.directory}: the run has finished, there is nothing left to train")
+        if self.subcommand == "fit" and self.asked_for == "auto" and (done := has_finished(record.folder, section)):
+            rank_zero_info(f"{record.directory}: {done}")
             return
         if self.subcommand != "fit" or self.trainer.global_rank != 0:
             super()._run_subcommand(str(self.subcommand))
@@ -225,9 +238,27 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*(LeafSpec|does not have many workers).*")
 
 
-def build(args: ArgsType) -> ConsistencyCLI:
+class _Made(Exception):
+    """Carries the parser out of a constructor that would parse with it."""
+
+
+class _ParserOnly(ConsistencyCLI):
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        raise _Made(parser)
+
+
+def parsers() -> dict[str, LightningArgumentParser]:
+    """Command -> its parser, for who lists options."""
+    try:
+        build([], _ParserOnly)
+    except _Made as made:
+        return dict(made.args[0]._subcommands_action._name_parser_map)
+    raise AssertionError("the command line has parsed nothing")
+
+
+def build(args: ArgsType, cli: type[ConsistencyCLI] = ConsistencyCLI) -> ConsistencyCLI:
     """Parse and instantiate without running."""
-    return ConsistencyCLI(
+    return cli(
         LitLanguageModel,
         TokenData,
         subclass_mode_data=True,

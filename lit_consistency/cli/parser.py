@@ -26,15 +26,15 @@ class ShortErrors(OverlayParser):
         """Print the message, a hint where there is one, and where the options are explained."""
         if not self.exit_on_error:
             super().error(message, ex)
-        message = self.in_words(message, ex)
-        sys.stderr.write(f"error: {one_line(message)}\n{self._hint(message)}the options are explained by --help\n")
+        text = plain_types(one_line(self.in_words(message, ex)))
+        sys.stderr.write(f"error: {text}\n{self.hint(text)}the options are explained by --help\n")
         sys.exit(2)
 
     def in_words(self, message: str, ex: Exception | None) -> str:
         """The message as it is shown."""
         return message
 
-    def _hint(self, message: str) -> str:
+    def hint(self, message: str) -> str:
         """Names close to the one that is not known."""
         if match := re.search(r"module '(lit_consistency[\w.]*)' has no attribute '(\w+)'", message):
             return f"expected one of {', '.join(import_module(match[1]).__all__)}\n"
@@ -75,6 +75,28 @@ def reason(text: str) -> str:
         texts = [" ".join(text.split()) for text in re.split(r"^\s*- ", reasons, flags=re.MULTILINE) if text.strip()]
         rest = f"{'; or '.join(texts)}. Got value: {given.partition('Given value:')[2].strip()}"
     return rest
+
+
+TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "tuple": "[A, B]"}
+"""What jsonargparse calls a class of Python -> what a user calls it."""
+EXPECTED = re.compile(r"Expected a <class '(\w+)'>")
+NO_UNION = "Cannot take a Union of no types."
+
+
+def plain_types(text: str) -> str:
+    """``KEY: VALUE: expected a whole number``, for what jsonargparse says of a value of another type."""
+    head, got, value = text.rpartition(". Got value: ")
+    key, colon, said = head.partition(": ")
+    if not got or not colon or "Expected a <class" not in said:
+        return text
+    parts = [part.strip().rstrip(".") for part in said.split("; or ")]
+    kinds = [match[1] for part in parts if (match := EXPECTED.fullmatch(part))]
+    if len(kinds) < len([part for part in parts if f"{part}." != NO_UNION]):
+        return text  # one of the reasons says more
+    words = list(dict.fromkeys(TYPES.get(kind, kind) for kind in kinds if kind != "NoneType"))
+    others = ["one of the words in --help"] if len(kinds) < len(parts) else []
+    others += ["null"] if "NoneType" in kinds else []
+    return f"{key}: {value}: expected {' or '.join([*words, *others])}"
 
 
 class HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):

@@ -32,6 +32,8 @@ FREE = (
     "forgetting.kl_positions",
     "forgetting.time_budget",
     "forgetting.interpolate",
+    "forgetting.budget",
+    "forgetting.on_breach",
     "throughput",
     "trainer.logger",
     "trainer.callbacks",
@@ -80,9 +82,29 @@ def find_checkpoint(section: Mapping[str, Any]) -> Path | None:
     return path
 
 
-def has_finished(folder: RunFolder, trainer: Mapping[str, Any]) -> bool:
-    """Whether the run of this folder has trained to the end that is configured now, and written everything."""
-    return folder.is_finished and folder.has_length(trainer)
+def has_finished(folder: RunFolder, section: Mapping[str, Any]) -> str | None:
+    """Why there is nothing left to do: the run has trained to the end that is configured now, and written everything.
+
+    Args:
+        folder: of the run.
+        section: the options of ``fit``.
+
+    Returns:
+        A sentence; None where something is left. A run that its budget has stopped goes on under another budget.
+    """
+    if not (folder.is_finished and folder.has_length(section["trainer"])):
+        return None
+    budget = folder.read_record().get("budget") or {}
+    if "stopped_at" not in budget:
+        return "the run has finished, there is nothing left to train"
+    before = folder.read_config().get("forgetting", {})
+    keys = ("budget", "on_breach")
+    if section["allow_changes"] or any(before.get(key) != section["forgetting"].get(key) for key in keys):
+        return None
+    return (
+        f"the run was stopped at step {budget['stopped_at']} by forgetting.budget; another budget, or "
+        "--allow_changes true, goes on from there"
+    )
 
 
 def _newest(folder: RunFolder) -> Path | None:
@@ -90,6 +112,11 @@ def _newest(folder: RunFolder) -> Path | None:
     path, skipped = newest_valid(folder.checkpoints)
     for reason in skipped:
         rank_zero_warn(f"skipped a checkpoint: {reason}")
+    if path is None and folder.is_finished:
+        raise ValueError(
+            f"ckpt_path = 'auto': {folder.path} holds a run that has finished by another configuration, and no "
+            "checkpoint from which it could go on; expected another run.name, or its model as model.checkpoint_dir"
+        )
     rank_zero_info(f"resuming from {path}" if path else "no checkpoint to continue from: starting from the beginning")
     return path
 

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ActionConfigFile, Namespace
 
+from lit_consistency.cli.mistakes import check_configurations
 from lit_consistency.cli.parser import ShortErrors, command_parser, plain_options
 from lit_consistency.study.execute.local import ProcessFailed
 from lit_consistency.study.execute.options import ExecutionOptions, RayOptions, SlurmOptions
@@ -148,6 +149,7 @@ def _parse_fit(arguments: Sequence[str]) -> dict[str, Any]:
 
     from lit_consistency.cli.fit import build
 
+    check_configurations(arguments)
     shown = logging.root.manager.disable
     logging.disable(logging.INFO)  # what a run would say of its seed and devices, once a value
     try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from lit_consistency.data.loading.replay import Replay
 from lit_consistency.data.sources.documents import Source
 from lit_consistency.data.sources.rows import Rows
@@ -19,6 +21,9 @@ from lit_consistency.data.tokens.tokenize import (
     write_conversations,
     write_documents,
 )
+
+WITH_ROLES = ("messages", "conversations")
+"""Formats of rows that say who speaks."""
 
 
 class SFTData(TokenData):
@@ -60,6 +65,20 @@ class SFTData(TokenData):
         self.loss_on: LossOn = loss_on
         self.packing = packing
         self.too_long: TooLong = too_long
+
+    def setup(self, stage: str | None = None) -> None:
+        """As of ``TokenData``; says when rows with roles are trained on without them."""
+        super().setup(stage)
+        if stage not in ("fit", None) or self.prompt_style != "default" or self.tokenizer.chat_template is None:
+            return
+        row = next(iter(self.train.rows()), None)
+        if row is None:
+            return
+        if row.format in WITH_ROLES or len(row.messages) > 2 or row.messages[0]["role"] == "system":
+            rank_zero_warn(
+                f"data: {row.place} has turns with roles, of which prompt_style = default writes none; the base has a "
+                "chat template: --data.init_args.prompt_style chat_template trains it as it is used"
+            )
 
     def fingerprint(self) -> dict[str, Any]:
         """What the batches depend on, packing included."""

@@ -53,6 +53,10 @@ def check_checkpoint_dir(checkpoint_dir: Path, needs_tokenizer: bool = True, opt
     missing = [" or ".join(names) for names in needed if not any((folder / name).is_file() for name in names)]
     if missing:
         hint = "; merge LoRA weights first: `litgpt merge_lora`" if (folder / "lit_model.pth.lora").is_file() else ""
+        if (folder / "run.json").is_file():
+            there = [name for name in ("model", "adapters", "series") if (folder / name).is_dir()]
+            expected = ", or ".join(str(folder / name) for name in there) if there else "a run that has written a model"
+            hint = f"; it is the folder of a run: expected {expected}"
         if (folder / ADAPTERS).is_file():
             merge = f"python -m lit_consistency export --checkpoint_dir {folder} --to litgpt --out_dir OUT"
             hint = f"; it holds adapters, merge them first: {merge}"

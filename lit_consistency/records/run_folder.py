@@ -54,9 +54,11 @@ class RunFolder:
     model = _Inside("model")
     adapters = _Inside("adapters")
     series = _Inside("series")
+    last = _Inside("last")
     model_files = _Inside("model_files")
     first_measured = _Inside("measured/first")
     last_measured = _Inside("measured/last")
+    model_measured = _Inside("measured/model")
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
@@ -77,6 +79,10 @@ class RunFolder:
     def series_model(self, step: int) -> Path:
         """Where the model of a step stands, in LitGPT's format."""
         return self.series / f"step-{step:08d}"
+
+    def kept(self, step: int) -> Path:
+        """Where the model of a step is kept that may become the run's, with its items."""
+        return self.path / "kept" / f"step-{step:08d}"
 
     def series_models(self) -> dict[int, Path]:
         """Step -> model of the series, ascending; what stands there was written whole."""

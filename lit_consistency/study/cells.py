@@ -11,6 +11,7 @@ from typing import Any
 
 from lit_consistency.records.model_folder import model_fingerprint
 from lit_consistency.records.run_folder import RunFolder
+from lit_consistency.records.shipped import shipped
 from lit_consistency.study.axes import Axis, AxisValue, number_name
 from lit_consistency.study.identity import TASK_KEYS, contents, identity
 from lit_consistency.study.options import CHECKPOINT, ORDER, SEED, Replicates, Stage, dotted_options
@@ -173,7 +174,7 @@ class StagePlan:
         self._check_carrying(start, options, coordinates)
         base = start.identity()
         if base is None and (folder := options.get("model.checkpoint_dir")):  # an axis may name it
-            base = model_fingerprint(Path(folder))
+            base = model_fingerprint(shipped(folder))
         return Cell(
             self._name(options, base),
             self.name,

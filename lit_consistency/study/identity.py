@@ -25,6 +25,7 @@ from lit_consistency.records.fingerprints import fingerprint_of, sha256_of_text,
 FREE = (
     "allow_changes",
     "checkpoint.at_end",
+    "checkpoint.every_n_minutes",
     "checkpoint.every_n_steps",
     "checkpoint.keep",
     "ckpt_path",

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from lit_consistency.records.shipped import shipped
+
 Scale = Literal["points", "log-odds", "log"]
 METRIC = "metric"
 """In the place of an axis of a claim's columns: two numbers of the same cells."""
@@ -222,7 +224,7 @@ def _check_replicates(replicates: Replicates) -> None:
 
 def _check_stage(key: str, stage: Stage, earlier: list[str]) -> None:
     for file in stage.config:
-        if not Path(file).is_file():
+        if not shipped(file).is_file():
             raise FileNotFoundError(f"{key}.config: {file}: no such file")
     at_least(f"{key}.threads", stage.threads, 1)
     at_least(f"{key}.devices", stage.devices, 0)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from lit_consistency.records.atomic import write_json
 from lit_consistency.records.differences import flatten
 from lit_consistency.records.fingerprints import fingerprint_of, sha256_once
+from lit_consistency.records.shipped import shipped
 from lit_consistency.study.axes import Axis, AxisValue
 from lit_consistency.study.options import Stage, dotted_options
 
@@ -52,7 +53,7 @@ def arguments(kind: str, config: Sequence[str], options: Mapping[str, Any]) -> l
 
     The lists of ``evaluate`` and ``analyze`` are words, as ``--tasks piqa blimp``.
     """
-    given = [part for file in config for part in ("--config", str(file))]
+    given = [part for file in config for part in ("--config", str(shipped(file)))]
     for key, value in options.items():
         if kind in ("evaluate", "analyze") and isinstance(value, list) and "." not in key:
             given += [f"--{key}", *map(spelled, value)]

@@ -12,9 +12,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
-
 from lit_consistency.data.tokens.chat_template import ChatTemplate
+from lit_consistency.records.strict_yaml import read_strict_yaml
 from lit_consistency.tasks.question import Question
 from lit_consistency.tasks.templates import check_template, render
 
@@ -130,10 +129,7 @@ def load_format(name: str) -> Format:
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not path.is_file():
         raise ValueError(f"format = {name!r}: expected one of {', '.join(NAMES)}, or a YAML file")
-    try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not YAML ({error})") from None
+    content: Any = read_strict_yaml(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: a {type(content).__name__}; expected a mapping of keys")
     known = {entry.name: entry.type for entry in fields(Format) if entry.name != "name"}

@@ -14,10 +14,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import yaml
-
 from lit_consistency.data.worlds.base import World
 from lit_consistency.inference.sampling import GenerationOptions
+from lit_consistency.records.shipped import shipped
+from lit_consistency.records.strict_yaml import read_strict_yaml
 from lit_consistency.tasks.choice import ChoiceTask, PairsTask
 from lit_consistency.tasks.completion import CompletionTask
 from lit_consistency.tasks.generation import GenerationTask
@@ -107,10 +107,7 @@ def task_from_keys(
 
 def _read(path: Path, data_dir: Path | None, world: World | Mapping[str, Any] | None) -> dict[str, Task]:
     """The tasks of a file by the names of their variants; a single one has the file's."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not YAML ({error})") from None
+    content = read_strict_yaml(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: a {type(content).__name__}; expected a mapping of keys")
     variants = content.pop("variants", None)
@@ -144,13 +141,14 @@ def _find(name: str) -> tuple[Path, str | None]:
         if not path.is_file():
             raise FileNotFoundError(f"tasks: {name}: no such file")
         return path, None
-    known = sorted(file.relative_to(FOLDER).with_suffix("").as_posix() for file in FOLDER.rglob("*.yaml"))
+    folder = shipped(FOLDER)
+    known = sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.yaml"))
     if name in known:
-        return FOLDER / f"{name}.yaml", None
+        return folder / f"{name}.yaml", None
     for separator in (":", "/"):
         file, _, variant = name.rpartition(separator)
         if file in known:
-            return FOLDER / f"{file}.yaml", variant
+            return folder / f"{file}.yaml", variant
         if Path(file).suffix in (".yaml", ".yml") and Path(file).is_file():
             return Path(file), variant
     close = get_close_matches(name, known) or known

@@ -55,7 +55,13 @@ def test_the_config_is_complete(base: Path) -> None:
     config = yaml.safe_load((base / "config.yaml").read_text())
     assert config["model"]["optimizer"]["init_args"]["eps"] == 1e-8
     assert config["trainer"]["use_distributed_sampler"] is False
-    assert config["checkpoint"] == {"every_n_steps": 0, "keep": 2, "at_end": True, "series": None}
+    assert config["checkpoint"] == {
+        "every_n_steps": 0,
+        "every_n_minutes": 15.0,
+        "keep": 2,
+        "at_end": True,
+        "series": None,
+    }
 
 
 def test_provenance_leads_back_to_the_pretraining_optimizer(base: Path, tmp_path: Path) -> None:

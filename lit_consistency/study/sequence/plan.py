@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lit_consistency.records.shipped import shipped
+
 OWNED = (
     "seed_everything",
     "ckpt_path",
@@ -167,7 +169,7 @@ def check_plan(plan: SequencePlan) -> None:
             raise ValueError(f"worlds: {name!r}: expected letters, digits, '_' and '-' only")
     _check_replay(plan.replay)
     for file in plan.fit.config:
-        if not Path(file).is_file():
+        if not shipped(file).is_file():
             raise FileNotFoundError(f"fit.config: {file}: no such file")
     _check_owned("fit.options", plan.fit.options, plan.replay)
     for stage in plan.stages:

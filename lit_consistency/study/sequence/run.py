@@ -24,6 +24,7 @@ from lit_consistency.records.fingerprints import fingerprint_of
 from lit_consistency.records.model_folder import model_fingerprint
 from lit_consistency.records.results import Result, read_result
 from lit_consistency.records.run_folder import RunFolder
+from lit_consistency.records.shipped import shipped
 from lit_consistency.study.execute.local import run_command
 from lit_consistency.study.report.heat_map import draw_heat_map
 from lit_consistency.study.sequence.matrix import FILE, Matrix, as_json, print_matrix, transfer
@@ -92,7 +93,7 @@ class Sequence:
         first, last = (self.plan.output / "configs" / f"{name}{ending}.yaml" for ending in (".data", ""))
         write_text(first, yaml.safe_dump({"data": config["data"]}, sort_keys=False))
         write_text(last, yaml.safe_dump(config, sort_keys=False))
-        arguments = ["fit", *(f"--config={file}" for file in (first, *self.plan.fit.config, last))]
+        arguments = ["fit", *(f"--config={file}" for file in (first, *map(shipped, self.plan.fit.config), last))]
         arguments += [f"--seed_everything={seed}", f"--model.checkpoint_dir={model}", f"--run.root={runs}"]
         arguments += [f"--run.name={name}", "--ckpt_path=auto"]
         run_command(arguments, self.plan.output / "logs" / f"{name}.log")
@@ -129,7 +130,7 @@ class Sequence:
         """All that the stage's weights depend on."""
         return {
             "config": config,
-            "files": [Path(path).read_text(encoding="utf-8") for path in self.plan.fit.config],
+            "files": [shipped(path).read_text(encoding="utf-8") for path in self.plan.fit.config],
             "rows": self.tasks.row_fingerprints[k],
             "replayed": self.tasks.row_fingerprints[:k] if self.plan.replay.earlier_tasks else [],
             "source": self.tasks.source_fingerprint,

@@ -1,0 +1,53 @@
+"""How much better or worse a task is than at the base. The same items were asked both times: errors are of pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lit_consistency.records.results import higher_is_better
+from lit_consistency.stats.intervals import Estimate, Ratio, paired_difference
+from lit_consistency.tasks.measured import Measured
+
+CHANGES = {"learn": "learned", "retain": "forget"}
+"""What the change of a task since the base is called: positive is better of the one kind, worse of the other."""
+
+
+def tags(key: str, metric: str, judged_by: str) -> tuple[str, str]:
+    """Names of a number and of its standard error; those of the metric that judges a task have no metric in them."""
+    return (key, f"{key}.stderr") if metric == judged_by else (f"{key}.{metric}", f"{key}.{metric}_stderr")
+
+
+def changes_since(
+    key: str, base: Mapping[str, Ratio], measured: Measured, judged_by: str
+) -> tuple[dict[str, float], Estimate | None]:
+    """The changes of one task since the base.
+
+    Args:
+        key: ``KIND/NAME`` of the task.
+        base: metric -> sums of every item at the base.
+        measured: the task now.
+        judged_by: the metric that judges it.
+
+    Returns:
+        ``learned/NAME`` or ``forget/NAME``, and the same by the other metrics, each with its standard error; and the
+        change by the metric that judges, with its interval, where the base has been asked.
+    """
+    kind, name = key.split("/", 1)
+    numbers: dict[str, float] = {}
+    judged: Estimate | None = None
+    for metric, before in base.items():
+        if metric == "word_perplexity":  # its items are logarithms, whose difference is no difference of it
+            continue
+        is_share = higher_is_better(metric)
+        difference = paired_difference(before, measured.ratios[metric], measured.clusters, share=is_share)
+        # of what is learned better is positive, of what is retained worse
+        change = difference if is_share == (kind == "learn") else _turned(difference)
+        value, error = tags(f"{CHANGES[kind]}/{name}", metric, judged_by)
+        numbers |= {value: change.value + 0.0, error: change.stderr}  # no negative zero
+        if metric == judged_by:
+            judged = change
+    return numbers, judged
+
+
+def _turned(difference: Estimate) -> Estimate:
+    return Estimate(-difference.value, difference.stderr, -difference.high, -difference.low)
