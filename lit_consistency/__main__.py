@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from lit_consistency.cli.commands import FILES, TRAINING
 from lit_consistency.cli.output import outlive_readers
 from lit_consistency.records.processes import die_with_parent
 
@@ -32,14 +33,6 @@ commands:
 `COMMAND --help` lists the options of a command. Configurations are composed left to right:
   fit --config configs/quickstart.yaml --config configs/optimizers/muon.yaml --trainer.max_steps 50
 """
-
-
-TRAINING = ("fit", "validate", "test", "predict")
-"""Commands of one parser, which is told which of them it is."""
-# `import` is no name of a module
-FILES = {**dict.fromkeys(TRAINING, "fit"), "import": "import_hf"}
-FILES |= {c: c for c in ("data", "evaluate", "analyze", "sequence", "study", "export", "completion")}
-"""Command -> the file of ``cli`` that carries it out, imported only then."""
 
 
 def main(args: Sequence[str] | None = None) -> None:

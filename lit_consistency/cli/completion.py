@@ -10,6 +10,8 @@ from argparse import ArgumentParser
 from importlib import import_module
 from typing import Any
 
+from lit_consistency.cli.commands import FILES, TRAINING
+
 SHELLS = ("bash", "zsh")
 USAGE = """\
 usage: lit_consistency completion bash|zsh
@@ -46,8 +48,6 @@ def main(argv: list[str]) -> None:
 
 def script() -> str:
     """The script for bash, which zsh runs too."""
-    from lit_consistency.__main__ import FILES, TRAINING
-
     words = {command: _options(command) for command in FILES if command not in (*TRAINING, "completion")}
     words |= _training_options(TRAINING)
     cases = "\n".join(f'    {command}) words="{" ".join(options)}" ;;' for command, options in sorted(words.items()))
@@ -55,8 +55,6 @@ def script() -> str:
 
 
 def _options(command: str) -> list[str]:
-    from lit_consistency.__main__ import FILES
-
     module: Any = import_module(f"lit_consistency.cli.{FILES[command]}")
     if command == "analyze":
         return _words(module.parser([]))

@@ -40,7 +40,9 @@ def check_configurations(args: Sequence[str]) -> None:
         if not isinstance(name, str):
             continue
         before = chosen.setdefault("method", (name, path))
-        if before[0].rpartition(".")[2] != name.rpartition(".")[2]:
+        if before[0].rpartition(".")[2] == "Full":  # as in a run's config.yaml; a method after it takes nothing back
+            chosen["method"] = (name, path)
+        elif before[0].rpartition(".")[2] != name.rpartition(".")[2]:
             raise ValueError(
                 f"model.method: {before[1]} chooses {before[0]}, and {path} {name}, which would take its place; a run "
                 "has one method: expected one of the two files"

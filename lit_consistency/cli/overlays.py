@@ -55,6 +55,27 @@ class OverlayParser(ArgumentParser):
                 action.help = f"{action.help or ''} {NAMED_HELP}"
         return super().format_help()
 
+    def _dump_delete_default_entries(self, subcfg: dict[str, Any], subdefaults: dict[str, Any]) -> None:
+        """Leave out what equals a default, for ``--print_config=skip_default``; a class that was chosen stays.
+
+        jsonargparse 4.41 fails where the default is null, and leaves out a chosen class whose options are its defaults.
+        """
+        chosen = [key for key, value in subcfg.items() if key in subdefaults and _is_other(value, subdefaults[key])]
+        for value in (subcfg[key] for key in chosen):
+            with _common.parser_context(parent_parser=self):
+                parser = ActionTypeHint.get_class_parser(value["class_path"])
+            self._dump_delete_default_entries(value.get("init_args") or {}, parser.get_defaults().as_dict())
+            if not value.get("init_args"):
+                value.pop("init_args", None)
+        super()._dump_delete_default_entries(subcfg, {k: v for k, v in subdefaults.items() if k not in chosen})
+
+
+def _is_other(value: Any, default: Any) -> bool:
+    """Whether a value names a class that is not the default's."""
+    if not isinstance(value, dict) or "class_path" not in value:
+        return False
+    return not isinstance(default, dict) or default.get("class_path") != value["class_path"]
+
 
 def _is_ours() -> bool:
     return isinstance(_common.parent_parser.get(), OverlayParser)

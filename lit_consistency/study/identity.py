@@ -21,6 +21,7 @@ import yaml
 
 from lit_consistency.records.atomic import write_json
 from lit_consistency.records.fingerprints import fingerprint_of, sha256_of_text, sha256_once
+from lit_consistency.records.shipped import shipped
 
 FREE = (
     "allow_changes",
@@ -126,7 +127,7 @@ def contents(
         if is_free(key):
             continue
         for text in _texts(value):
-            task = tasks / f"{text.partition('/')[0].partition(':')[0]}.yaml"
+            task = shipped(tasks / f"{text.partition('/')[0].partition(':')[0]}.yaml")
             watched = (key in TASK_KEYS or key.startswith("forgetting.")) and task.is_file()
             for path in _named_files(task if watched else Path(text)):
                 _add(found, path, data)

@@ -21,6 +21,7 @@ from lit_consistency.records.model_folder import check_checkpoint_dir
 from lit_consistency.records.run_folder import FINISHED, RunFolder
 from lit_consistency.records.shipped import shipped
 from lit_consistency.records.strict_yaml import read_strict_yaml
+from lit_consistency.study.identity import contents
 from lit_consistency.tasks.yaml_file import load_tasks
 from tests.runs import ROOT, SCRATCH, arguments, fit
 
@@ -51,11 +52,16 @@ def test_every_configuration_of_the_package_has_its_keys_once(tmp_path: Path) ->
     assert read_strict_yaml(merged)["b"] == {"x": 3, "y": 2}
 
 
-def test_two_methods_in_one_call_are_refused_by_both_files() -> None:
+def test_two_methods_in_one_call_are_refused_by_both_files(tmp_path: Path) -> None:
     lora, pull = METHODS / "lora.yaml", METHODS / "l2.yaml"
     with pytest.raises(ValueError, match=r"lora\.yaml chooses .*LoRA, and .*l2\.yaml .*Pull"):
         check_configurations(["fit", "--config", str(lora), f"--config={pull}"])
     check_configurations(["fit", "--config", str(lora), "--config", str(METHODS / "rslora.yaml")])  # one class
+    full = tmp_path / "config.yaml"  # as a run has saved it: no method is taken back
+    full.write_text("model: {method: {class_path: lit_consistency.methods.Full}}\n")
+    check_configurations(["fit", "--config", str(full), "--config", str(lora)])
+    with pytest.raises(ValueError, match=r"lora\.yaml chooses .*LoRA, and .*config\.yaml .*Full"):
+        check_configurations(["fit", "--config", str(lora), "--config", str(full)])
 
 
 def test_a_variable_that_no_option_has_is_refused_with_the_nearest() -> None:
@@ -154,6 +160,8 @@ def test_what_the_package_brings_is_found_from_any_folder(tmp_path: Path, monkey
         "own.yaml",
     ]
     assert load_tasks("biographies/old_people")[0].name == "biographies_old_people"
+    files = contents({"forgetting.retain": ["biographies/old_people"]})  # on which a study's cell depends
+    assert str(ROOT / "configs" / "evaluation" / "biographies.yaml") in files
     # what stands beside the user goes first
     (tmp_path / "configs").mkdir()
     (tmp_path / quickstart).write_text("seed_everything: 1\n")
@@ -170,6 +178,16 @@ def test_a_wheel_brings_every_configuration_and_both_bases() -> None:
     assert brought >= {*(ROOT / "configs").rglob("*.yaml")}
     assert brought >= {file for file in (ROOT / "checkpoints/lit_consistency").rglob("*") if file.is_file()}
     assert all(target == f"share/lit_consistency/{Path(patterns[0]).parent}" for target, patterns in mapped.items())
+
+
+def test_a_configuration_without_its_defaults_is_the_same_one(tmp_path: Path) -> None:
+    """``--print_config=skip_default``: what it leaves out is what the parser puts back."""
+    parser, short = parsers()["fit"], tmp_path / "short.yaml"
+    whole = parser.parse_args([f"--config={ROOT}/configs/quickstart.yaml", f"--config={METHODS}/lora.yaml"])
+    short.write_text(parser.dump(whole, skip_default=True, skip_none=False))
+    assert len(short.read_text()) < 0.6 * len(parser.dump(whole, skip_none=False))
+    again = parser.parse_args([f"--config={short}"])
+    assert parser.dump(again, skip_none=False) == parser.dump(whole, skip_none=False)
 
 
 # -------------------- errors in one line, with what was probably meant

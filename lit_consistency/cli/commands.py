@@ -1,0 +1,10 @@
+"""The commands, and in which file each is carried out; nothing is imported to know them."""
+
+from __future__ import annotations
+
+TRAINING = ("fit", "validate", "test", "predict")
+"""Commands of one parser, which is told which of them it is."""
+# `import` is no name of a module
+FILES = {**dict.fromkeys(TRAINING, "fit"), "import": "import_hf"}
+FILES |= {c: c for c in ("data", "evaluate", "analyze", "sequence", "study", "export", "completion")}
+"""Command -> the file of ``cli`` that carries it out, imported only then."""
