@@ -276,8 +276,6 @@ class RunRecord(Callback):
         return self.inputs
 
     def _describe(self, trainer: Trainer, module: LitLanguageModel) -> dict[str, Any]:
-        base = module.checkpoint_dir
-        before_run, optimizer = module.pretraining, type(trainer.optimizers[0]).__name__
         data = trainer.datamodule  # type: ignore[attr-defined]
         inputs = self._inputs(trainer, module)
         before = self.folder.read_record() if self.resumed_from else {}
@@ -288,12 +286,9 @@ class RunRecord(Callback):
             "command": " ".join(["python -m lit_consistency", *sys.argv[1:]]),
             "resumed_from": [*before.get("resumed_from", []), *([self.resumed_from] if self.resumed_from else [])],
             "branched_from": self.branched_from,
-            "base": str(base) if base is not None else None,
+            "base": str(module.checkpoint_dir) if module.checkpoint_dir is not None else None,
             "base_hash": inputs["base_hash"],
-            "pretraining_optimizer": before_run.optimizer,
-            "pretraining_optimizer_source": before_run.source,
-            "optimizer_mismatch": before_run.mismatch(optimizer),
-            "optimizer": optimizer,
+            **module.pretraining.record(now=type(trainer.optimizers[0]).__name__),
             "carried_optimizer_state": inputs.get("optimizer_state_hash"),
             "optimizer_choices": getattr(trainer.optimizers[0], "record", dict)(),
             "method": module.method.name,
@@ -345,12 +340,11 @@ class RunRecord(Callback):
 
     def _log_hyperparameters(self, trainer: Trainer, measured: dict[str, float]) -> None:
         """The HParams page shows only metrics that the first call names, so the final ones are declared now."""
-        names = headlines(measured)
         chosen = {key: self.record[key] for key in ("model", "method", "optimizer", "pretraining_optimizer", "seed")}
         chosen["lr"] = trainer.optimizers[0].param_groups[0]["initial_lr"]  # not that of the warm-up's first step
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(chosen, {f"final/{name}": float("nan") for name in sorted(names)})
+                logger.log_hyperparams(chosen, {f"final/{name}": float("nan") for name in sorted(headlines(measured))})
             else:  # what the user has added
                 logger.log_hyperparams(chosen)
 

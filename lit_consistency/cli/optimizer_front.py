@@ -15,6 +15,7 @@ import yaml
 
 from lit_consistency.records.processes import bind_children
 from lit_consistency.records.run_folder import RunFolder
+from lit_consistency.records.shipped import shipped
 
 CONFIG = Path("configs/quickstart.yaml")
 FACTORS = (1 / 3, 1.0, 3.0)
@@ -40,8 +41,8 @@ def print_front(class_path: str, options: Mapping[str, Any], steps: int) -> bool
         raise ValueError(f"front: lr = {options.get('lr')}: expected a rate above 0, whose third and triple are tried")
     if steps < 1:
         raise ValueError(f"front_steps = {steps}: expected at least 1")
-    if not CONFIG.is_file():
-        raise ValueError(f"front: {CONFIG} is not here; call it where the configurations and bases of the package lie")
+    if not Path(shipped(CONFIG)).is_file():
+        raise ValueError(f"front: {CONFIG} is neither here nor in the package, which was installed without it")
     print(f"\n{2 * len(FACTORS)} runs of {CONFIG}, {steps} steps each:", flush=True)
     print(
         f"{'optimizer':<16} {'lr':>8}  {'new people learned':>18}  {'old people kept':>17}  old text, nats", flush=True

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lit_consistency.records.provenance import FAMILIES, Provenance, family
 
@@ -32,6 +32,15 @@ class Pretraining(NamedTuple):
         if self.optimizer is None:
             return False
         return None if self.optimizer == UNKNOWN else family(self.optimizer) != family(now)
+
+    def record(self, now: str) -> dict[str, Any]:
+        """What a run's record says of it beside the optimizer of the run."""
+        return {
+            "pretraining_optimizer": self.optimizer,
+            "pretraining_optimizer_source": self.source,
+            "optimizer_mismatch": self.mismatch(now),
+            "optimizer": now,
+        }
 
 
 PUBLIC: tuple[tuple[str, str, str], ...] = (
