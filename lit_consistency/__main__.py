@@ -27,6 +27,7 @@ commands:
   analyze    why it forgets, from checkpoints:          analyze --model DIR --what updates kl --text TASK --output OUT
   study      many runs, fronts, effects, verdicts:      study --config configs/studies/quickstart.yaml
   sequence   train on one task after the other:         sequence --config configs/sequences/quickstart.yaml
+  check-optimizer  what a run expects of a class:       check-optimizer my_pkg.MyOpt --args.lr 1e-3
   import     a model of the hub or a folder:            import ORG/MODEL
   export     write a model for another library:         export --checkpoint_dir DIR --to hf --out_dir OUT
              or one between it and its base:          export ... --to litgpt --interpolate 0.5 --with BASE

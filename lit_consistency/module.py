@@ -35,6 +35,8 @@ from lit_consistency.model import IGNORE, DocumentMask, check_checkpoint_dir, mo
 from lit_consistency.optimizers import Constant, Schedule, dry_build, group_table, parameter_groups
 from lit_consistency.optimizers.core.optimizer import GroupOptimizer
 from lit_consistency.optimizers.schedules import Branched
+from lit_consistency.records.pretraining import Pretraining, names_of, pretraining_of
+from lit_consistency.records.provenance import read_provenance
 
 OptimizerFactory = Callable[[list[dict]], torch.optim.Optimizer]
 
@@ -64,6 +66,8 @@ class LitLanguageModel(LightningModule):
             of the same class; the base is of a run with ``run.save_optimizer_state``, or one of its checkpoints. Its
             learning rate and other hyperparameters are those of this run.
         anchor: a term of the loss that holds the model's predictions near the base's; none when not given.
+        pretraining_optimizer: class of the optimizer that pretrained the base, as ``AdamW`` or ``Muon``; when not
+            given, the base's provenance is asked, then the name of a public family.
     """
 
     gpt: DocumentMask  # built by configure_model
@@ -80,6 +84,7 @@ class LitLanguageModel(LightningModule):
         roles: dict[str, str] | None = None,
         carry_optimizer_state: bool = False,
         anchor: KLAnchor | None = None,
+        pretraining_optimizer: str | None = None,
     ) -> None:
         super().__init__()
         built = dry_build(optimizer)
@@ -105,8 +110,13 @@ class LitLanguageModel(LightningModule):
             raise ValueError(
                 "model.anchor without a base, at whose predictions it holds: expected model.checkpoint_dir"
             )
+        if pretraining_optimizer is not None and self.checkpoint_dir is None:
+            raise ValueError(
+                f"pretraining_optimizer = {pretraining_optimizer}: expected model.checkpoint_dir, the base"
+            )
         # fails here, before any work is done, when the name, the folder or an override is wrong
         self.config = self._config(vocab_size=None)
+        self.pretraining = self._pretraining(pretraining_optimizer)
         self.parameter_table: list[dict[str, Any]] = []
         self.keep_start = False
         self.start = KeptShards({})
@@ -124,6 +134,14 @@ class LitLanguageModel(LightningModule):
             overrides=self.overrides,
             vocab_size=vocab_size,
         )
+
+    def _pretraining(self, given: str | None) -> Pretraining:
+        base = self.checkpoint_dir
+        if base is None:
+            return pretraining_of(None, (), has_base=False)
+        architecture = getattr(self.config, "hf_config", None) or {}
+        names = names_of(base.resolve().parts, architecture.get("name"), self.config.name)
+        return pretraining_of(read_provenance(base), names, given)
 
     def _check_carrying(self, optimizer: str) -> None:
         if self.checkpoint_dir is None:
@@ -348,6 +366,7 @@ class LitLanguageModel(LightningModule):
         groups = parameter_groups(self.gpt, self.qkv, self.roles)
         self.parameter_table = group_table(groups)
         optimizer = self.optimizer(groups)
+        self._say_rounding(optimizer)
         if self.carry_optimizer_state:
             assert self.checkpoint_dir is not None
             carry_optimizer_state(optimizer, self.checkpoint_dir)
@@ -356,6 +375,17 @@ class LitLanguageModel(LightningModule):
         self.schedule.check(total)
         scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _say_rounding(self, optimizer: torch.optim.Optimizer) -> None:
+        """A class that is not ours may keep float32 masters of its own; torch's have none, and nothing says so."""
+        half = {p.dtype for group in optimizer.param_groups for p in group["params"]} & {torch.bfloat16, torch.float16}
+        if half and not isinstance(optimizer, GroupOptimizer):
+            name = f"{type(optimizer).__module__}.{type(optimizer).__name__}"
+            rank_zero_warn(
+                f"{name} moves parameters in {', '.join(sorted(map(str, half)))}: without float32 masters of its own, "
+                f"steps below their gap are lost; `check-optimizer {name}` tells. trainer.precision bf16-mixed keeps "
+                "parameters in float32"
+            )
 
     def total_steps(self) -> int:
         """Optimizer steps of the run; reading ``trainer.estimated_stepping_batches`` would drop loader state."""

@@ -46,7 +46,8 @@ from lit_consistency.optimizers import format_table
 from lit_consistency.records.atomic import check_free, remove_leftovers, replaced_folder, unwritable
 from lit_consistency.records.differences import differences
 from lit_consistency.records.fingerprints import sha256
-from lit_consistency.records.provenance import current_versions, family, read_provenance
+from lit_consistency.records.pretraining import mismatch_line
+from lit_consistency.records.provenance import current_versions, read_provenance
 from lit_consistency.records.run_folder import FINISHED, RunFolder
 
 
@@ -158,7 +159,8 @@ class RunRecord(Callback):
         module = language_model(pl_module)
         self._probe(trainer, module)
         self.record = self._describe(trainer, module)
-        self._warn_of_mismatch()
+        if line := mismatch_line(self.record["base"], module.pretraining, self.record["optimizer"]):
+            (rank_zero_warn if self.record["optimizer_mismatch"] else rank_zero_info)(line)
         self._write_start()
         if not self.resumed_from:
             _keep_until(trainer, MetricsFile, -1)  # numbers of a run of this name that died before its first checkpoint
@@ -273,8 +275,6 @@ class RunRecord(Callback):
         return self.inputs
 
     def _describe(self, trainer: Trainer, module: LitLanguageModel) -> dict[str, Any]:
-        base = module.checkpoint_dir
-        provenance = read_provenance(base) if base is not None else None
         data = trainer.datamodule  # type: ignore[attr-defined]
         inputs = self._inputs(trainer, module)
         before = self.folder.read_record() if self.resumed_from else {}
@@ -285,10 +285,9 @@ class RunRecord(Callback):
             "command": " ".join(["python -m lit_consistency", *sys.argv[1:]]),
             "resumed_from": [*before.get("resumed_from", []), *([self.resumed_from] if self.resumed_from else [])],
             "branched_from": self.branched_from,
-            "base": str(base) if base is not None else None,
+            "base": str(module.checkpoint_dir) if module.checkpoint_dir is not None else None,
             "base_hash": inputs["base_hash"],
-            "pretraining_optimizer": provenance.pretraining_optimizer if provenance else None,
-            "optimizer": type(trainer.optimizers[0]).__name__,
+            **module.pretraining.record(now=type(trainer.optimizers[0]).__name__),
             "carried_optimizer_state": inputs.get("optimizer_state_hash"),
             "optimizer_choices": getattr(trainer.optimizers[0], "record", dict)(),
             "method": module.method.name,
@@ -304,15 +303,6 @@ class RunRecord(Callback):
             "total_steps": module.total_steps(),
             "versions": current_versions(),
         }
-
-    def _warn_of_mismatch(self) -> None:
-        before, now = self.record["pretraining_optimizer"], self.record["optimizer"]
-        self.record["optimizer_mismatch"] = before is not None and family(before) != family(now)
-        if self.record["optimizer_mismatch"]:
-            rank_zero_warn(
-                f"{self.record['base']} was pretrained with {before} and is now trained with {now}, of another family: "
-                "finetuning with the optimizer of pretraining forgets less (arXiv 2605.06654)"
-            )
 
     @rank_zero_only
     def _write_start(self) -> None:

@@ -50,6 +50,7 @@ FREE = (
     "trainer.check_val_every_n_epoch",
     "trainer.limit_val_batches",
     "data.init_args.micro_batch_size",
+    "model.pretraining_optimizer",
     "data.init_args.num_workers",
     "data.init_args.cache_dir",
 )
