@@ -35,8 +35,7 @@ from lit_consistency.model import IGNORE, DocumentMask, check_checkpoint_dir, mo
 from lit_consistency.optimizers import Constant, Schedule, dry_build, group_table, parameter_groups
 from lit_consistency.optimizers.core.optimizer import GroupOptimizer
 from lit_consistency.optimizers.schedules import Branched
-from lit_consistency.records.pretraining import Pretraining, names_of, pretraining_of
-from lit_consistency.records.provenance import read_provenance
+from lit_consistency.records.pretraining import pretraining_of_base
 
 OptimizerFactory = Callable[[list[dict]], torch.optim.Optimizer]
 
@@ -106,17 +105,12 @@ class LitLanguageModel(LightningModule):
         if carry_optimizer_state:
             self._check_carrying(type(built).__name__)
         self.anchor = anchor if anchor is not None and anchor.strength > 0 else None
-        if self.anchor is not None and self.checkpoint_dir is None:
-            raise ValueError(
-                "model.anchor without a base, at whose predictions it holds: expected model.checkpoint_dir"
-            )
-        if pretraining_optimizer is not None and self.checkpoint_dir is None:
-            raise ValueError(
-                f"pretraining_optimizer = {pretraining_optimizer}: expected model.checkpoint_dir, the base"
-            )
+        for key, value in (("anchor", self.anchor), ("pretraining_optimizer", pretraining_optimizer)):
+            if value is not None and self.checkpoint_dir is None:
+                raise ValueError(f"model.{key} without a base, of which it speaks: expected model.checkpoint_dir")
         # fails here, before any work is done, when the name, the folder or an override is wrong
         self.config = self._config(vocab_size=None)
-        self.pretraining = self._pretraining(pretraining_optimizer)
+        self.pretraining = pretraining_of_base(self.checkpoint_dir, self.config, pretraining_optimizer)
         self.parameter_table: list[dict[str, Any]] = []
         self.keep_start = False
         self.start = KeptShards({})
@@ -134,14 +128,6 @@ class LitLanguageModel(LightningModule):
             overrides=self.overrides,
             vocab_size=vocab_size,
         )
-
-    def _pretraining(self, given: str | None) -> Pretraining:
-        base = self.checkpoint_dir
-        if base is None:
-            return pretraining_of(None, (), has_base=False)
-        architecture = getattr(self.config, "hf_config", None) or {}
-        names = names_of(base.resolve().parts, architecture.get("name"), self.config.name)
-        return pretraining_of(read_provenance(base), names, given)
 
     def _check_carrying(self, optimizer: str) -> None:
         if self.checkpoint_dir is None:

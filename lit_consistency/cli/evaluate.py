@@ -137,7 +137,7 @@ def _run(command: ShortErrors, given: dict[str, Any], folders: list[Path]) -> No
     file = given.pop("gate")
     try:
         if file is not None:
-            status = gate(*folders, file, given["output"])
+            status = gate(folders[0], folders[1], file, given["output"])
             if status:
                 sys.exit(status)
         elif folders:

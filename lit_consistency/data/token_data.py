@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_consistency.data.loading.loader import TokenLoader
 from lit_consistency.data.loading.mixed_rows import MixedRows, mix
-from lit_consistency.data.loading.order import Order
+from lit_consistency.data.loading.order import Order, warn_of_empty_rows
 from lit_consistency.data.loading.replay import Replay
 from lit_consistency.data.sources.conversations import say_counts
 from lit_consistency.data.sources.documents import Source
@@ -161,7 +161,7 @@ class TokenData(LightningDataModule, ABC):
         """
         if stage in ("fit", None):
             self._open_train()
-            self._say_empty_rows()
+            warn_of_empty_rows(len(self._rows["train"]), self.global_batch_size)
             self._set_accumulation()
         if self.validation is not None:
             self._open("validation")
@@ -341,15 +341,6 @@ class TokenData(LightningDataModule, ABC):
             mixed = self.replay.mix(self._rows["train"], replayed, self._order_seed())
             rank_zero_info(f"data, replay: {sum(mixed.n_of_set[1:]):,} of {len(mixed):,} rows")
             self._rows["train"] = mixed
-
-    def _say_empty_rows(self) -> None:
-        """A batch that is larger than an epoch is filled with empty rows, which cost as much time as others."""
-        n_rows = len(self._rows["train"])
-        if 2 * n_rows <= self.global_batch_size:
-            rank_zero_warn(
-                f"data.global_batch_size = {self.global_batch_size}: an epoch has {n_rows:,} rows, the others of every "
-                f"step are empty and cost time; {n_rows} would train on the same"
-            )
 
     def _say_counts(self, name: str) -> None:
         counts = ", ".join(f"{value:,} {key.removeprefix('n_')}" for key, value in self._counts(name).items())

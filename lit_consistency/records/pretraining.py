@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from lit_consistency.records.provenance import FAMILIES, Provenance, family
+from lit_consistency.records.provenance import FAMILIES, Provenance, family, read_provenance
 
 UNKNOWN = "unknown"
 
@@ -117,6 +118,21 @@ def mismatch_line(base: str, before: Pretraining, now: str) -> str | None:
             "forgets less (arXiv 2605.06654)"
         )
     return f"{said}; --model.pretraining_optimizer says otherwise" if before.is_guess else None
+
+
+def pretraining_of_base(base: Path | None, config: Any, given: str | None = None) -> Pretraining:
+    """As ``pretraining_of``, of a folder in LitGPT's format; None: a model that begins with this run.
+
+    Args:
+        base: the folder.
+        config: LitGPT's configuration of the model, whose name is that of the architecture.
+        given: what the user says it was.
+    """
+    if base is None:
+        return pretraining_of(None, (), has_base=False)
+    architecture = getattr(config, "hf_config", None) or {}
+    names = names_of(base.resolve().parts, architecture.get("name"), config.name)
+    return pretraining_of(read_provenance(base), names, given)
 
 
 def names_of(folder_parts: Sequence[str], *others: str | None) -> list[str]:

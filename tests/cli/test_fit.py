@@ -35,7 +35,7 @@ TWO_SHARDS = [
 THREE_REPLICAS = ["--trainer.strategy.init_args.replicas=3"]
 WRONG = {
     "unknown key": (["--trainer.max_stepz=3"], ["trainer.max_stepz", "did you mean trainer.max_steps"]),
-    "wrong type": (["--data.init_args.block_size=many"], ["block_size", "many", "int"]),
+    "wrong type": (["--data.init_args.block_size=many"], ["block_size", "many", "expected a whole number"]),
     "unknown optimizer": (["--model.optimizer=lit_consistency.optimizers.Moun"], ["Moun", "AdamW", "Muon"]),
     "rate below zero": (["--model.optimizer.init_args.lr=-1"], ["lr = -1", "lr >= 0"]),
     "beta above one": (["--model.optimizer.init_args.betas=[0.9, 1.5]"], ["betas", "1.5"]),

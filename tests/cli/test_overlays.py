@@ -281,7 +281,7 @@ def test_null_removes_one_of_them(watch: OverlayParser) -> None:
         (["--watch.retain=blimp"], "watch.retain: blimp: expected a list, as [blimp], or a mapping of names"),
         (["--watch.retain=[{limit: 3}]"], "watch.retain: {'limit': 3} has no name: expected a mapping of names"),
         (["--watch.retain={a: 123}"], "watch.retain.a: 123: expected a name or a mapping"),
-        (["--watch.retain.a.limit=many"], "watch.retain.a.limit: Expected a <class 'int'>. Got value: many"),
+        (["--watch.retain.a.limit=many"], "watch.retain.a.limit: many: expected a whole number"),
         (["--watch.retain={a: {limits: 3}}"], "watch.retain.a: Key 'limits' is not expected"),
     ],
 )
