@@ -105,6 +105,7 @@ class RetainedSets:
             if 2 * sum(question.n_truncated > 0 for question in questions) > len(questions):
                 refused[name] = f"most of its questions do not fit into the base's context of {block_size} tokens"
             else:
+                task.tells_constant = False  # the table marks what the base cannot do
                 prepared[name] = task
         if names := [*prepared, *([self._own] if self._own else [])]:
             own = f"; {self._own} are texts that the base writes now" if self._own else ""

@@ -62,7 +62,8 @@ def print_front(class_path: str, options: Mapping[str, Any], steps: int) -> bool
 def _fit(root: Path, name: str, path: str, options: Mapping[str, Any], steps: int) -> tuple[dict[str, Any], str]:
     """The record of a finished run, or nothing and the last line that it has said."""
     overlay = root / f"{name}.yaml"
-    overlay.write_text(yaml.safe_dump({"model": {"optimizer": {"class_path": path, "init_args": _plain(options)}}}))
+    text = yaml.safe_dump({"model": {"optimizer": {"class_path": path, "init_args": _plain(options)}}})
+    overlay.write_text(text, encoding="utf-8")
     command = [sys.executable, "-m", "lit_consistency", "fit", f"--config={CONFIG}", f"--config={overlay}"]
     command += [f"--run.root={root}", f"--run.name={name}", f"--trainer.max_steps={steps}", "--checkpoint.at_end=false"]
     command += ["--forgetting.every_n_steps=0", "--trainer.enable_progress_bar=false"]

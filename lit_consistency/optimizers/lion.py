@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from lit_consistency.optimizers.core.checks import check_at_least, check_below_one, check_choices
+from lit_consistency.optimizers.core.checks import check_at_least, check_betas, check_choices
 from lit_consistency.optimizers.core.optimizer import (
     DECAY_ROLES,
     Entry,
@@ -55,8 +55,7 @@ class Lion(GroupOptimizer):
         seed: int = 0,
     ) -> None:
         check_at_least("lr", lr, 0)
-        for i, beta in enumerate(betas):
-            check_below_one(f"betas[{i}]", beta)
+        check_betas(betas)
         check_at_least("weight_decay", weight_decay, 0)
         check_choices("decay_roles", decay_roles, ROLES)
         defaults = {"lr": lr, "betas": tuple(betas), "weight_decay": weight_decay}

@@ -126,6 +126,7 @@ class PreparedTask:
     Attributes:
         encoded: the questions.
         items: questions with their right answers, at which the KL divergence from the base is taken.
+        tells_constant: whether to warn of answers that are all one; of sets that nobody named a table says enough.
     """
 
     def __init__(self, watched: WatchedTask, task: Task, tokenizer: Tokenizer, block_size: int) -> None:
@@ -145,6 +146,7 @@ class PreparedTask:
         ]
         self._warn(self.findings)
         self._has_measured = False
+        self.tells_constant = True
 
     @property
     def metric(self) -> str:
@@ -164,7 +166,8 @@ class PreparedTask:
         measured = self.task.measure(self.encoded, engine)
         if not self._has_measured:
             constant = check_predictions(self.task, measured.predictions, measured.golds)
-            self._warn(constant)
+            if self.tells_constant:
+                self._warn(constant)
             if measured.confined is not None:
                 rank_zero_info(f"task {self.task.name}: {measured.confined}")
             self.findings += constant

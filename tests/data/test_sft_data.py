@@ -13,6 +13,7 @@ from lit_consistency.data.sources.rows import RowFiles
 from lit_consistency.data.tokens.prompts import Example
 from tests.data.helpers import ListRows, assistant, learned, text_of, user, write_jsonl
 
+pytestmark = pytest.mark.filterwarnings("ignore:data.global_batch_size")  # sets of a few rows
 PAIRS = [(f"the question {i} ", "the answer " * (i % 5 + 1) + str(i)) for i in range(30)]
 
 

@@ -20,6 +20,8 @@ DECAY = {
     "muon": {"weight_decay": 0.3, "adamw_weight_decay": 0.3},
     "filtered_muon": {"weight_decay": 0.3, "adamw_weight_decay": 0.3},
     "sgd": {"weight_decay": 0.3},
+    "lion": {"weight_decay": 0.3},
+    "signum": {"weight_decay": 0.3},
 }
 
 

@@ -76,7 +76,7 @@ class Order:
 
 def warn_of_empty_rows(n_rows: int, global_batch_size: int) -> None:
     """A batch that is larger than an epoch is filled with empty rows, which cost as much time as others."""
-    if 2 * n_rows <= global_batch_size:
+    if 4 * n_rows <= global_batch_size:
         rank_zero_warn(
             f"data.global_batch_size = {global_batch_size}: an epoch has {n_rows:,} rows, the others of every step are "
             f"empty and cost time; {n_rows} would train on the same"

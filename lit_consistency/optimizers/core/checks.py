@@ -89,13 +89,18 @@ def check_adam(lr: float, betas: tuple[float, float], eps: float, weight_decay: 
         ValueError: naming the first that is not.
     """
     check_at_least(f"{prefix}lr", lr, 0)
-    pair = list(betas) if isinstance(betas, Sequence) and not isinstance(betas, str) else betas
-    if not isinstance(pair, list) or len(pair) != 2 or not all(_is_number(beta) and 0 <= beta < 1 for beta in pair):
-        raise ValueError(f"{prefix}betas = {pair!r}: expected two numbers with 0 <= beta < 1")
+    check_betas(betas, prefix)
     if eps == 0:  # 0 / 0 where a gradient is zero, as in rows of the embedding that no token has asked for
         raise ValueError(f"{prefix}eps = {eps!r}: expected a finite {prefix}eps > 0")
     check_at_least(f"{prefix}eps", eps, 0)
     check_at_least(f"{prefix}weight_decay", weight_decay, 0)
+
+
+def check_betas(betas: tuple[float, float], prefix: str = "") -> None:
+    """ValueError unless these are two decay rates in [0, 1)."""
+    pair = list(betas) if isinstance(betas, Sequence) and not isinstance(betas, str) else betas
+    if not isinstance(pair, list) or len(pair) != 2 or not all(_is_number(beta) and 0 <= beta < 1 for beta in pair):
+        raise ValueError(f"{prefix}betas = {pair!r}: expected two numbers with 0 <= beta < 1")
 
 
 def _is_number(value: Any) -> bool:
