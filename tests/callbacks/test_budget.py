@@ -295,7 +295,7 @@ def test_the_best_step_within_bounds_is_the_model_also_after_a_break(base: Path,
 
 @pytest.mark.slow
 def test_the_best_that_a_checkpoint_knows_is_not_lost_to_one_that_it_does_not(base: Path, tmp_path: Path) -> None:
-    """Killed behind step 4, which is better than step 2; the checkpoint is of step 3, and step 4 is not measured again."""
+    """Killed behind step 4, better than step 2; the checkpoint is of step 3, and step 4 is not measured again."""
     best = '--checkpoint.best={most: learned/new, while: "forget/*<=0.4"}'
     broken(tmp_path, base, 6, best)
     assert sorted(path.name for path in RunFolder(tmp_path / "run").kept.iterdir()) == [
