@@ -257,7 +257,7 @@ class Forgetting(Callback):
         self, numbers: dict[str, float], answers: Mapping[str, Measured]
     ) -> tuple[dict[str, float], dict[str, Estimate]]:
         """With how much better or worse every task is than at the base, and the shares retained; and these changes."""
-        changes = {}
+        changes: dict[str, Estimate] = {}
         for key, task in self._tasks.items():
             of_task, judged = changes_since(key, self._base_items.get(key, {}), answers[key], task.metric)
             numbers = numbers | of_task

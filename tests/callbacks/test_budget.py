@@ -11,13 +11,10 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.utilities.types import LRSchedulerConfig
 from safetensors.torch import load_file
 
-from lit_consistency.callbacks.best_model import BestRule
 from lit_consistency.callbacks.budget import ForgettingBudget
 from lit_consistency.callbacks.changes import changes_since
-from lit_consistency.callbacks.monitors import check_monitors
 from lit_consistency.cli.fit import build, main
 from lit_consistency.inference.load import load_model
 from lit_consistency.methods.adapters import TENSORS
@@ -129,20 +126,6 @@ def test_a_set_that_gives_no_number_any_more_has_been_forgotten() -> None:
 def test_a_budget_that_could_never_act_is_refused(arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ForgettingBudget(*arguments)
-
-
-@pytest.mark.parametrize(
-    ("rule", "message"),
-    [
-        ({"best": "learn/new"}, r"checkpoint.best = \{'best': 'learn/new'\}: expected"),
-        ({"most": "learn/new", "while": 1}, r"checkpoint.best.while = 1: expected bounds"),
-        ({"most": "learn/newer"}, r"learn/newer: no watched task gives it; expected one of learn/new, learn/new.exact"),
-        ({"most": "learn/new", "while": "nothing<=1"}, r"checkpoint.best.while: nothing<=1: no such set"),
-    ],
-)
-def test_a_rule_that_chooses_nothing_is_refused(rule: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        BestRule(rule).check({"learn/new": ("nats_per_token", "exact")})
 
 
 MISTAKES = [
@@ -363,22 +346,6 @@ def test_two_processes_stop_alike_and_take_back_the_same_model(strategy: str, ba
     assert known["final_metrics"]["forget/old"] == pytest.approx(record["final_metrics"]["forget/old"], abs=1e-7)
 
 
-@pytest.mark.filterwarnings("ignore:checkpoint.best. least learn/new .exact. is the model that is worst")
-def test_a_best_rule_knows_more_from_less() -> None:
-    within = Estimate(0.0, 0.01, -0.02, 0.02)
-    for key, sign in (("most", 1), ("least", -1)):
-        rule = BestRule({key: "learn/new", "while": "old<=0.1"})
-        rule.check({"learn/new": ("exact",), "retain/old": ("exact",)})
-        assert rule.value({"learn/new": 0.5}, {"retain/old": within}) == sign * 0.5
-        assert rule.value({"learn/new": 0.5}, changed(0.2, 0.3)) == float("-inf")
-        assert rule.value({"learn/new": float("nan")}, {"retain/old": within}) == float("-inf")
-    rule = BestRule({"most": "learn/new"})
-    with pytest.warns(
-        UserWarning, match=r"most learn/new \(nats_per_token\) is the model that is worst by it; .* least"
-    ):
-        rule.check({"learn/new": ("nats_per_token",)})
-
-
 # -------------------- callbacks of Lightning
 
 
@@ -395,26 +362,3 @@ def test_lightnings_callbacks_stop_and_save_by_what_is_forgotten(base: Path, tmp
     # validated at steps 1 and 2, which see what was measured at steps 0 and 2
     assert cli.trainer.global_step == 2
     assert float(saved.best_model_score) == forgotten(RunFolder(tmp_path / "run"))[0] == 0  # type: ignore[arg-type]
-
-
-def test_whoever_watches_a_number_is_asked_for_it() -> None:
-    tasks = {"retain/old": ("exact", "nats_per_token"), "learn/text": ("word_perplexity",)}
-    watched = ["forget/old", "forget/old.nats_per_token", "retain/old.stderr", "learn/text", "train/loss", "moved/all"]
-    callbacks: list[Any] = [ModelCheckpoint(".", monitor="step"), *map(EarlyStopping, watched)]
-    trainer = Trainer(logger=False, enable_progress_bar=False, callbacks=callbacks)
-    trainer.datamodule = object()  # type: ignore[attr-defined]
-    check_monitors(trainer, tasks)
-    stop = trainer.callbacks[-1]  # type: ignore[attr-defined]
-    for name in ("forget/odl", "learned/text", "train/los", "val/loss", "forget/new"):
-        stop.monitor = name
-        with pytest.raises(ValueError, match=rf"monitors '{name}', which nothing logs; expected one of "):
-            check_monitors(trainer, tasks)
-    trainer.callbacks.append(Die(0))  # type: ignore[attr-defined]
-    with pytest.warns(UserWarning, match="or a number of your own callbacks"):
-        check_monitors(trainer, tasks)
-    stop.monitor = "forget/old"
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
-    trainer.strategy.lr_scheduler_configs = [LRSchedulerConfig(plateau, reduce_on_plateau=True, monitor="val_loss")]
-    with pytest.warns(UserWarning, match="model.schedule: ReduceLROnPlateau monitors 'val_loss'"):
-        check_monitors(trainer, tasks)

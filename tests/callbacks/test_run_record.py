@@ -61,6 +61,7 @@ def test_the_config_is_complete(base: Path) -> None:
         "keep": 2,
         "at_end": True,
         "series": None,
+        "best": None,
     }
 
 
