@@ -16,18 +16,22 @@ usage: lit-consistency COMMAND [options]        (or python -m lit_consistency CO
 Pretrain and finetune LitGPT models with any optimizer, and see in the same run what was learned and what was forgotten.
 
 commands:
+  init       a configuration for your model and rows:   init --model DIR --rows ROWS
   fit        train, from scratch or from a checkpoint:  fit --config configs/quickstart.yaml
   validate   loss of the held-out part of the data:     validate --config configs/quickstart.yaml
   test       the same, named test/loss
-  predict    per row: log-likelihood and the model's first choice, into <run>/predictions.jsonl
+  predict    per row: its id, prompt, answer, log-likelihood and first choice, into <run>/predictions.jsonl
+  prepare    a tokenizer of your text, to pretrain on:  prepare --text PATHS --to DIR
   data       rows as the model will see them:           data --rows ROWS --model DIR
   evaluate   tasks, formats, guards, comparisons:       evaluate --model DIR --tasks piqa blimp --output OUT
   analyze    why it forgets, from checkpoints:          analyze --model DIR --what updates kl --text TASK --output OUT
   study      many runs, fronts, effects, verdicts:      study --config configs/studies/quickstart.yaml
   sequence   train on one task after the other:         sequence --config configs/sequences/quickstart.yaml
+  check-optimizer  what a run expects of a class:       check-optimizer my_pkg.MyOpt --args.lr 1e-3
   import     a model of the hub or a folder:            import ORG/MODEL
   export     write a model for another library:         export --checkpoint_dir DIR --to hf --out_dir OUT
              or one between it and its base:          export ... --to litgpt --interpolate 0.5 --with BASE
+             or the one that keeps to a budget:       export ... --to litgpt --interpolate auto --budget 'blimp<=0.02'
   completion a script with which a shell completes:     completion bash
 
 `COMMAND --help` lists the options of a command. Configurations are composed left to right:

@@ -14,22 +14,28 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from lit_consistency.data import OwnSamples, TokenData
+from lit_consistency.data.tokens.token_files import Shard
 from lit_consistency.distributed.dtensors import KeptShards
 from lit_consistency.distributed.fsdp import data_mesh, gathered
 from lit_consistency.distributed.gradients import clip_gradients, gradient_norm
 from lit_consistency.distributed.optimizer_state import carry_optimizer_state, check_class
-from lit_consistency.methods import Full, Method
+from lit_consistency.inference.own_samples import check_same_texts, open_own_samples, read_anchor
+from lit_consistency.methods import Full, KLAnchor, Method
+from lit_consistency.methods.anchor import Place
 from lit_consistency.methods.base_folder import base_folder
-from lit_consistency.methods.build import build_model, check_data
+from lit_consistency.methods.build import begin_anchor, build_model, check_data
 from lit_consistency.metrics import TokenLoss
 from lit_consistency.model import IGNORE, DocumentMask, check_checkpoint_dir, model_config, token_nll
 from lit_consistency.optimizers import Constant, Schedule, dry_build, group_table, parameter_groups
 from lit_consistency.optimizers.core.optimizer import GroupOptimizer
 from lit_consistency.optimizers.schedules import Branched
+from lit_consistency.records.pretraining import pretraining_of_base
 
 OptimizerFactory = Callable[[list[dict]], torch.optim.Optimizer]
 
@@ -58,6 +64,9 @@ class LitLanguageModel(LightningModule):
             momentum, and its count of steps, so the bias correction goes on), not with an empty one. The optimizer is
             of the same class; the base is of a run with ``run.save_optimizer_state``, or one of its checkpoints. Its
             learning rate and other hyperparameters are those of this run.
+        anchor: a term of the loss that holds the model's predictions near the base's; none when not given.
+        pretraining_optimizer: class of the optimizer that pretrained the base, as ``AdamW`` or ``Muon``; when not
+            given, the base's provenance is asked, then the name of a public family.
     """
 
     gpt: DocumentMask  # built by configure_model
@@ -73,6 +82,8 @@ class LitLanguageModel(LightningModule):
         qkv: Literal["split", "head", "fused"] = "split",
         roles: dict[str, str] | None = None,
         carry_optimizer_state: bool = False,
+        anchor: KLAnchor | None = None,
+        pretraining_optimizer: str | None = None,
     ) -> None:
         super().__init__()
         built = dry_build(optimizer)
@@ -93,16 +104,22 @@ class LitLanguageModel(LightningModule):
             check_checkpoint_dir(self.checkpoint_dir)
         if carry_optimizer_state:
             self._check_carrying(type(built).__name__)
+        self.anchor = anchor if anchor is not None and anchor.strength > 0 else None
+        for key, value in (("anchor", self.anchor), ("pretraining_optimizer", pretraining_optimizer)):
+            if value is not None and self.checkpoint_dir is None:
+                raise ValueError(f"model.{key} without a base, of which it speaks: expected model.checkpoint_dir")
         # fails here, before any work is done, when the name, the folder or an override is wrong
         self.config = self._config(vocab_size=None)
+        self.pretraining = pretraining_of_base(self.checkpoint_dir, self.config, pretraining_optimizer)
         self.parameter_table: list[dict[str, Any]] = []
         self.keep_start = False
         self.start = KeptShards({})
         self.evaluated = nn.ModuleDict({stage: TokenLoss() for stage in ("val", "test")})
         self.step_loss: float | None = None  # of the latest optimizer step, over all ranks
         self._step_loss: Tensor | None = None
+        self._step_divergence: Tensor | None = None
         self._grad_norm: Tensor | None = None
-        self._used_rates: dict[str, float] = {}
+        self.used_rates: dict[str, float] = {}  # learning rate of each group in the latest optimizer step
 
     def _config(self, vocab_size: int | None) -> Any:
         return model_config(
@@ -122,6 +139,43 @@ class LitLanguageModel(LightningModule):
             )
         check_class(self.checkpoint_dir, optimizer)
 
+    # -------------------- texts of the base
+
+    def own_samples(self, samples: OwnSamples, data: TokenData) -> Shard:
+        """Texts that the base has written, for whoever trains on them; drawn first where they are not on disk."""
+        assert self.checkpoint_dir is not None
+        device = self.trainer.strategy.root_device
+        return open_own_samples(self.checkpoint_dir, samples, data.block_size, data.cache_dir, device)
+
+    def prepare_data(self) -> None:
+        """One process of a machine writes what the anchor reads; Lightning lets the others wait meanwhile."""
+        if self.trainer.state.fn == "fit":
+            self._read_anchor()
+
+    def setup(self, stage: str) -> None:
+        """Open what the anchor reads; what the base has written is the same on every rank."""
+        if stage == "fit":
+            self._read_anchor()
+            check_same_texts(self.anchor, self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def _read_anchor(self) -> None:
+        if self.anchor is not None:
+            assert self.checkpoint_dir is not None
+            read_anchor(self.anchor, self.checkpoint_dir, self.trainer)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Which texts the anchor reads; other hardware may have drawn others."""
+        if self.anchor is not None:
+            checkpoint["anchor"] = self.anchor.fingerprint()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say where they are others than before."""
+        saved, now = checkpoint.get("anchor"), self.anchor.fingerprint() if self.anchor is not None else None
+        if saved and now and saved != now:
+            rank_zero_warn(
+                f"model.anchor: the texts of the base are others than the checkpoint's: {saved} against {now}"
+            )
+
     # -------------------- model
 
     def configure_model(self) -> None:
@@ -137,6 +191,8 @@ class LitLanguageModel(LightningModule):
         with torch.device("cpu"):
             self.gpt = build_model(self.method, self.config, self.checkpoint_dir, mesh, precision)
             self.method.begin(self.gpt)
+            if self.anchor is not None:
+                begin_anchor(self.anchor, self.method, self.config, self.checkpoint_dir, mesh, precision)
         if self.keep_start:
             self.start = KeptShards({name: p for name, p in self.gpt.named_parameters() if p.requires_grad})
 
@@ -157,6 +213,11 @@ class LitLanguageModel(LightningModule):
 
     # -------------------- training
 
+    def on_fit_start(self) -> None:
+        """The model is on its device by now."""
+        if self.anchor is not None:
+            self.anchor.to(self.device)
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """This micro-batch's share of the step's loss: summed token losses over the whole step's supervised tokens.
 
@@ -168,20 +229,34 @@ class LitLanguageModel(LightningModule):
         # what is logged adds up in float64, as every sum over micro-batches and ranks
         share = nll.detach().sum(dtype=torch.float64) / supervised
         self._step_loss = share if self._step_loss is None else self._step_loss + share
-        return nll.sum() / supervised * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+        loss = nll.sum() / supervised
+        if self.anchor is not None:
+            loss = loss + self._anchored(self.anchor, batch, logits, batch_idx)
+        return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+
+    def _anchored(self, anchor: KLAnchor, batch: dict[str, Tensor], logits: Tensor, batch_idx: int) -> Tensor:
+        """The anchor's term of this micro-batch's share of the step's loss."""
+        trainer, n = self.trainer, self.trainer.accumulate_grad_batches
+        place = Place(trainer.global_step, trainer.global_rank * n + batch_idx % n, n * trainer.world_size)
+        divergence = anchor.divergence(self.gpt, batch, logits, place)
+        share = divergence.detach().double()
+        self._step_divergence = share if self._step_divergence is None else self._step_divergence + share
+        return anchor.strength * divergence
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Refuse to move on a number that is not finite, on every rank alike."""
         self.method.before_step()
         norm = gradient_norm(optimizer)
         self._grad_norm = torch.zeros((), device=self.device) if norm is None else norm
-        self._used_rates = self._rates()
+        self.used_rates = self._rates()
         # float16: a gradient that overflowed is skipped by the scaler, which then scales less
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         loss = self.trainer.strategy.reduce(self._step_loss, reduce_op="sum")
         assert isinstance(loss, Tensor)
         self._step_loss = loss
         self.step_loss = loss.item()
+        if self._step_divergence is not None:
+            self._step_divergence = self.trainer.strategy.reduce(self._step_divergence, reduce_op="sum")
         if not (math.isfinite(self.step_loss) and (scaled or math.isfinite(self._grad_norm.item()))):
             raise NonFiniteError(
                 f"step {self.trainer.global_step}: loss {self.step_loss}, gradient norm {self._grad_norm.item()}: not "
@@ -204,13 +279,16 @@ class LitLanguageModel(LightningModule):
         if self._step_loss is None or (batch_idx + 1) % trainer.accumulate_grad_batches != 0:
             return
         loss, self._step_loss = self._step_loss, None
+        divergence, self._step_divergence = self._step_divergence, None
         self.log("loss", loss, prog_bar=True, logger=False)
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             optimizer = trainer.optimizers[0]
             of_optimizer = optimizer.log_values() if isinstance(optimizer, GroupOptimizer) else {}
-            numbers = {"train/loss": loss.item(), **self._used_rates, **of_optimizer, **self.method.log_values()}
+            numbers = {"train/loss": loss.item(), **self.used_rates, **of_optimizer, **self.method.log_values()}
             if self._grad_norm is not None:
                 numbers["train/grad_norm"] = self._grad_norm.item()
+            if divergence is not None:
+                numbers["train/anchor"] = divergence.item()
             self.log_now(numbers)
 
     def _rates(self) -> dict[str, float]:
@@ -248,23 +326,24 @@ class LitLanguageModel(LightningModule):
         self.log(f"{stage}/loss", metric, prog_bar=True)
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> list[dict[str, Any]]:
-        """Per row of the loader: summed nll (nats), supervised tokens, and the model's first choice at each of them.
+        """Per document of the batch: summed nll (nats), supervised tokens, and the model's first choice at each.
 
-        With ``packing: true`` a row holds several conversations; ``packing: false`` gives one each.
+        Returns:
+            A mapping each, with ``row``, the number of its row in the loader, and ``document``, its number in the row.
         """
         logits = self._logits(batch)
-        nll = token_nll(logits, batch["targets"]).sum(-1, dtype=torch.float64)
-        taken = batch["targets"] != IGNORE
-        greedy = logits.argmax(-1)
+        by_token = (token_nll(logits, batch["targets"]), batch["targets"], logits.argmax(-1), batch["documents"])
+        nll, targets, greedy, documents = (values.cpu() for values in by_token)
         first = (batch_idx * self.trainer.world_size + self.trainer.global_rank) * len(nll)
-        rows = []
+        predicted = []
         for i in range(len(nll)):
-            if taken[i].any():
-                row = {"row": first + i, "nll": float(nll[i]), "n_tokens": int(taken[i].sum())}
-                rows.append(
-                    {**row, "targets": batch["targets"][i][taken[i]].tolist(), "greedy": greedy[i][taken[i]].tolist()}
-                )
-        return rows
+            taken = targets[i] != IGNORE
+            for document in documents[i][taken].unique().tolist():
+                at = taken & (documents[i] == document)
+                numbers = {"nll": float(nll[i][at].sum(dtype=torch.float64)), "n_tokens": int(at.sum())}
+                tokens = {"targets": targets[i][at].tolist(), "greedy": greedy[i][at].tolist()}
+                predicted.append({"row": first + i, "document": document, **numbers, **tokens})
+        return predicted
 
     # -------------------- optimizer
 
@@ -273,6 +352,7 @@ class LitLanguageModel(LightningModule):
         groups = parameter_groups(self.gpt, self.qkv, self.roles)
         self.parameter_table = group_table(groups)
         optimizer = self.optimizer(groups)
+        self._say_rounding(optimizer)
         if self.carry_optimizer_state:
             assert self.checkpoint_dir is not None
             carry_optimizer_state(optimizer, self.checkpoint_dir)
@@ -281,6 +361,17 @@ class LitLanguageModel(LightningModule):
         self.schedule.check(total)
         scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _say_rounding(self, optimizer: torch.optim.Optimizer) -> None:
+        """A class that is not ours may keep float32 masters of its own; torch's have none, and nothing says so."""
+        half = {p.dtype for group in optimizer.param_groups for p in group["params"]} & {torch.bfloat16, torch.float16}
+        if half and not isinstance(optimizer, GroupOptimizer):
+            name = f"{type(optimizer).__module__}.{type(optimizer).__name__}"
+            rank_zero_warn(
+                f"{name} moves parameters in {', '.join(sorted(map(str, half)))}: without float32 masters of its own, "
+                f"steps below their gap are lost; `check-optimizer {name}` tells. trainer.precision bf16-mixed keeps "
+                "parameters in float32"
+            )
 
     def total_steps(self) -> int:
         """Optimizer steps of the run; reading ``trainer.estimated_stepping_batches`` would drop loader state."""

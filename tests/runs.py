@@ -39,6 +39,7 @@ def arguments(root: Path, *extra: str, data: str = "PretrainData", optimizer: st
         "--trainer.max_steps=4",
         "--trainer.limit_val_batches=0",
         "--forgetting.time_budget=1",  # tests count measurements
+        "--forgetting.retain={}",  # and name what is watched
         f"--data=lit_consistency.data.{data}",
         f"--data.init_args.{part}={source[0]}",
         *source[1:],

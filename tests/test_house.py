@@ -115,6 +115,7 @@ def test_optimizers_import_only_torch() -> None:
     for path in (PACKAGE / "optimizers").rglob("*.py"):
         assert {name.split(".")[0] for name in imports(path)} <= allowed | {
             "functools",
+            "io",
             "itertools",
             "time",
             "types",

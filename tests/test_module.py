@@ -163,3 +163,9 @@ def test_any_torch_optimizer_can_be_named(tmp_path: Path) -> None:
     cli = build([*args, "--model.optimizer=torch.optim.Adam", "--model.optimizer.init_args.lr=0.001"])
     cli.execute()
     assert type(cli.trainer.optimizers[0]) is torch.optim.Adam
+
+
+def test_a_plain_optimizer_over_parameters_in_bfloat16_is_said_to_round(tmp_path: Path) -> None:
+    plain = ["--model.optimizer=torch.optim.SGD", "--trainer.precision=bf16-true", "--trainer.max_steps=1"]
+    with pytest.warns(UserWarning, match=r"SGD moves parameters in torch.bfloat16: without float32 masters"):
+        fit(tmp_path, *SCRATCH, *plain, "--model.optimizer.init_args.lr=0.01")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from lit_consistency.records.results import higher_is_better
-from lit_consistency.stats.intervals import Estimate, Ratio, paired_difference, value_of
+from lit_consistency.stats.intervals import Estimate, Ratio, paired_difference, turned, value_of
 from lit_consistency.tasks.measured import Measured
 
 GONE = Estimate(math.inf, math.nan, math.inf, math.inf)
@@ -44,7 +44,7 @@ def changes_since(
         is_share = higher_is_better(metric)
         difference = paired_difference(before, measured.ratios[metric], measured.clusters, share=is_share)
         # of what is learned better is positive, of what is retained worse
-        change = difference if is_share == (kind == "learn") else _turned(difference)
+        change = difference if is_share == (kind == "learn") else turned(difference)
         value, error = tags(f"{CHANGES[kind]}/{name}", metric, judged_by)
         numbers |= {value: change.value + 0.0, error: change.stderr}  # no negative zero
         if metric == judged_by:
@@ -52,7 +52,3 @@ def changes_since(
             gone = kind == "retain" and gave and not math.isfinite(change.value)
             judged = GONE if gone else change
     return numbers, judged
-
-
-def _turned(difference: Estimate) -> Estimate:
-    return Estimate(-difference.value, difference.stderr, -difference.high, -difference.low)

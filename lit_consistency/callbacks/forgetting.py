@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from lit_consistency.callbacks.divergence import Divergence
 from lit_consistency.callbacks.interpolation import check_between
 from lit_consistency.callbacks.listeners import tell_listeners
 from lit_consistency.callbacks.monitors import check_monitors
+from lit_consistency.callbacks.retained import RetainedSets
 from lit_consistency.callbacks.summary_table import Measurement, results_table, tasks_table
 from lit_consistency.callbacks.time_budget import TimeBudget
 from lit_consistency.callbacks.weight_change import WeightChange
@@ -51,7 +53,10 @@ class Forgetting(Callback):
     Args:
         learn: tasks that the run is to learn, by name; better is learned. When not given, the held-out part of the
             training data, as ``validation``.
-        retain: tasks that the base can do, by name; worse is forgotten.
+        retain: tasks that the base can do, by name; worse is forgotten. When not given, a run that starts from a base
+            watches the package's suite: text, grammar, facts, arithmetic, JSON, orders, and ``own_samples``, texts that
+            the base writes at the start, on which KL(base || model) is measured. ``{}`` watches nothing;
+            ``[suite, NAME]`` adds a task to the suite, ``[suite/pairs, suite/own_samples]`` takes some of its sets.
         every_n_steps: optimizer steps between measurements; 0 measures at the start and at the end only.
         batch_tokens: padded tokens in one forward of an evaluation.
         kl_positions: right answers' positions, of the learned tasks and of the retained ones each, at which
@@ -89,14 +94,7 @@ class Forgetting(Callback):
             if value is not None and value < least:
                 raise ValueError(f"{key} = {value}: expected at least {least}")
         self.learn = learn
-        self.retain = retain or {}
-        for kind, tasks in (("learn", learn or {}), ("retain", self.retain)):
-            for name, watched in tasks.items():
-                _check_name(kind, name, self.retain if kind == "learn" else {})
-                try:
-                    watched.load(name)
-                except (ValueError, FileNotFoundError) as error:
-                    raise type(error)(f"forgetting.{kind}.{name}: {error}") from None
+        self.retained = RetainedSets(learn or {}, retain)
         self.every_n_steps = every_n_steps
         self.batch_tokens = batch_tokens
         self.kl_positions = kl_positions
@@ -117,9 +115,15 @@ class Forgetting(Callback):
         self._divergence: Divergence | None = None
 
     @property
+    def retain(self) -> dict[str, WatchedTask]:
+        """The sets that are watched for forgetting, by name."""
+        return self.retained.sets
+
+    @property
     def keys(self) -> dict[str, tuple[str, ...]]:
         """``KIND/NAME`` of every task that is watched -> its metrics; known when training starts."""
-        return {key: tuple(task.task.metrics) for key, task in self._tasks.items()}
+        tasks = {key: tuple(task.task.metrics) for key, task in self._tasks.items()}
+        return tasks | {f"retain/{name}": ("kl",) for name in self.retained.own}
 
     @property
     def evaluation_seconds(self) -> float:
@@ -134,9 +138,15 @@ class Forgetting(Callback):
             language_model(pl_module).keep_start = True
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read and encode the tasks: a bad row is found before anything is written."""
-        self._prepare(trainer, language_model(pl_module))
-        self.bounds.check([key.removeprefix("retain/") for key in self._tasks if key.startswith("retain/")])
+        """Read and encode the tasks, and let the base write: what is bad is found before anything is written."""
+        module = language_model(pl_module)
+        self._prepare(trainer, module)
+        if trainer.ckpt_path is None:  # else the texts, or the weights that wrote them, are yet to be restored
+            began = time.perf_counter()
+            with evaluation_mode(module), trainer.precision_plugin.forward_context():
+                self.retained.draw(module, **self._engine(module))
+            self.budget.prepare(time.perf_counter() - began)
+        self.bounds.check([key.removeprefix("retain/") for key in self.keys if key.startswith("retain/")])
         check_monitors(trainer, self.keys)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -197,12 +207,12 @@ class Forgetting(Callback):
     def _prepare(self, trainer: Trainer, module: LitLanguageModel) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         block_size = module.config.block_size
-        groups = {"learn": self.learn or {}, "retain": self.retain}
-        self._tasks = {
-            f"{kind}/{name}": watched.prepare(name, data.tokenizer, block_size)
-            for kind, tasks in groups.items()
-            for name, watched in tasks.items()
-        }
+        tokenizer, has_base = data.tokenizer, module.checkpoint_dir is not None
+        learned = {name: watched.prepare(name, tokenizer, block_size) for name, watched in (self.learn or {}).items()}
+        in_fit = trainer.state.fn == TrainerFn.FITTING
+        retained = self.retained.prepare(tokenizer, block_size, has_base=has_base, in_fit=in_fit)
+        groups = {"learn": learned, "retain": retained}
+        self._tasks = {f"{kind}/{name}": task for kind, tasks in groups.items() for name, task in tasks.items()}
         if self.learn is None and data.validation is not None:
             self._tasks = {"learn/validation": held_out_task(data, data.tokenizer, block_size), **self._tasks}
 
@@ -210,23 +220,26 @@ class Forgetting(Callback):
         """What the start predicted; a resumed run computes it from the start's weights."""
         self._change = WeightChange(roles(module.gpt))
         self._change.load_state_dict(self._moved)
-        if self.kl_positions == 0:
-            return
         began = time.perf_counter()
-        self._divergence = Divergence(
-            self._tasks,
-            n_vocab=module.config.padded_vocab_size,
-            n_positions=self.kl_positions,
-            batch_tokens=self.batch_tokens,
-            device=module.device,
-        )
-        with evaluation_mode(module), trainer.precision_plugin.forward_context():
-            if trainer.global_step == 0:
+        if self.kl_positions != 0:
+            self._divergence = Divergence(
+                self.retained.compared(self._tasks),
+                n_vocab=module.config.padded_vocab_size,
+                n_positions=self.kl_positions,
+                batch_tokens=self.batch_tokens,
+                device=module.device,
+            )
+        start = nullcontext() if trainer.global_step == 0 else weights_of(module.gpt, module.start.shards)
+        with evaluation_mode(module), trainer.precision_plugin.forward_context(), start:
+            if self._divergence is not None:
                 self._divergence.read_base(module)
-            else:
-                with weights_of(module.gpt, module.start.shards):
-                    self._divergence.read_base(module)
+            n_vocab = module.config.padded_vocab_size
+            own = self.retained.read_base(module, n_vocab=n_vocab, **self._engine(module))
+        self._tasks |= {f"retain/{name}": task for name, task in own.items()}
         self.budget.prepare(time.perf_counter() - began)
+
+    def _engine(self, module: LitLanguageModel) -> dict[str, Any]:
+        return {"batch_tokens": self.batch_tokens, "device": module.device, "block_size": module.config.block_size}
 
     def _ask(self, trainer: Trainer, module: LitLanguageModel) -> tuple[dict[str, float], dict[str, Measured]]:
         """Every task's numbers with their errors: ``KIND/NAME`` is that by which it is judged, see ``_tags``."""
@@ -236,7 +249,7 @@ class Forgetting(Callback):
             for key, task in self._tasks.items():
                 measured = task.measure(module, batch_tokens=self.batch_tokens, device=module.device)
                 answers[key] = measured
-                self._floors[key] = _floor(task.metric, measured)
+                self._floors[key] = measured.floor(task.metric)
                 for metric, estimate in measured.estimates().items():
                     value, error = tags(key, metric, task.metric)
                     numbers |= {value: estimate.value, error: estimate.stderr}
@@ -319,6 +332,7 @@ class Forgetting(Callback):
             numbers.get(error),
             numbers.get(change),
             self._measurement(key, beside, numbers) if beside else None,
+            len(self._measured[key].records) if key in self._measured else None,
         )
 
     def measurements(self) -> list[Measurement]:
@@ -360,6 +374,7 @@ class Forgetting(Callback):
             "moved": self._change.state_dict(),
             "skipped_at": self._skipped_at,
             "budget": self.budget.state_dict(),
+            "own_samples": self.retained.texts,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -372,6 +387,7 @@ class Forgetting(Callback):
         self.measured_at, self._moved = state_dict["measured_at"], state_dict["moved"]
         self._skipped_at = state_dict.get("skipped_at", -1)
         self.budget.load_state_dict(state_dict.get("budget", {}))
+        self.retained.texts = state_dict.get("own_samples")
 
 
 def _beside(task: PreparedTask, base: float, now: float) -> str | None:
@@ -379,22 +395,3 @@ def _beside(task: PreparedTask, base: float, now: float) -> str | None:
     loss = "nats_per_token"
     at_ceiling = higher_is_better(task.metric) and max(base, now) >= CEILING
     return loss if at_ceiling and loss in task.task.metrics and task.metric != loss else None
-
-
-def _check_name(kind: str, name: str, others: Mapping[str, WatchedTask]) -> None:
-    if not name or not name.replace("_", "").replace("-", "").isalnum():
-        raise ValueError(f"forgetting.{kind}: name {name!r}: expected letters, digits, '_' and '-' only")
-    if name in others:
-        raise ValueError(f"forgetting: {name} stands in learn and in retain; expected a name in one of the two")
-
-
-def _floor(metric: str, measured: Measured) -> float:
-    """What a model that knows nothing of the task may reach: the greatest of its baselines; 0 where there is none."""
-    if "accuracy" not in metric:
-        return 0.0
-    names = {
-        "accuracy": ("chance", "majority", "shortest"),
-        "accuracy_per_byte": ("chance", "majority"),
-        "balanced_accuracy": ("chance", "balanced_majority"),
-    }.get(metric, ("chance",))
-    return max((measured.baselines.get(name, 0.0) for name in names), default=0.0)

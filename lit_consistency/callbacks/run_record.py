@@ -19,10 +19,10 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from lit_consistency.callbacks.forgetting import Forgetting
+from lit_consistency.callbacks.hyperparameters import end_session, hyperparameters, log_hyperparameters
 from lit_consistency.callbacks.run_model import (
     bytes_of,
     check_saved,
@@ -46,7 +46,8 @@ from lit_consistency.optimizers import format_table
 from lit_consistency.records.atomic import check_free, remove_leftovers, replaced_folder, unwritable
 from lit_consistency.records.differences import differences
 from lit_consistency.records.fingerprints import sha256
-from lit_consistency.records.provenance import current_versions, family, read_provenance
+from lit_consistency.records.pretraining import mismatch_line
+from lit_consistency.records.provenance import current_versions, read_provenance
 from lit_consistency.records.run_folder import FINISHED, RunFolder
 
 
@@ -155,7 +156,8 @@ class RunRecord(Callback):
         module = language_model(pl_module)
         self._probe(trainer, module)
         self.record = self._describe(trainer, module)
-        self._warn_of_mismatch()
+        if line := mismatch_line(self.record["base"], module.pretraining, self.record["optimizer"]):
+            (rank_zero_warn if self.record["optimizer_mismatch"] else rank_zero_info)(line)
         self._write_start()
         if not self.resumed_from:
             _keep_until(trainer, MetricsFile, -1)  # numbers of a run of this name that died before its first checkpoint
@@ -172,13 +174,12 @@ class RunRecord(Callback):
         if self.resumed_from:
             if self._train_loss is not None:  # of the record, should no further step be made
                 trainer.callback_metrics["train/loss"] = torch.tensor(self._train_loss, dtype=torch.float64)
-            for logger in trainer.loggers:
-                if isinstance(logger, MetricsFile):
-                    logger.keep_until(trainer.global_step, self._metrics_bytes)
+            _keep_until(trainer, MetricsFile, trainer.global_step, self._metrics_bytes)
         forgetting = find_callback(trainer, Forgetting)
         if forgetting and trainer.is_global_zero and forgetting.measured_at == trainer.global_step == 0:
             forgetting.write_items(self.folder.first_measured)
-        self._log_hyperparameters(trainer, forgetting.latest if forgetting else {})
+        chosen = hyperparameters(trainer, language_model(pl_module), self.record, self.config_yaml)
+        log_hyperparameters(trainer, chosen, forgetting.latest if forgetting else {})
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -274,8 +275,6 @@ class RunRecord(Callback):
         return self.inputs
 
     def _describe(self, trainer: Trainer, module: LitLanguageModel) -> dict[str, Any]:
-        base = module.checkpoint_dir
-        provenance = read_provenance(base) if base is not None else None
         data = trainer.datamodule  # type: ignore[attr-defined]
         inputs = self._inputs(trainer, module)
         before = self.folder.read_record() if self.resumed_from else {}
@@ -286,10 +285,9 @@ class RunRecord(Callback):
             "command": " ".join(["python -m lit_consistency", *sys.argv[1:]]),
             "resumed_from": [*before.get("resumed_from", []), *([self.resumed_from] if self.resumed_from else [])],
             "branched_from": self.branched_from,
-            "base": str(base) if base is not None else None,
+            "base": str(module.checkpoint_dir) if module.checkpoint_dir is not None else None,
             "base_hash": inputs["base_hash"],
-            "pretraining_optimizer": provenance.pretraining_optimizer if provenance else None,
-            "optimizer": type(trainer.optimizers[0]).__name__,
+            **module.pretraining.record(now=type(trainer.optimizers[0]).__name__),
             "carried_optimizer_state": inputs.get("optimizer_state_hash"),
             "optimizer_choices": getattr(trainer.optimizers[0], "record", dict)(),
             "method": module.method.name,
@@ -305,15 +303,6 @@ class RunRecord(Callback):
             "total_steps": module.total_steps(),
             "versions": current_versions(),
         }
-
-    def _warn_of_mismatch(self) -> None:
-        before, now = self.record["pretraining_optimizer"], self.record["optimizer"]
-        self.record["optimizer_mismatch"] = before is not None and family(before) != family(now)
-        if self.record["optimizer_mismatch"]:
-            rank_zero_warn(
-                f"{self.record['base']} was pretrained with {before} and is now trained with {now}, of another family: "
-                "finetuning with the optimizer of pretraining forgets less (arXiv 2605.06654)"
-            )
 
     @rank_zero_only
     def _write_start(self) -> None:
@@ -347,18 +336,8 @@ class RunRecord(Callback):
                 of_run, of_step = self.folder.last_measured, self.folder.last_step_measured
                 forgetting.write_items(of_step if self.has_taken_back else of_run)
             module.log_now({f"final/{name}": value for name, value in headlines(forgetting.latest).items()})
+            end_session(trainer)
         self._write()  # last: a record that says finished stands for all the rest
-
-    def _log_hyperparameters(self, trainer: Trainer, measured: dict[str, float]) -> None:
-        """The HParams page shows only metrics that the first call names, so the final ones are declared now."""
-        names = headlines(measured)
-        chosen = {key: self.record[key] for key in ("model", "method", "optimizer", "pretraining_optimizer", "seed")}
-        chosen["lr"] = trainer.optimizers[0].param_groups[0]["initial_lr"]  # not that of the warm-up's first step
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(chosen, {f"final/{name}": float("nan") for name in sorted(names)})
-            else:  # what the user has added
-                logger.log_hyperparams(chosen)
 
     def _save_series(self, trainer: Trainer, module: LitLanguageModel, at_end: bool) -> None:
         """Write the model of this step into the series, unless an earlier part of this run has."""
@@ -389,7 +368,7 @@ class RunRecord(Callback):
             write_run_model(*of_run, **when, optimizer_state=self.save_optimizer_state)
 
 
-def _keep_until(trainer: Trainer, kind: type[MetricsFile] | type[TensorBoardRunLogger], step: int) -> None:
+def _keep_until(trainer: Trainer, kind: type[MetricsFile] | type[TensorBoardRunLogger], *until: int | None) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, kind):
-            logger.keep_until(step)
+            logger.keep_until(*until)  # type: ignore[arg-type]

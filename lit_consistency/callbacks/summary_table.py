@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_consistency.records.results import higher_is_better
+from lit_consistency.stats.intervals import share_low, smallest_change
 
 LEAST_ABOVE_CHANCE = 0.05
 """A base at or below this much above chance gives no share: there an item more or less moves the ratio a lot."""
@@ -36,6 +37,7 @@ class Measurement(NamedTuple):
         worse_stderr: of the difference of both on the same items.
         beside: the same task by another metric, in a line of its own below: the loss, where shares of right answers
             are at their ceiling and show nothing.
+        items: how many were asked; None where it is not known.
     """
 
     kind: str
@@ -48,6 +50,7 @@ class Measurement(NamedTuple):
     now_stderr: float | None = None
     worse_stderr: float | None = None
     beside: Measurement | None = None
+    items: int | None = None
 
     @property
     def worse(self) -> float:
@@ -60,6 +63,19 @@ class Measurement(NamedTuple):
         if not higher_is_better(self.metric) or not self.base > self.chance + LEAST_ABOVE_CHANCE:
             return None
         return self.now / self.base
+
+    @property
+    def at_chance(self) -> bool:
+        """Whether the base may know nothing of it: the interval of its share of right answers holds chance."""
+        if not higher_is_better(self.metric) or self.base_stderr is None or self.items is None:
+            return False
+        return share_low(self.base, self.base_stderr, self.items) <= self.chance
+
+    @property
+    def smallest_change(self) -> float | None:
+        """Smaller changes cannot be told from none; None where nothing says so."""
+        share = higher_is_better(self.metric)
+        return smallest_change(self.worse_stderr, self.items if share else None)
 
 
 def results_table(measurements: Sequence[Measurement], numbers: Mapping[str, float]) -> None:
@@ -74,12 +90,15 @@ def results_table(measurements: Sequence[Measurement], numbers: Mapping[str, flo
             table = _table(title, "task", "metric", "base", "now", change, *(["retained"] if kind == "retain" else []))
             for m in rows:
                 retained = [f"{100 * m.share:.1f}%" if m.share is not None else ""] if kind == "retain" else []
-                table.add_row(m.name, *_cells(m), *retained)
+                table.add_row(m.name, *cells(m), *retained)
                 if m.chance > 0:
                     table.add_row("", "by chance", _value(m.chance), style="dim")
                 if m.beside is not None:
-                    table.add_row("", *_cells(m.beside), style="dim")
+                    table.add_row("", *cells(m.beside), style="dim")
             console.print(table)
+            if kind == "retain":
+                for line in _resolution_lines(rows):
+                    console.print(line, highlight=False, style="dim")
     console.print(_distance_line(numbers), highlight=False)
 
 
@@ -92,6 +111,8 @@ def tasks_table(measurements: Sequence[Measurement]) -> None:
                 chance = _value(row.chance) if row.chance > 0 else ""
                 table.add_row(name, row.metric, _with_error(_value(row.now), row.now_stderr), chance)
     Console().print(table)
+    for line in _chance_lines(measurements):
+        Console().print(line, highlight=False, style="dim")
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -102,8 +123,8 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _cells(m: Measurement) -> list[str]:
-    """Metric, base, now, and the change in the direction of the table."""
+def cells(m: Measurement) -> list[str]:
+    """Metric, base, now, and the change: of what is learned positive is better, of what is retained worse."""
     change = _with_error(_signed(-m.worse if m.kind == "learn" else m.worse), m.worse_stderr)
     return [m.metric, _with_error(_value(m.base), m.base_stderr), _with_error(_value(m.now), m.now_stderr), change]
 
@@ -113,6 +134,24 @@ def _with_error(text: str, stderr: float | None) -> str:
     if stderr is None or math.isnan(stderr):
         return text
     return f"{text}±{f'{stderr:.3f}'.removeprefix('0')}"
+
+
+def _resolution_lines(measurements: Sequence[Measurement]) -> list[str]:
+    """What the sets can resolve, and on which of them there is nothing to forget."""
+    told = [(m, m.smallest_change) for m in measurements if not m.at_chance]
+    parts = [
+        f"{m.name} {f'{100 * least:.1f} points' if higher_is_better(m.metric) else f'{least:.2g} {m.metric}'}"
+        f"{f' ({m.items} items)' if m.items else ''}"
+        for m, least in told
+        if least is not None
+    ]
+    lines = [f"changes that cannot be told from none are those below: {', '.join(parts)}"] if parts else []
+    return lines + _chance_lines(measurements)
+
+
+def _chance_lines(measurements: Sequence[Measurement]) -> list[str]:
+    names = [m.name for m in measurements if m.at_chance]
+    return [f"no better than chance, so nothing can be forgotten there: {', '.join(names)}"] if names else []
 
 
 def _distance_line(numbers: Mapping[str, float]) -> str:

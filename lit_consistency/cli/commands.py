@@ -4,7 +4,8 @@ from __future__ import annotations
 
 TRAINING = ("fit", "validate", "test", "predict")
 """Commands of one parser, which is told which of them it is."""
-# `import` is no name of a module
-FILES = {**dict.fromkeys(TRAINING, "fit"), "import": "import_hf"}
-FILES |= {c: c for c in ("data", "evaluate", "analyze", "sequence", "study", "export", "completion")}
+# `import` and `check-optimizer` are no names of modules
+FILES = {**dict.fromkeys(TRAINING, "fit"), "import": "import_hf", "check-optimizer": "check_optimizer"}
+OWN = ("init", "prepare", "data", "evaluate", "analyze", "sequence", "study", "export", "completion")
+FILES |= {command: command for command in OWN}
 """Command -> the file of ``cli`` that carries it out, imported only then."""

@@ -20,10 +20,16 @@ Measure a model on tasks: log-likelihood, multiple choice, minimal pairs, genera
   evaluate --model checkpoints/ORG/MODEL --tasks piqa blimp --output results/base
   evaluate --model checkpoints/ORG/MODEL --tasks rte --format default io instruct --shots 0 4
   evaluate --compare results/base results/finetuned
+  evaluate --compare results/base results/finetuned --gate gate.yaml    # exits with 0 (ship), 3 (do not) or 4
 """
 OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
     ("model", Path, None, "model folder in LitGPT's format, or a step of a run, as RUN/checkpoints/step-100"),
-    ("tasks", list[str], [], "task files, or names of files in configs/evaluation"),
+    (
+        "tasks",
+        list[str],
+        [],
+        "task files, or names of files in configs/evaluation, or suite, which lies in the package",
+    ),
     (
         "format",
         list[str],
@@ -72,6 +78,15 @@ OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
         "folder to which the tasks are written as task files of lm-evaluation-harness; nothing is measured",
     ),
     ("compare", list[Path], [], "two output folders: paired comparison, second minus first; nothing is measured"),
+    (
+        "gate",
+        Path | None,
+        None,
+        "with compare: YAML file of bounds on the changes, a task a line, as {old_people: {not_worse: 0.02}, "
+        "new_people: {better: 0.1}}; metric: NAME names another one than the task's. Exit status 0: every bound is "
+        "kept, 3: one is breached, 4: it cannot be told with these items. gate.json goes to output, else into the "
+        "second folder",
+    ),
 )
 FLAGS = (
     ("strict", "stop with an error when a guard finds something (labels of one class, rows in the training data, ...)"),
@@ -89,7 +104,10 @@ def parser() -> ShortErrors:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command; a user's error exits with 2, a finding under ``--strict`` with 1, an interrupt with 130."""
+    """Run the command; a user's error exits with 2, a finding under ``--strict`` with 1, an interrupt with 130.
+
+    A gate that is not passed exits with 3, one that cannot be told with 4.
+    """
     command = parser()
     given = vars(command.parse_args(argv))
     given.pop("config")
@@ -102,6 +120,8 @@ def main(argv: list[str] | None = None) -> None:
         command.error("model: expected a model folder")
     if idle := [key for key in ("model", "tasks", "harness") if folders and given[key]]:
         command.error(f"compare, {idle[0]}: expected one of the two; a comparison measures nothing")
+    if given["gate"] is not None and not folders:
+        command.error(f"gate = {given['gate']}: expected compare too, two folders of results")
     try:
         _run(command, given, folders)
     except KeyboardInterrupt:
@@ -111,11 +131,16 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _run(command: ShortErrors, given: dict[str, Any], folders: list[Path]) -> None:
-    from lit_consistency.evaluation.evaluate import Options, compare, evaluate, export
+    from lit_consistency.evaluation.evaluate import Options, compare, evaluate, export, gate
     from lit_consistency.tasks.guards import GuardError
 
+    file = given.pop("gate")
     try:
-        if folders:
+        if file is not None:
+            status = gate(folders[0], folders[1], file, given["output"])
+            if status:
+                sys.exit(status)
+        elif folders:
             compare(folders[0], folders[1], given["output"], given["seed"])
         elif given["export_harness"] is not None:
             export(Options(**given))

@@ -1,4 +1,7 @@
-"""``python -m lit_consistency export --checkpoint_dir DIR --to hf --out_dir OUT``; adapters, and models between two."""
+"""``python -m lit_consistency export --checkpoint_dir DIR --to hf --out_dir OUT``; adapters, and models between two.
+
+Which of several models is written may be left to a budget on forgetting, see dial.py.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,8 @@ from lit_consistency.model.interpolation import export_interpolated
 from lit_consistency.records.model_folder import VOCABULARIES
 
 COMMAND = "python -m lit_consistency export"
+OF_BUDGET = ("learn", "retain", "most", "dial_dir", "limit")
+"""Options that a budget alone asks for."""
 
 
 def main(argv: list[str]) -> None:
@@ -24,8 +29,14 @@ def main(argv: list[str]) -> None:
     parser = _parser()
     arguments = parser.parse_args(argv)
     checkpoint_dir, out_dir, overwrite = arguments.checkpoint_dir, arguments.out_dir, arguments.overwrite
-    base_dir, shares = arguments["with"], arguments.interpolate
     try:
+        _check_choice(arguments)
+        if arguments.budget is not None:
+            from lit_consistency.cli.dial import export_best  # the evaluation's imports are not for every export
+
+            print(f"wrote {export_best(arguments, ' '.join([COMMAND, *argv]), _turn_ends)}", file=sys.stderr)
+            return
+        base_dir, shares = arguments["with"], _shares(arguments.interpolate)
         if _export_adapters(arguments):
             print(f"wrote {out_dir}", file=sys.stderr)
             return
@@ -55,6 +66,13 @@ def main(argv: list[str]) -> None:
         parser.error(str(error))
     for folder in folders:
         print(f"wrote {folder}", file=sys.stderr)
+
+
+def _shares(texts: list[str] | None) -> list[float] | None:
+    try:
+        return None if texts is None else [float(text) for text in texts]
+    except ValueError:
+        raise ValueError(f"interpolate = {' '.join(texts or [])}: expected numbers from 0 to 1, or auto") from None
 
 
 def _turn_ends(checkpoint_dir: Path) -> tuple[int, ...]:
@@ -117,11 +135,10 @@ def _parser() -> ShortErrors:
     )
     parser.add_argument(
         "--interpolate",
-        type=float,
         nargs="+",
         metavar="A",
         help="WiSE-FT: the weights (1 - A) * base + A * checkpoint_dir, so 0 is the base and 1 the finetuned model. "
-        "Several numbers write OUT/A for each. Needs --with.",
+        "Several numbers write OUT/A for each. Needs --with. With --budget, auto or several numbers: the best of them.",
     )
     parser.add_argument(
         "--with",
@@ -135,5 +152,63 @@ def _parser() -> ShortErrors:
         help="With --to peft: what adapter_config.json names as the base, a name on the hub or a folder that "
         "transformers loads. Not given, the name from which the base was downloaded.",
     )
+    _add_choice(parser)
     parser.add_argument("--overwrite", action="store_true", help="Replace a model that stands at out_dir.")
     return parser
+
+
+def _add_choice(parser: ShortErrors) -> None:
+    """The options that choose, on the parser of ``export``."""
+    parser.add_argument(
+        "--budget",
+        help="Choose by measuring: bounds on how much worse retained sets may be than in the base, as "
+        "'old_people<=0.05, old_text<=0.1' (and on how much better learned ones must be, as 'new_people>=0.5'). Of "
+        "--interpolate auto (A = 0.2, 0.4, 0.6, 0.8, 1, or the numbers given) or --steps auto, the model is written "
+        "that learned most of those whose changes do not lie beyond a bound with their whole 95%% interval; where "
+        "there is none, nothing is written and the exit status is 3. Table, picture and items go to OUT-dial.",
+    )
+    parser.add_argument(
+        "--steps",
+        choices=("auto",),
+        help="With --budget, and a run's folder as checkpoint_dir: choose among the models of its series, of its "
+        "checkpoints, and its last one.",
+    )
+    for kind in ("learn", "retain"):
+        parser.add_argument(
+            f"--{kind}",
+            nargs="+",
+            metavar="TASK",
+            help=f"With --budget: tasks that are to be {kind}ed, as names of configs/evaluation or task files; not "
+            "given, those that the run watched.",
+        )
+    parser.add_argument("--limit", type=int, metavar="N", help="With --learn and --retain: questions of each at most.")
+    parser.add_argument(
+        "--most", metavar="NAME", help="With --budget: the learned set by which the best is taken; the first."
+    )
+    parser.add_argument(
+        "--dial_dir",
+        type=Path,
+        metavar="DIR",
+        help="With --budget: folder of dial.png, dial.svg, dial.csv, dial.json and of all items, in place of OUT-dial; "
+        "what stands there is not measured again.",
+    )
+
+
+def _check_choice(arguments: Any) -> None:
+    """ValueError for options that have no effect, or do not fit each other."""
+    auto = arguments.interpolate == ["auto"]
+    if arguments.budget is None:
+        if auto or arguments.steps is not None:
+            option = "interpolate" if auto else "steps"
+            raise ValueError(f"{option} = auto: expected --budget too, by which one is chosen; see --help")
+        if idle := [key for key in OF_BUDGET if arguments[key] is not None]:
+            raise ValueError(f"{idle[0]}: expected --budget too; without it nothing is measured")
+        return
+    if (arguments.steps is None) == (arguments.interpolate is None):
+        raise ValueError(f"budget = {arguments.budget!r}: expected either --interpolate auto or --steps auto with it")
+    if not auto:
+        _shares(arguments.interpolate)
+    if arguments.to == "peft":
+        raise ValueError("to = peft with --budget: expected --to litgpt or --to hf")
+    if arguments.limit is not None and (arguments.limit < 1 or arguments.learn is arguments.retain is None):
+        raise ValueError(f"limit = {arguments.limit}: expected at least 1, with --learn or --retain")

@@ -27,12 +27,13 @@ from lit_consistency.callbacks import (
     KeptModel,
     PredictionWriter,
     Preemption,
-    RunProgress,
     RunRecord,
     StepCheckpoint,
     Throughput,
 )
 from lit_consistency.callbacks.exact_resume import FinishingFitLoop
+from lit_consistency.callbacks.front_picture import FrontPicture
+from lit_consistency.callbacks.progress import bar_or_lines
 from lit_consistency.checkpointing.io import AtomicCheckpointIO
 from lit_consistency.cli.branch import begin_branch, saved_branch
 from lit_consistency.cli.fit_parser import Parser
@@ -149,7 +150,7 @@ class ConsistencyCLI(LightningCLI):
         ]
         if trainer.get("enable_progress_bar") is not False and not trainer.get("barebones"):
             given = any(isinstance(callback, ProgressBar) for callback in kwargs["callbacks"])
-            kwargs["callbacks"] += [] if given else [RunProgress()]
+            kwargs["callbacks"] += [FrontPicture(), *([] if given else [bar_or_lines()])]
         try:
             made = super().instantiate_trainer(**kwargs)
         except TypeError as error:  # so Lightning says of a number of devices that an accelerator does not have
@@ -164,6 +165,8 @@ class ConsistencyCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """The schedule of a branch begins where the branch does."""
         super().instantiate_classes()
+        if self.subcommand == "predict":  # PredictionWriter has written them; Lightning would keep all in memory too
+            self.config_init["predict"]["return_predictions"] = False
         if self.branch is not None and self.branch["schedule"] is not None:
             self.model.schedule = Branched(self.model.schedule, **self.branch["schedule"])
 

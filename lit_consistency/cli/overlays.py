@@ -4,7 +4,8 @@
 - A dictionary of named things (classes or dataclasses, as ``forgetting.retain`` or the parts of a replay) merges by
   name: what a later file says of a name changes only the keys that it gives, ``NAME: null`` removes the thing, and
   ``--KEY.NAME.OPTION`` reaches into one of them. Where the things are dataclasses, a string stands for the first
-  field, and a list names each after the last part of that string: ``[biographies/old_people, blimp]``.
+  field, and a list names each after the last part of that string: ``[biographies/old_people, blimp]``. An empty
+  mapping or list, ``{}`` or ``[]``, removes all that stood there.
 - A list, and a dictionary of plain values, is one value: the later one takes the place of the earlier.
 
 jsonargparse (4.37 to 4.41) decides all this in two functions that call themselves through their module. They are
@@ -33,7 +34,8 @@ _adapt = _typehints.adapt_typehints
 
 
 NAMED_HELP = (
-    "Several configurations merge by name: NAME: null (or --KEY.NAME null) removes one, --KEY.NAME.OPTION changes one."
+    "Several configurations merge by name: NAME: null (or --KEY.NAME null) removes one, --KEY.NAME.OPTION changes one, "
+    "{} removes all."
 )
 
 
@@ -124,7 +126,9 @@ def _adapt_by_name(value: Any, hint: Any, *args: Any, **options: Any) -> Any:
 
 
 def _merge(named: dict[str, Any], kind: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """What stood before, changed by what is given now."""
+    """What stood before, changed by what is given now; an empty mapping or list takes all of it away."""
+    if not named:
+        return {}
     before = options.get("prev_val")
     merged = dict(before) if isinstance(before, dict) else {}
     for name, entry in named.items():

@@ -71,7 +71,7 @@ class SFTData(TokenData):
         super().setup(stage)
         if stage not in ("fit", None) or self.prompt_style != "default" or self.tokenizer.chat_template is None:
             return
-        row = next(iter(self.train.rows()), None)
+        row = next(iter(self.train.rows()), None) if isinstance(self.train, Rows) else None
         if row is None:
             return
         if row.format in WITH_ROLES or len(row.messages) > 2 or row.messages[0]["role"] == "system":

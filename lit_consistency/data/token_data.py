@@ -18,11 +18,12 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_consistency.data.loading.loader import TokenLoader
 from lit_consistency.data.loading.mixed_rows import MixedRows, mix
-from lit_consistency.data.loading.order import Order
+from lit_consistency.data.loading.order import Order, warn_of_empty_rows
 from lit_consistency.data.loading.replay import Replay
 from lit_consistency.data.sources.conversations import say_counts
 from lit_consistency.data.sources.documents import Source
 from lit_consistency.data.sources.mixture import Mixture, divide
+from lit_consistency.data.sources.own_samples import OwnSamples
 from lit_consistency.data.sources.rows import Rows
 from lit_consistency.data.tokens.cache import default_cache_dir, open_or_build
 from lit_consistency.data.tokens.token_files import Shard
@@ -146,8 +147,10 @@ class TokenData(LightningDataModule, ABC):
 
     def prepare_data(self) -> None:
         """Tokenizes what is not yet on disk; Lightning lets the other processes of the machine wait meanwhile."""
-        for name in self._parts():
-            self._shard(name)
+        fits = self.trainer is None or self.trainer.state.fn == "fit"
+        for name, part in self._parts().items():
+            if fits or name == "validation" or not isinstance(part, OwnSamples):  # drawing takes longer than reading
+                self._shard(name)
 
     def setup(self, stage: str | None = None) -> None:
         """Opens the tokens, and sets the Trainer's accumulation for training.
@@ -158,7 +161,7 @@ class TokenData(LightningDataModule, ABC):
         """
         if stage in ("fit", None):
             self._open_train()
-            self._say_empty_rows()
+            warn_of_empty_rows(len(self._rows["train"]), self.global_batch_size)
             self._set_accumulation()
         if self.validation is not None:
             self._open("validation")
@@ -166,6 +169,8 @@ class TokenData(LightningDataModule, ABC):
             # Lightning runs an empty validation loop, with a warning, unless the hook looks as if nobody wrote it;
             # the Trainer's limit_val_batches would stay zero for data that come with a validation part
             self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
+        elif stage == "predict" and not isinstance(self.train, Mixture):
+            self._open("train")
         elif stage in ("validate", "test", "predict"):
             name = getattr(stage, "value", stage)  # the Trainer gives an enumeration
             raise ValueError(f"data.validation = null: expected what is held out, `{name}` runs on it")
@@ -194,8 +199,11 @@ class TokenData(LightningDataModule, ABC):
 
     def val_dataloader(self) -> TokenLoader:
         """Held-out rows in their order, shared among the ranks."""
+        return self._in_order("validation")
+
+    def _in_order(self, name: str) -> TokenLoader:
         world_size, rank = self._ranks()
-        rows = self._rows["validation"]
+        rows = self._rows[name]
         order = Order(len(rows), self.micro_batch_size * world_size, self.micro_batch_size, world_size, rank, seed=None)
         return TokenLoader(rows, order, training=False, num_workers=self.num_workers)
 
@@ -204,8 +212,17 @@ class TokenData(LightningDataModule, ABC):
         return self.val_dataloader()
 
     def predict_dataloader(self) -> TokenLoader:
-        """The same as for validation."""
-        return self.val_dataloader()
+        """What is held out, as for validation; where nothing is, what would be trained on."""
+        return self._in_order(self.predicted)
+
+    @property
+    def predicted(self) -> str:
+        """Name of the part that ``predict`` runs on."""
+        return "train" if self.validation is None else "validation"
+
+    def opened(self, name: str) -> tuple[TokenRows, Shard]:
+        """Rows and tokens of a part, once they are set up."""
+        return self._rows[name], self._shards[name]
 
     # -------------------- numbers
 
@@ -245,9 +262,16 @@ class TokenData(LightningDataModule, ABC):
         """What the batches depend on, as JSON; the micro-batch and the number of ranks are not among it."""
         order = {"seed": self._order_seed(), "global_batch_size": self.global_batch_size, "block_size": self.block_size}
         parts = {name: self._fingerprint(part) for name, part in self._parts().items()}
+        for name, sha256 in self.drawn().items():  # what they are is told by no option
+            parts[name] = {**parts[name], "sha256": sha256}
         replay = {"replay": self.replay.fingerprint()} if self.replay is not None else {}
         weights = {"weights": self.train.weights} if isinstance(self.train, Mixture) else {}
         return {"kind": type(self).__name__, **order, **replay, **weights, **parts}
+
+    def drawn(self) -> dict[str, str]:
+        """SHA-256 of the tokens of every opened part that the base has written."""
+        parts, shards = self._parts(), self._shards.items()
+        return {n: s.meta["sha256"]["tokens.bin"] for n, s in shards if isinstance(parts[n], OwnSamples)}
 
     def stats(self) -> dict[str, dict[str, Any]]:
         """Counts of the opened parts: documents, tokens, rows, supervised tokens, what was cut or dropped."""
@@ -270,16 +294,25 @@ class TokenData(LightningDataModule, ABC):
         if name in self._shards:
             return
         part = self._parts()[name]
+        if isinstance(part, OwnSamples):
+            self._shards[name] = self._own_samples(name, part)
+            return
         shard = open_or_build(self.cache_dir, self._fingerprint(part), lambda folder: self._build(folder, part, name))
         if len(shard.offsets) == 1:
-            dropped = f" ({shard.meta['n_dropped']} dropped)" if shard.meta.get("n_dropped") else ""
-            share = f", or another validation_share than {self.validation_share}" if self.validation_share else ""
-            raise ValueError(
-                f"data, {name}: {type(part).__name__} gives nothing to learn from{dropped}; expected a document{share}"
-            )
+            what = f"data, {name}: nothing to learn from: {part.about()}"
+            if n_dropped := shard.meta.get("n_dropped"):
+                what += f", {n_dropped:,} dropped, of which nothing is left within block_size = {self.block_size}"
+            raise ValueError(f"{what}; expected more, or where they are divided another separator or share")
         if unused := shard.meta.get("unused"):
             rank_zero_warn(f"data, {name}: fields that are not used: {say_counts(unused)}")
         self._shards[name] = shard
+
+    def _own_samples(self, name: str, part: OwnSamples) -> Shard:
+        """Texts of the base, which the model draws that is trained: generation is none of the data's business."""
+        module: Any = self.trainer.lightning_module if self.trainer is not None else None
+        if module is None or getattr(module, "checkpoint_dir", None) is None:
+            raise ValueError(f"data, {name}: OwnSamples without a base that writes them; expected model.checkpoint_dir")
+        return module.own_samples(part, self)
 
     def _open(self, name: str) -> TokenRows:
         if name not in self._rows:
@@ -308,15 +341,6 @@ class TokenData(LightningDataModule, ABC):
             mixed = self.replay.mix(self._rows["train"], replayed, self._order_seed())
             rank_zero_info(f"data, replay: {sum(mixed.n_of_set[1:]):,} of {len(mixed):,} rows")
             self._rows["train"] = mixed
-
-    def _say_empty_rows(self) -> None:
-        """A batch that is larger than an epoch is filled with empty rows, which cost as much time as others."""
-        n_rows = len(self._rows["train"])
-        if 2 * n_rows <= self.global_batch_size:
-            rank_zero_warn(
-                f"data.global_batch_size = {self.global_batch_size}: an epoch has {n_rows:,} rows, the others of every "
-                f"step are empty and cost time; {n_rows} would train on the same"
-            )
 
     def _say_counts(self, name: str) -> None:
         counts = ", ".join(f"{value:,} {key.removeprefix('n_')}" for key, value in self._counts(name).items())

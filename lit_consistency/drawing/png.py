@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lit_consistency.drawing.canvas import Area, Canvas, Dots, Line, Marker, Text, outline, with_title
 from lit_consistency.drawing.palette import colors
@@ -20,13 +20,13 @@ def can_draw() -> bool:
     return find_spec("matplotlib") is not None
 
 
-def write_png(canvas: Canvas, title: str, path: Path) -> None:
+def write_png(canvas: Canvas, title: str, path: Path | BinaryIO) -> None:
     """Write a picture, on white, under its title.
 
     Args:
         canvas: the picture.
         title: above it.
-        path: the file; matplotlib (extra ``study``) must be installed.
+        path: the file, or one that is open; matplotlib (extra ``study``) must be installed.
     """
     from matplotlib.backends.backend_agg import RendererAgg
     from PIL import Image

@@ -11,13 +11,13 @@ the finetuning moves a score by more than their sampling error (Sun & Dredze, ar
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from lit_consistency.records.results import Result, check_items, higher_is_better, read_items, read_results
-from lit_consistency.stats.intervals import Estimate, Ratio, by_class, paired_difference, ratio, value_of
+from lit_consistency.stats.intervals import Estimate, Ratio, by_class, paired_difference, ratio, turned, value_of
 from lit_consistency.stats.paired_tests import LEVEL, least_p_value, mcnemar, permutation_test
 
 
@@ -39,6 +39,7 @@ class Comparison:
         undecidable: why no p-value of these items can be below ``LEVEL``, or empty where one can.
         chance: of the metric, on all items of the first; None where it has none.
         majority: likewise.
+        n_clusters: what is drawn together, where that is more than single items; else None.
     """
 
     task: str
@@ -54,24 +55,47 @@ class Comparison:
     undecidable: str
     chance: float | None
     majority: float | None
+    n_clusters: int | None = None
+
+    @property
+    def change(self) -> Estimate:
+        """How much better the second is than the first, with its interval; below 0 it is worse."""
+        return self.difference if higher_is_better(self.metric) else turned(self.difference)
 
     def as_json(self) -> dict[str, Any]:
         """Plain types."""
         return {**asdict(self), "difference": self.difference._asdict()}
 
 
-def compare_folders(first: Path, second: Path, seed: int = 0) -> tuple[list[Comparison], list[str]]:
+def compare_folders(
+    first: Path,
+    second: Path,
+    seed: int = 0,
+    metrics: Mapping[str, Sequence[str]] | None = None,
+    tested: bool = True,
+) -> tuple[list[Comparison], list[str]]:
     """Compare every result that both folders hold.
+
+    Args:
+        first: output folder of ``evaluate``.
+        second: another.
+        seed: of the permutations.
+        metrics: key of a result -> metrics of its items by which it is compared; when not given, the one that judges
+            it. Of a mapping only its keys are compared.
+        tested: whether p-values are computed, which take most of the time; else they are NaN.
 
     Returns:
         The comparisons, and warnings: what only one of them holds, and items that differ.
 
     Raises:
         FileNotFoundError: a folder holds no results.
-        ValueError: they have no result, or of a result no item, in common, or items of one id are not the same.
+        ValueError: they have no result, or of a result no item, in common, or items of one id are not the same; or the
+            items do not hold a metric.
     """
     left = {result.key: result for result in read_results(first)}
     right = {result.key: result for result in read_results(second)}
+    if metrics is not None:
+        left, right = ({key: result for key, result in side.items() if key in metrics} for side in (left, right))
     warnings = [f"{key}: only in {first}" for key in left if key not in right]
     warnings += [f"{key}: only in {second}" for key in right if key not in left]
     warnings += [*_of_other_models(first, left), *_of_other_models(second, right)]
@@ -84,7 +108,8 @@ def compare_folders(first: Path, second: Path, seed: int = 0) -> tuple[list[Comp
         items = read_items(first, key), read_items(second, key)
         pairs, warning = _join(key, *(_documents(*items) if left[key].kind == "text" else items))
         warnings += warning
-        comparisons.append(_compare(left[key], pairs, seed))
+        for metric in metrics[key] if metrics is not None else [left[key].metric]:
+            comparisons.append(_compare(left[key], metric, _scored_by(left[key], metric, pairs), seed, tested))
     if not comparisons:
         raise ValueError(f"compare: {first} and {second} have no task, format and number of examples in common")
     return comparisons, warnings
@@ -152,31 +177,62 @@ def _join_windows(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]
     return documents
 
 
-def _compare(result: Result, pairs: Pairs, seed: int) -> Comparison:
+def _scored_by(result: Result, metric: str, pairs: Pairs) -> Pairs:
+    """The pairs scored by a metric of the task, as far as the items tell it; all tell the one that judges."""
+    if metric == result.metric:
+        return pairs
+    scored = [(_by_metric(a, metric), _by_metric(b, metric)) for a, b in pairs]
+    told = [(a, b) for a, b in scored if a is not None and b is not None]
+    if len(told) < len(pairs):
+        names = [name for name in result.metrics if name == result.metric or _by_metric(pairs[0][0], name)]
+        raise ValueError(f"{result.key}: metric {metric!r}: its items do not tell it; expected {' or '.join(names)}")
+    return told
+
+
+def _by_metric(record: dict[str, Any], metric: str) -> dict[str, Any] | None:
+    """The item with another score, and what that weighs."""
+    if metric in record:
+        return {**record, "score": record[metric], "weight": 1.0}
+    if metric != "nats_per_token" or not record.keys() >= {"log_likelihoods", "n_tokens"}:
+        return None
+    right = int(record.get("gold", 0))  # the only candidate of a completion has no number
+    weight = record["n_tokens"][right]
+    return {**record, "score": -record["log_likelihoods"][right] / max(weight, 1), "weight": float(weight)}
+
+
+def _compare(result: Result, metric: str, pairs: Pairs, seed: int, tested: bool) -> Comparison:
     names = [a.get("cluster") or str(a["group"] or a["id"]) for a, _ in pairs]
     clusters = names if 1 < len(set(names)) < len(names) else None
-    first, second = (_ratio(result.metric, [pair[side] for pair in pairs]) for side in (0, 1))
-    difference = paired_difference(first, second, clusters, share=higher_is_better(result.metric))
-    scores = [[float(pair[side]["score"]) for pair in pairs] for side in (0, 1)]
-    binary = all(score in (0.0, 1.0) for side in scores for score in side)
-    single = binary and clusters is None and result.metric != "balanced_accuracy"
-    p_value = mcnemar(*scores) if single else permutation_test(first, second, clusters, seed)
+    first, second = (_ratio(metric, [pair[side] for pair in pairs]) for side in (0, 1))
+    difference = paired_difference(first, second, clusters, share=higher_is_better(metric))
+    p_value = _p_value(metric, pairs, first, second, clusters, seed) if tested else math.nan
     values = [float(value_of(side.numerator.sum(0), side.denominator.sum(0))) for side in (first, second)]
     return Comparison(
         task=result.task,
         format=result.format,
         shots=result.shots,
-        metric="nats_per_word" if result.metric == "word_perplexity" else result.metric,  # its logarithm is a mean
+        metric="nats_per_word" if metric == "word_perplexity" else metric,  # its logarithm is a mean
         n=len(pairs),
         first=values[0],
         second=values[1],
         difference=difference,
         p_value=p_value,
-        better=_better(difference.value, p_value, result.higher_is_better),
+        better=_better(difference.value, p_value, higher_is_better(metric)),
         undecidable=_undecidable(len(pairs) if clusters is None else len(set(clusters)), clusters is not None),
-        chance=result.baseline("chance", result.metric),
-        majority=result.baseline("majority", result.metric),
+        chance=result.baseline("chance", metric),
+        majority=result.baseline("majority", metric),
+        n_clusters=None if clusters is None else len(set(clusters)),
     )
+
+
+def _p_value(
+    metric: str, pairs: Pairs, first: Ratio, second: Ratio, clusters: Sequence[str] | None, seed: int
+) -> float:
+    scores = [[float(pair[side]["score"]) for pair in pairs] for side in (0, 1)]
+    binary = all(score in (0.0, 1.0) for side in scores for score in side)
+    if binary and clusters is None and metric != "balanced_accuracy":
+        return mcnemar(*scores)
+    return permutation_test(first, second, clusters, seed)
 
 
 def _ratio(metric: str, records: Sequence[dict[str, Any]]) -> Ratio:

@@ -17,10 +17,17 @@ from rich.progress import Progress
 
 from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.evaluation.compare import compare_folders
+from lit_consistency.evaluation.gate import WORDS, exit_status, judge, read_gate
 from lit_consistency.evaluation.harness.export import export_tasks
 from lit_consistency.evaluation.harness.model import run_harness
 from lit_consistency.evaluation.plan import Ask, Cell, plan_cells
-from lit_consistency.evaluation.tables import print_comparison, print_results, sensitivity_to_format, write_scalars
+from lit_consistency.evaluation.tables import (
+    print_comparison,
+    print_gate,
+    print_results,
+    sensitivity_to_format,
+    write_scalars,
+)
 from lit_consistency.inference.evaluation_mode import evaluation_mode
 from lit_consistency.inference.load import PRECISIONS, Loaded, find_device, load_model
 from lit_consistency.methods.base_folder import base_folder
@@ -157,6 +164,23 @@ def compare(first: Path, second: Path, output: Path | None = None, seed: int = 0
     if output is not None:
         folders = {"first": str(first), "second": str(second), "warnings": warnings}
         write_json(output / "comparison.json", {**folders, "comparisons": [c.as_json() for c in comparisons]})
+
+
+def gate(first: Path, second: Path, file: Path, output: Path | None = None) -> int:
+    """Print whether the second may be shipped, and write ``gate.json`` into ``output``, or beside its results.
+
+    Returns:
+        0 to ship it, 3 not to, 4 where that cannot be told with these items.
+    """
+    judged, warnings = judge(first, second, read_gate(file))
+    status = exit_status(judged)
+    print_gate(judged, warnings, status, (str(first), str(second)))
+    said: dict[str, Any] = {"first": str(first), "second": str(second), "gate": str(file), "warnings": warnings}
+    said |= {"verdict": WORDS[status], "exit_status": status}
+    target = (second if output is None else output) / "gate.json"
+    write_json(target, {**said, "bounds": [entry.as_json() for entry in judged]})
+    print(f"wrote {target}", file=sys.stderr)
+    return status
 
 
 def _tasks(options: Options) -> list[Task]:

@@ -13,7 +13,10 @@ from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
 from lit_consistency.evaluation.compare import Comparison
+from lit_consistency.evaluation.dial import Dial
+from lit_consistency.evaluation.gate import WORDS, Judged
 from lit_consistency.records.results import Result
+from lit_consistency.stats.bounds import Bound, Verdict
 
 MOST_GROUPS = 12
 """So many groups are printed below their task; the others stand in the JSON."""
@@ -124,6 +127,62 @@ def print_comparison(comparisons: Sequence[Comparison], warnings: Sequence[str],
             console.print(f"{which}: which is better {c.undecidable}", markup=False, soft_wrap=True)
     for warning in warnings:
         console.print(f"warning: {warning}", markup=False, soft_wrap=True)
+
+
+def gate_table(judged: Sequence[Judged], title: str, narrow: bool = False) -> Table:
+    """One row per bound and comparison; in a narrow table the metric stands below its task."""
+    left = NAMES[:1] if narrow else NAMES
+    table = _table(title, left, "n", "first", "second", "better by", "95% interval", "bound", "verdict")
+    for entry in judged:
+        c, change = entry.comparison, entry.comparison.change
+        names = [f"{c.task}\n  {c.metric}\n  {c.format}"] if narrow else [c.task, c.format, c.metric]
+        numbers = [str(c.n), show(c.first), show(c.second), _with_error(change._asdict())]
+        table.add_row(*names, *numbers, _interval(change.low, change.high), str(entry.condition), entry.verdict)
+    return table
+
+
+def print_gate(judged: Sequence[Judged], warnings: Sequence[str], status: int, names: tuple[str, str]) -> None:
+    """A row for every bound, below it what it would take where it cannot be told, and in the end the verdict."""
+    title = f"second against first; first: {names[0]}, second: {names[1]}"
+    console = _print_fitting(lambda narrow: gate_table(judged, title, narrow))
+    lines = [f"warning: {warning}" for warning in warnings]
+    for entry in judged:
+        if entry.verdict == "unknown":
+            c = entry.comparison
+            unit, n = ("items", c.n) if c.n_clusters is None else ("clusters of items", c.n_clusters)
+            needed = f"it would take about {entry.needed:,}" if entry.needed else "no number would do at this change"
+            lines.append(f"{c.task}: {entry.condition}: cannot be told with {n:,} {unit}; {needed}")
+    for line in [*lines, f"verdict: {WORDS[status]}"]:
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def dial_table(dial: Dial, title: str, narrow: bool = False) -> Table:
+    """One row per model and set: the value, how much it changed, and what the budget says of that."""
+    left = ("", "set") if narrow else ("", "set", "metric")
+    table = _table(title, left, "value", "changed by", "95% interval", "bound", "verdict")
+    for position in (None, *dial.positions):
+        for i, entry in enumerate(dial.sets):
+            comparison = (position or dial.positions[0]).comparisons[entry.name]
+            name = "base" if position is None else position.candidate.name
+            mark = " <" if position is not None and position is dial.best else ""
+            names = [f"{name}{mark}" if i == 0 else "", entry.name, *([] if narrow else [comparison.metric])]
+            if position is None:
+                table.add_row(*names, show(comparison.first), "", "", "", "")
+                continue
+            change, judged = position.changes[entry.name], position.verdicts.get(entry.name, ())
+            changed = f"{_with_error(change._asdict())} {'better' if entry.kind == 'learn' else 'worse'}"
+            cells = [show(comparison.second), changed, _interval(change.low, change.high)]
+            table.add_row(*names, *cells, *(", ".join(texts) for texts in zip(*_bounds(judged), strict=True)))
+    return table
+
+
+def _bounds(judged: Sequence[tuple[Bound, Verdict]]) -> list[tuple[str, str]]:
+    return [(f"{bound.sign}{bound.number:g}", verdict) for bound, verdict in judged] or [("", "")]
+
+
+def print_dial(dial: Dial, title: str) -> None:
+    """The table of all candidates; ``<`` stands behind the one that is written."""
+    _print_fitting(lambda narrow: dial_table(dial, title, narrow))
 
 
 def _print_fitting(build: Callable[[bool], Table]) -> Console:

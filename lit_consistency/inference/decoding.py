@@ -6,7 +6,7 @@ Shapes: B rows, T tokens, V vocabulary.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -84,6 +84,7 @@ class Decoding:
         device: where the model is.
         end_tokens: further tokens that end a text, as the end of a turn.
         in_step: whether every rank must run the same number of forwards.
+        watch: called between forwards with the numbers of finished texts and of their tokens.
 
     An id that no token has, as in a vocabulary padded to a round number, is never chosen.
     """
@@ -99,9 +100,11 @@ class Decoding:
         *,
         end_tokens: Sequence[int] = (),
         in_step: bool,
+        watch: Callable[[int, int], None] | None = None,
     ) -> None:
         self.gpt, self.options, self.device, self.in_step = gpt, options, device, in_step
         self.prompts, self.batch_tokens = prompts, batch_tokens
+        self.watch, self.n_tokens = watch, 0
         self.tokenizer = tokenizer
         self.end_ids = tokenizer.end_ids.union(end_tokens)
         # rows of the head that no token has are trained by nothing, and what they say is no text
@@ -112,6 +115,7 @@ class Decoding:
         self.waiting: deque[Request] = deque()
         self.active: list[DecodingSlot] = []  # slot i has row i of the cache
         self.finished: dict[Sample, Generation] = {}
+        self.ended_by: dict[Sample, int] = {}  # the token, of those that ended with one
 
     def run(self, requests: Sequence[Request]) -> dict[Sample, Generation]:
         """Every sample of the requests, which are sorted, longest prompt first."""
@@ -137,6 +141,8 @@ class Decoding:
                     self._step()
                 else:
                     self._idle()
+                if self.watch is not None:
+                    self.watch(len(self.finished), self.n_tokens)
         return self.finished
 
     # -------------------- forwards
@@ -229,6 +235,7 @@ class Decoding:
         reason, text = None, None
         if token in self.end_ids:
             reason = "eos"
+            self.ended_by[slot.prompt, slot.sample] = token
         else:
             slot.tokens.append(token)
             text = self.stop.cut(slot.tokens, slot.anchor)
@@ -239,6 +246,7 @@ class Decoding:
         if reason is None:
             return False
         text = self.tokenizer.decode_after(slot.anchor, slot.tokens) if text is None else text
+        self.n_tokens += len(slot.tokens)
         self.finished[slot.prompt, slot.sample] = Generation(text, slot.tokens, reason)
         return True
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.model import GPT, check_checkpoint_dir, check_finite, load_weights, model_config
@@ -35,13 +36,18 @@ def load_model(folder: Path, device: str = "auto", precision: str = "auto") -> L
         ValueError: the weights do not fit the configuration or are not finite, or the device or precision is unknown.
     """
     check_checkpoint_dir(folder)
+    return model_of(folder, load_weights(folder), device, precision)
+
+
+def model_of(folder: Path, weights: dict[str, Tensor], device: str = "auto", precision: str = "auto") -> Loaded:
+    """As ``load_model``, with the configuration and tokenizer of a folder and other weights than its own."""
     target = find_device(device)
     if precision != "auto" and precision not in PRECISIONS:
         raise ValueError(f"precision = {precision!r}: expected auto, {', '.join(PRECISIONS)}")
     config = model_config(None, folder, {}, None)
     with torch.device("meta"):  # no time and memory for weights that are replaced at once
         model = GPT(config)
-    weights = tied_weights(config, load_weights(folder), folder)
+    weights = tied_weights(config, weights, folder)
     check_finite(weights, folder)
     try:
         model.load_state_dict(weights, assign=True)

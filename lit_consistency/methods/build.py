@@ -18,9 +18,11 @@ from litgpt.config import Config
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from lit_consistency.distributed.dtensors import shard_like
+from lit_consistency.data.sources.documents import Source
+from lit_consistency.data.sources.own_samples import OwnSamples
+from lit_consistency.distributed.dtensors import KeptShards, shard_like
 from lit_consistency.distributed.fsdp import shard
-from lit_consistency.methods import Method
+from lit_consistency.methods import Full, KLAnchor, LoRA, Method
 from lit_consistency.model import DocumentMask, check_documents, check_finite, init_weights, load_weights
 from lit_consistency.model.tying import is_tied, tie, tied_weights, untying
 
@@ -56,6 +58,23 @@ def build_model(
     return model
 
 
+def begin_anchor(
+    anchor: KLAnchor,
+    method: Method,
+    config: Config,
+    checkpoint_dir: Path | None,
+    mesh: DeviceMesh | None,
+    precision: str,
+) -> None:
+    """Give an anchor what answers as the base during the run, where it asks: a copy, or the model without adapters."""
+    if not anchor.asks_base:
+        return
+    if isinstance(method, LoRA) and not method.dora:
+        anchor.begin(None, lambda gpt: method.between(gpt, KeptShards({}), 0.0))
+    else:
+        anchor.begin(build_model(Full(), config, checkpoint_dir, mesh, precision), None)
+
+
 def check_data(data: Any, config: Config) -> None:
     """See that the data fit the model.
 
@@ -74,7 +93,12 @@ def check_data(data: Any, config: Config) -> None:
             f"the tokenizer has {tokenizer.vocab_size} tokens, the model {config.padded_vocab_size}: "
             "expected the tokenizer of the checkpoint, or overrides.vocab_size"
         )
-    if getattr(data, "packing", False) or getattr(data, "replay", None) is not None:
+    replay = getattr(data, "replay", None)
+    replayed = replay.parts.values() if replay is not None else ()
+    # text is cut into rows across its documents; conversations and own samples stand alone where nothing is packed
+    if getattr(data, "packing", False) or any(
+        isinstance(part, Source) and not isinstance(part, OwnSamples) for part in replayed
+    ):
         check_documents(config)
 
 

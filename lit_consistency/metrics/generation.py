@@ -7,6 +7,7 @@ fraction of whole numbers.
 
 from __future__ import annotations
 
+import json
 import re
 import string
 from collections.abc import Hashable, Sequence
@@ -45,8 +46,8 @@ def extract(text: str, extraction: str = "none", numbers: NumberRule = "value") 
     Args:
         text: what was generated, or a reference of the same form.
         extraction: ``none`` (the text without surrounding white space), ``first_line`` (the first line that is not
-            blank), ``gsm8k`` (the first number after ``####``), ``last_number``, or a regular expression with one
-            group, whose first match counts.
+            blank), ``gsm8k`` (the first number after ``####``), ``last_number``, ``json`` (the JSON value with which
+            the text begins, its keys sorted), or a regular expression with one group, whose first match counts.
         numbers: ``string`` reads numbers with the patterns of lm-evaluation-harness, see ``NUMBER_PATTERNS``.
 
     Returns:
@@ -60,6 +61,11 @@ def extract(text: str, extraction: str = "none", numbers: NumberRule = "value") 
         return text.strip()
     if extraction == "first_line":
         return next((line.strip() for line in text.splitlines() if line.strip()), None)
+    if extraction == "json":
+        try:
+            return json.dumps(json.JSONDecoder().raw_decode(text.lstrip())[0], sort_keys=True, ensure_ascii=False)
+        except (ValueError, RecursionError):
+            return None
     if (pattern := NUMBER_PATTERNS.get((extraction, numbers))) is not None:
         # the strict filter takes the first match, the flexible one the last
         matches = pattern.findall(text)

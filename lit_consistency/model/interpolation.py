@@ -121,7 +121,8 @@ class Interpolation:
             )
 
     @cached_property
-    def _hashes(self) -> tuple[str, str]:
+    def hashes(self) -> tuple[str, str]:
+        """Of the weights of the base and of the finetuned model."""
         return weights_hash(self.base_dir), weights_hash(self.finetuned_dir)
 
     @property
@@ -129,7 +130,7 @@ class Interpolation:
         """What to say where the finetuned model's provenance knows its bases, and this one is none of them."""
         provenance = read_provenance(self.finetuned_dir)
         bases = [stage["base_hash"] for stage in provenance.stages if stage.get("base_hash")] if provenance else []
-        if not bases or self._hashes[0] in bases:
+        if not bases or self.hashes[0] in bases:
             return None
         return (
             f"{self.finetuned_dir} was not trained from {self.base_dir}, says its provenance; between models that do "
@@ -144,7 +145,7 @@ class Interpolation:
     def provenance(self, share: float, command: str | None = None) -> Provenance:
         """The stage after the finetuned model's own: from which two models, and where between them."""
         before = read_provenance(self.finetuned_dir)
-        base_hash, finetuned_hash = self._hashes
+        base_hash, finetuned_hash = self.hashes
         between = {"share": share, "base": str(self.base_dir), "base_hash": base_hash}
         between |= {"finetuned": str(self.finetuned_dir), "finetuned_hash": finetuned_hash}
         stage: dict[str, Any] = {"model": self.config.name, "optimizer": "none", "method": "wise_ft"}

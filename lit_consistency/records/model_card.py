@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from lit_consistency.records.pretraining import UNKNOWN, Pretraining, pretraining_of
 from lit_consistency.records.provenance import Provenance
 
 SETS = ("learn/", "retain/")
@@ -36,6 +37,7 @@ def model_card(name: str, model: str, provenance: Provenance | None, record: Map
     if provenance is None:
         return f"{head}\nA {model}. Nothing is recorded of how it was made.\n"
     sections = [_summary(model, provenance), _measured(provenance, record), _stages(provenance)]
+    sections.append(_pretraining(model, provenance, record))
     sections += [_data(record), _command(provenance), _licence(licence)]
     return head + "".join(f"\n{section}\n" for section in sections if section)
 
@@ -84,6 +86,20 @@ def _stages(provenance: Provenance) -> str:
     keys = ("stage", "base", "optimizer", "method", "steps", "tokens", "seed", "run")
     rows = ["| " + " | ".join(str(stage.get(key, "")) for key in keys) + " |" for stage in provenance.stages]
     return "\n".join(["## Stages", "", f"| {' | '.join(keys)} |", "|---" * len(keys) + "|", *rows])
+
+
+def _pretraining(model: str, provenance: Provenance, record: Mapping[str, Any]) -> str:
+    """How the optimizer of pretraining is known, where the stages do not say it."""
+    if provenance.pretraining_optimizer is not None and "pretraining_optimizer_source" not in record:
+        return ""
+    known = pretraining_of(provenance, [model])
+    if source := record.get("pretraining_optimizer_source"):
+        known = Pretraining(record["pretraining_optimizer"], source)
+    if known.optimizer is None or known.optimizer == provenance.pretraining_optimizer:
+        return ""
+    if known.optimizer == UNKNOWN:
+        return "Which optimizer pretrained it is not known."
+    return f"Pretrained with {known.optimizer}: {known.source}."
 
 
 def _data(record: Mapping[str, Any]) -> str:

@@ -21,10 +21,20 @@ from lit_consistency.records.fingerprints import sha256_once
 from lit_consistency.records.model_folder import weights_files
 
 FILE = "provenance.yaml"
-FAMILIES = {"Adam": "AdamW", "AdamW": "AdamW", "MoFO": "AdamW", "Muon": "Muon", "FilteredMuon": "Muon", "SGD": "SGD"}
+FAMILIES = {
+    "Adam": "AdamW",
+    "AdamW": "AdamW",
+    "MoFO": "AdamW",
+    "Muon": "Muon",
+    "FilteredMuon": "Muon",
+    "SGD": "SGD",
+    "Lion": "Lion",
+    "Signum": "Lion",
+}
 """Class of an optimizer -> the optimizer whose update it applies, to all coordinates or to those it selects.
 
-MoFO is AdamW on a share of the coordinates (arXiv 2407.20999), FilteredMuon is Muon on such a share.
+MoFO is AdamW on a share of the coordinates (arXiv 2407.20999), FilteredMuon is Muon on such a share, Signum is Lion
+with one decay rate.
 """
 
 

@@ -14,7 +14,13 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
+from scipy.special import ndtri
+
+from lit_consistency.stats.intervals import Estimate, Z
+
 Verdict = Literal["kept", "breached", "unknown"]
+POWER = 0.8
+"""How often a bound is told with the number of items that is named; the field's usual choice (Cohen 1988)."""
 SHAPE = re.compile(r"\s*([\w./*-]+)\s*(<=|>=)\s*(\S+)\s*")
 """A name or a pattern of names, which way, and the number."""
 EXPECTED = "expected NAME<=NUMBER or NAME>=NUMBER, as blimp<=0.02; several are separated by commas"
@@ -101,6 +107,31 @@ def bound_names(bounds: Sequence[Bound], names: Sequence[str], key: str = "budge
         if kept:
             of_name[name] = kept
     return of_name
+
+
+def n_to_tell(bound: Bound, change: Estimate, n: int, power: float = POWER) -> int | None:
+    r"""How many items, or clusters, it would take to tell whether a change keeps to its bound.
+
+    The half width of an interval falls with the root of n. If the change is what it is here, then of
+
+    .. math::
+        n' = n ((z_{0.975} + z_{power}) s / (change - bound))^2,    s = half width / z_{0.975}
+
+    items the interval of a new sample lies on one side of the bound with the probability ``power``.
+
+    Args:
+        bound: what cannot be told.
+        change: with its interval.
+        n: items, or clusters where items belong together, behind it.
+        power: the probability.
+
+    Returns:
+        The number; None where there is no interval, or the change is the bound itself.
+    """
+    distance, half = abs(change.value - bound.number), (change.high - change.low) / 2
+    if not (math.isfinite(half) and distance > 0):
+        return None
+    return math.ceil(n * ((Z + float(ndtri(power))) * half / Z / distance) ** 2)
 
 
 def _bound(part: str, text: str | Sequence[str], key: str) -> Bound:

@@ -58,6 +58,11 @@ class Estimate(NamedTuple):
     high: float
 
 
+def turned(change: Estimate) -> Estimate:
+    """The same seen from the other side: how much worse, of how much better."""
+    return Estimate(-change.value + 0.0, change.stderr, -change.high + 0.0, -change.low + 0.0)  # no negative zero
+
+
 class ClusterSums(NamedTuple):
     """Sums by cluster, with any number of leading axes, so that many data sets are computed at once.
 
@@ -148,6 +153,34 @@ def paired_difference(
     gained = cluster_sums(Ratio(np.maximum(change, 0), first.denominator), clusters)
     lost = cluster_sums(Ratio(np.maximum(-change, 0), first.denominator), clusters)
     return Estimate(value, *(float(x) for x in paired_share_interval(gained, lost)))
+
+
+def share_low(value: float, stderr: float, n: int) -> float:
+    """Lower end of the interval of a share, from its summary: Clopper and Pearson's at the effective number of items.
+
+    Args:
+        value: the share.
+        stderr: its standard error; 0 where all items score the same, which counts as n single items.
+        n: items.
+    """
+    effective = min(value * (1 - value) / stderr**2, n) if stderr > 0 else n
+    return float(_clopper_pearson(np.asarray(value), np.asarray(effective))[0])
+
+
+def smallest_change(stderr: float | None, n: int | None = None) -> float | None:
+    r"""Smaller changes than this lie within their own 95% interval around no change.
+
+    Args:
+        stderr: of the paired difference, once items have changed.
+        n: items of a share, none of which has changed yet: then z / (2 sqrt(n)), half the width of the widest interval
+            of a share, 4.9 points of 400 items.
+
+    Returns:
+        None where neither says anything.
+    """
+    if stderr is not None and stderr > 0:
+        return Z * stderr
+    return Z / (2 * math.sqrt(n)) if n else None
 
 
 def cluster_sums(items: Ratio, clusters: Sequence[str | int] | None = None) -> ClusterSums:

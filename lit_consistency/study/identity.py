@@ -64,6 +64,8 @@ ROOMS_OF = {"evaluate": (*ROOMS, "evaluation"), "analyze": (*ROOMS, "analysis")}
 LARGE = 1 << 28
 """Bytes above which a file counts by its size and time: a corpus is not read to plan a study."""
 PACKAGE = Path(__file__).resolve().parent.parent
+SUITE = PACKAGE / "tasks" / "suite"
+"""The suite's rows and tasks, which go by the folder's name."""
 
 
 @cache  # the keys of thousands of cells are the same few hundred
@@ -127,8 +129,11 @@ def contents(
         if is_free(key):
             continue
         for text in _texts(value):
-            task = shipped(tasks / f"{text.partition('/')[0].partition(':')[0]}.yaml")
-            watched = (key in TASK_KEYS or key.startswith("forgetting.")) and task.is_file()
+            name = text.partition("/")[0].partition(":")[0]
+            task, of_tasks = shipped(tasks / f"{name}.yaml"), key in TASK_KEYS or key.startswith("forgetting.")
+            watched = of_tasks and task.is_file()
+            if of_tasks and name == SUITE.name:  # lies in the package, wherever that is installed
+                found |= {f"{name}/{file.name}": _content(file) for file in sorted(SUITE.rglob("*.[jy]*"))}
             for path in _named_files(task if watched else Path(text)):
                 _add(found, path, data)
     return dict(sorted(found.items()))

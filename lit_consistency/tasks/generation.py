@@ -38,7 +38,7 @@ from lit_consistency.tasks.reading import headed_question
 from lit_consistency.tasks.task import Asking, EncodedTask, Engine, PromptedTask, ReadTask, check_pattern
 from lit_consistency.tasks.templates import as_text, render, take
 
-EXTRACTIONS = ("none", "gsm8k", "last_number", "first_line")
+EXTRACTIONS = ("none", "gsm8k", "last_number", "first_line", "json")
 WORDS = ("none", "first_line")
 """Extractions whose answers are compared without punctuation and articles; of numbers, and of what a regular expression
 cuts out, every sign counts: without it -x would equal x."""

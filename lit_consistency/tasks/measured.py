@@ -45,6 +45,17 @@ class Measured(NamedTuple):
         values = {name: float(value_of(r.numerator.sum(0), r.denominator.sum(0))) for name, r in self.ratios.items()}
         return {name: perplexity(value) if name == "word_perplexity" else value for name, value in values.items()}
 
+    def floor(self, metric: str) -> float:
+        """What a model that knows nothing may reach by a metric: its greatest baseline; 0 where there is none."""
+        if "accuracy" not in metric:
+            return 0.0
+        names = {
+            "accuracy": ("chance", "majority", "shortest"),
+            "accuracy_per_byte": ("chance", "majority"),
+            "balanced_accuracy": ("chance", "balanced_majority"),
+        }.get(metric, ("chance",))
+        return max((self.baselines.get(name, 0.0) for name in names), default=0.0)
+
     def estimates(self) -> dict[str, Estimate]:
         """Metric -> value, standard error and interval, as ``values``."""
         estimates = {

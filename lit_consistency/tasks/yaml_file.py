@@ -1,12 +1,14 @@
 """Tasks read from YAML. A file holds one task, or several alike: ``variants`` maps a name to the keys that differ.
 
 In a file with variants ``$variant`` stands for the variant's name anywhere in a text, and the task is called
-``NAME_VARIANT``. Paths of data are relative to the working folder, or to ``data_dir`` where one is given.
+``NAME_VARIANT``. Paths of data are relative to the working folder, or to ``data_dir`` where one is given. The name
+``suite`` is the file that lies in the package (tasks/suite), with its data.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from difflib import get_close_matches
@@ -21,6 +23,7 @@ from lit_consistency.records.strict_yaml import read_strict_yaml
 from lit_consistency.tasks.choice import ChoiceTask, PairsTask
 from lit_consistency.tasks.completion import CompletionTask
 from lit_consistency.tasks.generation import GenerationTask
+from lit_consistency.tasks.suite import DATA, FILE, NAME, OWN_SAMPLES
 from lit_consistency.tasks.task import Task
 from lit_consistency.tasks.task_data import TaskData
 from lit_consistency.tasks.text import TextTask
@@ -40,7 +43,7 @@ def load_tasks(name: str, data_dir: Path | None = None, world: World | Mapping[s
 
     Args:
         name: a YAML file, or the name of one in ``configs/evaluation``, as ``piqa`` or ``hub/mnli``; of a file with
-            variants, ``NAME/VARIANT`` or ``NAME:VARIANT`` is one of them.
+            variants, ``NAME/VARIANT`` or ``NAME:VARIANT`` is one of them; ``suite``, or ``suite/NAME``.
         data_dir: takes the place of the first folder, ``data/``, of every path in the file.
         world: of tasks of a world, the world to ask of in place of the file's, or those of its fields that differ.
 
@@ -52,6 +55,8 @@ def load_tasks(name: str, data_dir: Path | None = None, world: World | Mapping[s
     tasks = _read(path, data_dir, world)
     if variant is None:
         return list(tasks.values())
+    if path == FILE and variant == OWN_SAMPLES:
+        raise ValueError(f"tasks: {name!r}: texts that a run's base writes at its start; expected it in fit only")
     if variant not in tasks:
         raise ValueError(f"tasks: {name!r}: {path} has no {variant!r}; expected one of {', '.join(tasks)}")
     return [tasks[variant]]
@@ -107,6 +112,8 @@ def task_from_keys(
 
 def _read(path: Path, data_dir: Path | None, world: World | Mapping[str, Any] | None) -> dict[str, Task]:
     """The tasks of a file by the names of their variants; a single one has the file's."""
+    if path == FILE:  # it brings its data along
+        data_dir = DATA
     content = read_strict_yaml(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: a {type(content).__name__}; expected a mapping of keys")
@@ -137,6 +144,8 @@ def _read(path: Path, data_dir: Path | None, world: World | Mapping[str, Any] | 
 def _find(name: str) -> tuple[Path, str | None]:
     """File and variant of a name."""
     path = Path(name)
+    if re.fullmatch(rf"{NAME}([/:].+)?", name):
+        return FILE, name[len(NAME) + 1 :] or None
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise FileNotFoundError(f"tasks: {name}: no such file")
@@ -151,7 +160,7 @@ def _find(name: str) -> tuple[Path, str | None]:
             return folder / f"{file}.yaml", variant
         if Path(file).suffix in (".yaml", ".yml") and Path(file).is_file():
             return Path(file), variant
-    close = get_close_matches(name, known) or known
+    close = get_close_matches(name, [*known, NAME]) or [*known, NAME]
     expected = f"one of {', '.join(close)}" if close else "a YAML file"
     raise FileNotFoundError(f"tasks: {name!r}: there is no {FOLDER}/{name}.yaml; expected {expected}")
 

@@ -29,7 +29,7 @@ def test_medians_are_of_interleaved_rounds_after_one_that_does_not_count(monkeyp
         step()
         return next(clock[calls[-1]])
 
-    monkeypatch.setattr(measure, "seconds", seconds)
+    monkeypatch.setattr("lit_consistency.optimizers.measure.seconds", seconds)
     steps = {name: (lambda name=name: calls.append(name)) for name in clock}
     assert measure.medians(steps, "cpu", rounds=3) == {"a": 5000.0, "b": 7000.0}
     # each is run and timed once, then every round has both

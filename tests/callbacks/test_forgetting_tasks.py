@@ -37,9 +37,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
-def watching(files: dict[str, str]) -> list[str]:
+def watching(files: dict[str, str], **more: dict[str, Any]) -> list[str]:
     """Options that watch the choices for forgetting and the written answers for learning."""
-    retain = {"nli": {"task": files["nli"], "limit": 12, "shots": 1}}
+    retain = {"nli": {"task": files["nli"], "limit": 12, "shots": 1}, **more}
     return [
         f"--forgetting.retain={json.dumps(retain)}",
         f"--forgetting.learn={json.dumps({'said': {'task': files['said']}})}",
@@ -165,7 +165,8 @@ def test_two_processes_skip_alike(tmp_path: Path) -> None:
 def test_two_processes_report_what_one_does(
     strategy: str, files: dict[str, str], tiny_folder: Path, tmp_path: Path
 ) -> None:
-    options = [*watching(files), "--forgetting.every_n_steps=2", "--trainer.precision=64-true"]
+    sets = watching(files, own_samples={"limit": 8})
+    options = [*sets, "--forgetting.every_n_steps=2", "--trainer.precision=64-true"]
     process = start(
         tmp_path / "two",
         f"--model.checkpoint_dir={tiny_folder}",

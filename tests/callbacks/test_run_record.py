@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.metadata import parse_session_start_info_plugin_data
 
 from lit_consistency.callbacks import RunRecord
 from lit_consistency.cli.fit import build
@@ -110,15 +111,29 @@ def test_numbers_of_steps_that_were_left_are_shown_no_more(tmp_path: Path) -> No
     assert lines == [1, 2, 3, 4, 5, 6]
 
 
-def test_hparams_show_the_final_metrics(base: Path) -> None:
+def test_hparams_are_what_distinguishes_a_run(base: Path) -> None:
     events = EventAccumulator(str(base))
     events.Reload()
     tags = set(events.Tags()["scalars"])
     assert {"train/loss", "final/distance/all", "distance/all"} <= tags
     assert events.Scalars("final/distance/all")[-1].value > 0
-    assert "_hparams_/session_start_info" in events.summary_metadata
-    declared = events.summary_metadata["_hparams_/experiment"].plugin_data.content
-    assert b"final/distance/all" in declared
+    # one experiment would hide the metrics of all runs that declare others
+    assert "_hparams_/experiment" not in events.summary_metadata
+    declared = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    start = parse_session_start_info_plugin_data(declared)
+    given = {key: value.string_value or value.number_value for key, value in start.hparams.items()}
+    expected = {
+        "lr": 3e-4,
+        "weight_decay": 0.0,
+        "schedule": "Constant",
+        "batch": 8,
+        "steps": 4,
+        "base": "none",
+        "seed": 0,
+    }
+    expected |= {"optimizer": "AdamW", "method": "full", "model": "pythia-14m", "data": "WorldText"}
+    assert given.items() >= expected.items()
+    assert "rank" not in given
 
 
 def test_another_place_for_the_final_model(base: Path, tmp_path: Path) -> None:

@@ -86,3 +86,16 @@ def test_the_tasks_of_a_model_as_it_is(capsys: pytest.CaptureFixture[str]) -> No
     tasks_table([Measurement("retain", "choice", "accuracy", 0.8, 0.8, chance=0.25, now_stderr=0.0125)])
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "choice" in line]
     assert line.split() == ["choice", "accuracy", "0.8000±.013", "0.2500"]
+
+
+def test_the_table_says_what_a_set_can_resolve_and_where_the_base_guesses(capsys: pytest.CaptureFixture[str]) -> None:
+    """Before a change is seen, half the interval of a half: 1.96 / (2 sqrt(400)); then by the paired error."""
+    pairs = Measurement("retain", "pairs", "accuracy", 0.8, 0.8, 0.5, 0.02, 0.02, 0.0, items=400)
+    text = Measurement("retain", "prose", "bits_per_byte", 1.0, 1.1, 0.0, 0.05, 0.05, 0.01, items=26)
+    facts = Measurement("retain", "facts", "accuracy", 0.28, 0.25, 0.25, 0.033, 0.033, 0.01, items=187)
+    never = Measurement("retain", "json", "exact_match", 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, items=30)
+    assert [m.at_chance for m in (pairs, text, facts, never)] == [False, False, True, True]
+    results_table([pairs, text, facts, never], {})
+    words = " ".join(capsys.readouterr().out.split())
+    assert "are those below: pairs 4.9 points (400 items), prose 0.02 bits_per_byte (26 items) no better" in words
+    assert "nothing can be forgotten there: facts, json distance" in words

@@ -48,7 +48,8 @@ def shown(capsys: pytest.CaptureFixture[str], *options: object) -> str:
 
 
 def test_counts_are_those_of_training(rows: Path, model: Path, tmp_path: Path) -> None:
-    data = SFTData(RowFiles(str(rows)), tokenizer_dir=model, block_size=30, cache_dir=tmp_path / "cache", packing=False)
+    where = {"tokenizer_dir": model, "cache_dir": tmp_path / "cache"}
+    data = SFTData(RowFiles(str(rows)), block_size=30, packing=False, global_batch_size=4, micro_batch_size=4, **where)
     with pytest.warns(UserWarning, match="not used: topic"):
         data.setup()
     stats = data.stats()["train"]

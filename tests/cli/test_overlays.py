@@ -263,6 +263,11 @@ def test_null_removes_one_of_them(watch: OverlayParser) -> None:
     assert things(watch, first, "--watch.retain.a=null") == {"b": {"task": "b"}}
     assert things(watch, first, "--config=watch: {retain: {a: null, c: x}}") == {"b": {"task": "b"}, "c": {"task": "x"}}
     assert things(watch, first, "--watch.retain=null", "--watch.retain=[c]") == {"c": {"task": "c"}}
+    for nothing in ("{}", "[]"):
+        assert things(watch, first, f"--watch.retain={nothing}") == {}, "not null, which may mean a default"
+        assert things(watch, first, f"--config=watch: {{retain: {nothing}}}", "--watch.retain=[c]") == {
+            "c": {"task": "c"}
+        }
 
 
 @pytest.mark.parametrize(
@@ -276,7 +281,7 @@ def test_null_removes_one_of_them(watch: OverlayParser) -> None:
         (["--watch.retain=blimp"], "watch.retain: blimp: expected a list, as [blimp], or a mapping of names"),
         (["--watch.retain=[{limit: 3}]"], "watch.retain: {'limit': 3} has no name: expected a mapping of names"),
         (["--watch.retain={a: 123}"], "watch.retain.a: 123: expected a name or a mapping"),
-        (["--watch.retain.a.limit=many"], "watch.retain.a.limit: Expected a <class 'int'>. Got value: many"),
+        (["--watch.retain.a.limit=many"], "watch.retain.a.limit: many: expected a whole number"),
         (["--watch.retain={a: {limits: 3}}"], "watch.retain.a: Key 'limits' is not expected"),
     ],
 )

@@ -35,7 +35,8 @@ def test_a_changed_file_is_tokenized_anew(tokenizer_folder: Path, tmp_path: Path
     counts = []
     for text in ("the day", "the day and the answer"):
         file.write_text(text)
-        data = PretrainData(TextFiles(str(file)), tokenizer_dir=tokenizer_folder, block_size=4)
+        batch = {"block_size": 4, "global_batch_size": 1, "micro_batch_size": 1}
+        data = PretrainData(TextFiles(str(file)), tokenizer_dir=tokenizer_folder, **batch)
         data.setup()
         counts.append(data.stats()["train"]["n_bytes"])
     assert counts == [7, 22]
@@ -43,7 +44,7 @@ def test_a_changed_file_is_tokenized_anew(tokenizer_folder: Path, tmp_path: Path
 
 def test_no_documents_is_an_error(tokenizer_folder: Path) -> None:
     data = PretrainData(ListSource([]), tokenizer_dir=tokenizer_folder)
-    with pytest.raises(ValueError, match="data, train: ListSource gives nothing to learn from; expected a document"):
+    with pytest.raises(ValueError, match="data, train: nothing to learn from: ListSource: 0 documents; expected more"):
         data.prepare_data()
 
 

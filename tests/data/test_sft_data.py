@@ -56,7 +56,7 @@ def test_every_training_batch_learns_something(tokenizer_folder: Path) -> None:
 
 
 def test_rows_that_are_all_cut_away_are_an_error(tokenizer_folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"ListRows gives nothing to learn from \(1 dropped\)"):
+    with pytest.raises(ValueError, match=r"nothing to learn from: ListRows: 1 row, 1 dropped, .*block_size"):
         opened(tokenizer_folder, [("x" * 50, "y")], block_size=8)
 
 
@@ -130,14 +130,14 @@ READ: list[tuple[dict[str, Any], list[str]]] = [
     ({"instruction": "And?", "history": [["How wide?", "Nine."]], "output": "Forty."}, ["Nine.", "Forty."]),
     ({"messages": [user("2+2?"), {**assistant("5"), "weight": 0}, user("Again."), assistant("4")]}, ["4"]),
     ({"messages": [user("2+2?"), assistant("4"), user("Why?"), {**assistant("x"), "train": False}]}, ["4"]),
-    ({"text": "the day", "id": 1}, ["the day"]),
+    ({"text": "the day", "id": 1, "topic": "time"}, ["the day"]),
 ]
 
 
 def test_rows_of_many_formats_are_learned_as_they_say(tokenizer_folder: Path, tmp_path: Path) -> None:
     file = RowFiles(str(write_jsonl(tmp_path / "rows.jsonl", [row for row, _ in READ])))
     data = SFTData(file, tokenizer_dir=tokenizer_folder, packing=False)
-    with pytest.warns(UserWarning, match=r"fields that are not used: id \(1 row\)"):
+    with pytest.warns(UserWarning, match=r"fields that are not used: topic \(1 row\)$"):
         data.setup()
     shard = data._shards["train"]
     assert shard.supervised is not None

@@ -83,7 +83,15 @@ def test_a_stage_without_held_out_rows_is_refused(folder: Path) -> None:
         module.trainer.validate(module, sft(folder))
 
 
-@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+def test_prediction_runs_on_the_rows_where_nothing_is_held_out(folder: Path) -> None:
+    data = sft(folder)
+    trainer = fit(data, max_epochs=1).trainer
+    predicted = trainer.predict(trainer.lightning_module, data)
+    assert predicted is not None
+    assert sum(int(value) for value in predicted) == data.stats()["train"]["n_supervised"]
+
+
+@pytest.mark.parametrize("stage", ["validate", "test"])
 def test_the_data_of_a_fit_refuse_a_stage_without_held_out_rows_too(stage: str, folder: Path) -> None:
     data = sft(folder)
     module = fit(data, max_epochs=1)

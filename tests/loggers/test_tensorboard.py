@@ -1,11 +1,17 @@
-"""Events of a run that went back to an earlier checkpoint, read as TensorBoard reads them."""
+"""Events of runs, read as TensorBoard reads them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.hparams import api_pb2, get_experiment, list_session_groups
+from tensorboard.plugins.hparams.backend_context import Context
 
 from lit_consistency.loggers.tensorboard import TensorBoardRunLogger
 
@@ -41,3 +47,36 @@ def test_nothing_is_written_before_the_beginning(tmp_path: Path) -> None:
     logger.keep_until(-1)
     logger.save()
     assert not list(tmp_path.iterdir())
+
+
+def test_the_hparams_page_has_the_metrics_of_all_runs(tmp_path: Path) -> None:
+    """Asked of tensorboard's own plugin: two runs of other tasks and methods, and one that was stopped."""
+    runs = {
+        "a": ({"lr": 1e-3, "method": "full"}, {"final/learn/x": 0.5}),
+        "b": ({"lr": 3e-3, "method": "lora", "rank": 8}, {"final/learn/y": 0.75, "final/retain/z": 0.25}),
+        "c": ({"lr": 1e-3, "method": "full"}, {}),
+    }
+    for name, (chosen, numbers) in runs.items():
+        logger = TensorBoardRunLogger(str(tmp_path), name=name, version="", default_hp_metric=False)
+        logger.begin()
+        logger.begin_session(chosen)
+        logger.log_metrics(numbers, 2)
+        if numbers:
+            logger.end_session()
+        logger.finalize("success")
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(tmp_path))
+    multiplexer.Reload()
+    backend = Context(TBContext(data_provider=MultiplexerDataProvider(multiplexer, str(tmp_path))))
+    experiment = get_experiment.Handler(RequestContext(), backend, "", api_pb2.GetExperimentRequest()).run()
+    assert {info.name for info in experiment.hparam_infos} == {"lr", "method", "rank"}
+    assert {info.name.tag for info in experiment.metric_infos} == {key for _, of in runs.values() for key in of}
+    request = api_pb2.ListSessionGroupsRequest(slice_size=9, allowed_statuses=range(4))
+    groups = list_session_groups.Handler(RequestContext(), backend, "", request).run().session_groups
+    rows = {group.name: group for group in groups}
+    assert rows.keys() == runs.keys()
+    for name, (chosen, numbers) in runs.items():
+        row = rows[name]
+        assert {k: v.string_value or v.number_value for k, v in row.hparams.items()} == chosen
+        assert {value.name.tag: value.value for value in row.metric_values} == numbers
+        ended = api_pb2.STATUS_SUCCESS if numbers else api_pb2.STATUS_UNKNOWN
+        assert [session.status for session in row.sessions] == [ended]

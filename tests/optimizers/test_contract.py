@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import io
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,8 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from torch import nn
 
-from lit_consistency.optimizers import parameter_groups
+from lit_consistency.optimizers import contract, parameter_groups
+from lit_consistency.optimizers.contract import Build, run, through_a_file
 from tests.optimizers.models import small_gpt, small_lora
 
 OptimizerFactory = Callable[[list[dict]], torch.optim.Optimizer]
@@ -58,31 +58,14 @@ def build(name: str, model: nn.Module, **options: Any) -> torch.optim.Optimizer:
     return class_of(file)(groups, **(SECTIONS[file]["init_args"] | more | options))
 
 
-def set_grads(model: nn.Module, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
-
-
-def run(optimizer: torch.optim.Optimizer, model: nn.Module, seeds: range) -> dict[str, torch.Tensor]:
-    for seed in seeds:
-        set_grads(model, seed)
-        optimizer.step()
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
+def builder(name: str, **options: Any) -> Build:
+    return lambda groups: build(name, nn.Module(), groups=groups, **options)
 
 
 def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     assert found.keys() == expected.keys()
     for name in expected:
         assert torch.equal(found[name], expected[name]), name
-
-
-def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 def test_every_optimizer_has_a_file() -> None:
@@ -152,56 +135,23 @@ def test_help_describes_every_hyperparameter(name: str, capsys: pytest.CaptureFi
 
 @every_variant
 def test_the_closure_is_called_once_with_gradients_and_its_loss_returned(name: str) -> None:
-    model = small_gpt()
-    optimizer = build(name, model)
-    before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    calls = []
-
-    def closure() -> torch.Tensor:
-        calls.append(torch.is_grad_enabled())
-        loss = model(torch.arange(8)[None]).square().mean()
-        loss.backward()
-        return loss
-
-    loss = optimizer.step(closure)
-    assert calls == [True]
-    assert loss.requires_grad
-    assert any(not torch.equal(p, before[n]) for n, p in model.named_parameters())
+    contract.calls_closure_once(builder(name), small_gpt)
 
 
 @every_variant
 def test_every_parameter_moves_and_no_gradient_does(name: str) -> None:
-    model = small_gpt("pythia-14m")
-    before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    optimizer = build(name, model)
-    run(optimizer, model, range(1))
-    grads = {n: p.grad.clone() for n, p in model.named_parameters()}
-    optimizer.step()
-    for n, parameter in model.named_parameters():
-        assert not torch.equal(parameter, before[n]), n
-        assert torch.equal(parameter.grad, grads[n]), n
+    assert contract.unmoved(builder(name), lambda: small_gpt("pythia-14m")) == []
+    contract.leaves_gradients(builder(name), lambda: small_gpt("pythia-14m"))
 
 
 @every_variant
 def test_lora_adapters_are_trained_and_nothing_else(name: str) -> None:
-    model = small_lora()
-    before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    after = run(build(name, model), model, range(2))
-    assert {n for n in after if not torch.equal(after[n], before[n])} == {n for n in after if "lora_" in n}
+    assert contract.unmoved(builder(name), small_lora) == []
 
 
 @every_variant
 def test_a_saved_state_continues_bit_for_bit(name: str) -> None:
-    straight = small_gpt()
-    expected = run(build(name, straight), straight, range(6))
-    first = small_gpt()
-    optimizer = build(name, first)
-    run(optimizer, first, range(3))
-    second = small_gpt()
-    second.load_state_dict(first.state_dict())
-    resumed = build(name, second)
-    resumed.load_state_dict(through_a_file(optimizer.state_dict()))
-    assert_equal(run(resumed, second, range(3, 6)), expected)
+    contract.continues_bit_for_bit(builder(name), small_gpt)
 
 
 @every_variant
@@ -244,30 +194,12 @@ def test_state_of_float64_parameters_is_float64_but_for_the_counter(name: str) -
 
 @every_variant
 def test_parameters_without_a_gradient_keep_value_and_state(name: str) -> None:
-    model = small_gpt()
-    optimizer = build(name, model)
-    run(optimizer, model, range(1))
-    skipped = model.transformer.h[0].attn.qkv.weight
-    value = skipped.detach().clone()
-    state = {key: tensor.clone() for key, tensor in optimizer.state[skipped].items()}
-    set_grads(model, 1)
-    skipped.grad = None
-    optimizer.step()
-    assert torch.equal(skipped, value)
-    assert_equal(optimizer.state[skipped], state)
+    contract.keeps_without_gradient(builder(name), small_gpt)
 
 
 @every_variant
 def test_the_rate_of_every_group_is_the_schedulers(name: str) -> None:
-    model = small_gpt()
-    optimizer = build(name, model)
-    base = [group["lr"] for group in optimizer.param_groups]
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 if step == 0 else 0.0)
-    before = run(optimizer, model, range(1))
-    scheduler.step()
-    assert [group["initial_lr"] for group in optimizer.param_groups] == base
-    # at a rate of zero nothing moves, decay included
-    assert_equal(run(optimizer, model, range(1, 2)), before)
+    contract.follows_the_rate(builder(name), small_gpt)
 
 
 @every_variant
@@ -310,17 +242,12 @@ def test_the_groups_that_are_given_are_left_as_they_were(name: str) -> None:
 
 @every_variant
 def test_groups_keep_their_names_roles_and_splits(name: str) -> None:
-    groups = parameter_groups(small_gpt())
-    file, more = VARIANTS[name]
-    optimizer = class_of(file)(groups, **more)
-    found = {(g["role"], g["split"], tuple(g["param_names"])) for g in optimizer.param_groups}
-    assert found == {(g["role"], g["split"], tuple(n for n, _ in g["params"])) for g in groups}
+    contract.takes_groups(builder(name), small_gpt)
 
 
 @every_variant
 def test_lightning_may_clip_its_gradients(name: str) -> None:
-    # Lightning 2.6 refuses to clip for an optimizer that declares this
-    assert not getattr(build(name, small_gpt()), "_step_supports_amp_scaling", False)
+    contract.may_be_clipped(builder(name), small_gpt)
 
 
 @every_variant

@@ -8,8 +8,9 @@ import pickle
 import pytest
 import torch
 
+from lit_consistency.optimizers.contract import run
 from tests.optimizers.models import small_gpt
-from tests.optimizers.test_contract import build, every_variant, run
+from tests.optimizers.test_contract import build, every_variant
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_consistency.model import GPT, model_config
-from lit_consistency.optimizers import SGD, AdamW, FilteredMuon, MoFO, Muon, parameter_groups
+from lit_consistency.optimizers import SGD, AdamW, FilteredMuon, Lion, MoFO, Muon, parameter_groups
 from lit_consistency.optimizers.core.optimizer import GroupOptimizer
 from tests.simulated_cuda import Simulated, simulated_cuda, to_cuda
 
@@ -17,6 +17,7 @@ OPTIMIZERS: dict[str, tuple[type[GroupOptimizer], dict]] = {
     "adamw": (AdamW, {"weight_decay": 0.1}),
     "adamw, stochastic": (AdamW, {"low_precision": "stochastic"}),
     "sgd": (SGD, {"momentum": 0.9}),
+    "lion": (Lion, {"weight_decay": 0.1}),
     "muon, direct": (Muon, {"ns_form": "direct", "ns_dtype": "float32"}),
     "muon, gram": (Muon, {"ns_form": "gram", "ns_dtype": "float32"}),
     "muon, every option": (

@@ -105,3 +105,18 @@ def paired_update(
     root_B = right_B @ torch.diag((sizes_B**2 + (damping * sizes_A.max()) ** 2) ** -0.5) @ right_B.T
     scale = 0.5 * 0.2 * math.sqrt(max(lora_B.size(0), lora_A.size(1)))
     return scale * polar_factor(grad_B @ root_A) @ root_A, scale * root_B @ polar_factor(root_B @ grad_A)
+
+
+def lion_trajectory(
+    start: Tensor, grads: list[Tensor], *, lr: float, betas: tuple[float, float], weight_decay: float
+) -> Tensor:
+    """Lion, coordinate by coordinate in Python's floats, from the statement of the paper's program 1."""
+    values = start.double().flatten().tolist()
+    momenta = [0.0] * len(values)
+    for grad in grads:
+        for i, slope in enumerate(grad.double().flatten().tolist()):
+            mixed = betas[0] * momenta[i] + (1 - betas[0]) * slope
+            sign = (mixed > 0) - (mixed < 0)
+            values[i] -= lr * (sign + weight_decay * values[i])
+            momenta[i] = betas[1] * momenta[i] + (1 - betas[1]) * slope
+    return torch.tensor(values, dtype=torch.float64).view_as(start)

@@ -62,6 +62,13 @@ def test_finished_cells_of_earlier_versions_are_found(file: str, fingerprint: st
     assert fingerprint_of(numbers_of(flatten(options)), sort_keys=True)[:16] == fingerprint
 
 
+def test_what_the_suite_asks_is_part_of_a_cell_that_names_it() -> None:
+    named = contents({"forgetting.retain.suite.task": "suite", "world": "suite"})
+    assert {"suite/suite.yaml", "suite/pairs.jsonl"} <= named.keys()
+    assert contents({"tasks": ["suite/pairs"]}) == named
+    assert contents({"world": "suite"}) == {}
+
+
 def test_the_code_counts_by_what_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(identity, "PACKAGE", tmp_path)
     monkeypatch.setattr(identity, "ROOMS", ("module.py", "optimizers"))

@@ -18,7 +18,7 @@ from tests.tasks.tiny import NLI, PAIRS, WRITTEN, nli_rows, tiny_model, write_li
 pytestmark = pytest.mark.filterwarnings("ignore:task .*(constant|truncated)", "ignore:.*was pretrained with")
 PEOPLE: dict[str, Any] = {"class_path": "lit_consistency.data.worlds.Biographies"}
 PEOPLE["init_args"] = {"n_people": 3, "n_new": 1}
-SPOKEN = [{"prompt": f"thing {i}:", "completion": f" die Wälder {i}"} for i in range(12)]
+SPOKEN = [{"prompt": f"thing {i}:", "completion": f" die Wälder {i}", "id": f"q{i}"} for i in range(12)]
 
 
 @pytest.fixture(scope="module")
@@ -132,11 +132,20 @@ def test_validate_measures_what_the_last_step_of_the_run_measured(
     assert numbers["val/loss"] == pytest.approx(latest["learn/spoken"], rel=1e-6)
 
 
-def test_predict_sums_to_what_the_rows_have_as_a_task(run: tuple[ConsistencyCLI, Path], tmp_path: Path) -> None:
-    again("predict", run, tmp_path, "--data.init_args.packing=false")
-    (file,) = tmp_path.rglob("predictions.jsonl")
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    assert len(rows) == len(SPOKEN)
+def test_predict_writes_a_line_for_each_row_that_sum_to_what_they_have_as_a_task(
+    run: tuple[ConsistencyCLI, Path], tmp_path: Path
+) -> None:
+    lines = {}
+    for packing in ("true", "false"):
+        again("predict", run, tmp_path / packing, f"--data.init_args.packing={packing}")
+        (file,) = (tmp_path / packing).rglob("predictions.jsonl")
+        lines[packing] = [json.loads(line) for line in file.read_text().splitlines()]
+    rows, alone = lines["true"], lines["false"]
+    assert [row.pop("nll") for row in alone] == pytest.approx([row["nll"] for row in rows], rel=1e-5)
+    assert alone == [{key: value for key, value in row.items() if key != "nll"} for row in rows]
+    for row, spoken in zip(rows, SPOKEN, strict=True):
+        assert (row["id"], row["prompt"], row["answer"]) == (spoken["id"], spoken["prompt"], spoken["completion"])
+        assert row["exact"] == (row["first_choice"] == row["answer"]) == (row["greedy"] == row["targets"])
     nats_per_token = sum(row["nll"] for row in rows) / sum(row["n_tokens"] for row in rows)
     latest = watched(run[0]).latest["learn/spoken"]
     assert show(nats_per_token) == show(latest)

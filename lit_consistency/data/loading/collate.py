@@ -2,7 +2,8 @@
 
 ``tokens``, ``targets``, ``positions`` (B, T) int64 and ``documents`` (B, T) int32; padding on the right is token 0,
 target -100, position 0, document -1. Batches for training also hold the number of supervised tokens of the whole
-optimizer step, so that any split into micro-batches and ranks gives the same gradient.
+optimizer step, so that any split into micro-batches and ranks gives the same gradient; where rows are replayed, the
+loader adds which ones (``replayed``, (B,) bool), and how many of those tokens are theirs (``supervised_replayed``).
 """
 
 from __future__ import annotations

@@ -29,8 +29,13 @@ class _MicroBatches(Dataset):
 
     def __getitem__(self, micro_batch: MicroBatch) -> Batch:
         rows = [self.rows[i] if i >= 0 else EMPTY for i in micro_batch.rows]
-        supervised = int(self.rows.supervised[micro_batch.global_batch].sum()) if self.training else None
-        return collate(rows, self.rows.block_size if self.rows.full else None, supervised)
+        whole = micro_batch.global_batch
+        supervised = int(self.rows.supervised[whole].sum()) if self.training else None
+        batch = collate(rows, self.rows.block_size if self.rows.full else None, supervised)
+        if self.training and (replayed := self.rows.replayed) is not None:
+            batch["replayed"] = torch.tensor([i >= 0 and bool(replayed[i]) for i in micro_batch.rows])
+            batch["supervised_replayed"] = torch.tensor(int(self.rows.supervised[whole][replayed[whole]].sum()))
+        return batch
 
 
 class _Remaining:

@@ -28,10 +28,17 @@ class MixedRows(TokenRows):
         seed: Seed of the draws.
         first_stream: Number of the first set's draws; those of two sets of one seed differ.
         epoch: The epoch, which has draws of its own.
+        replays: Whether all sets but the first are replayed.
     """
 
     def __init__(
-        self, sets: Sequence[TokenRows], counts: Sequence[int | None], seed: int, first_stream: int, epoch: int = 0
+        self,
+        sets: Sequence[TokenRows],
+        counts: Sequence[int | None],
+        seed: int,
+        first_stream: int,
+        epoch: int = 0,
+        replays: bool = False,
     ) -> None:
         self.full = sets[0].full
         self.block_size = sets[0].block_size
@@ -47,6 +54,7 @@ class MixedRows(TokenRows):
         self.index_in_set = np.concatenate(indexes)
         self.set_of_row = np.repeat(np.arange(len(indexes)), [len(n) for n in indexes])
         self.supervised = np.concatenate([rows.supervised[n] for rows, n in zip(sets, indexes, strict=True)])
+        self.replayed = self.set_of_row > 0 if replays else None
 
     @property
     def n_of_set(self) -> list[int]:
@@ -56,7 +64,11 @@ class MixedRows(TokenRows):
     def of_epoch(self, epoch: int) -> MixedRows:
         """The mixture of another epoch: as many rows, of which those that are drawn are drawn anew."""
         sets = [rows.of_epoch(epoch) for rows in self.sets]
-        return MixedRows(sets, self.counts, self.seed, self.first_stream, epoch)
+        return MixedRows(sets, self.counts, self.seed, self.first_stream, epoch, self.replayed is not None)
+
+    def document(self, i: int, number: int) -> tuple[int, int]:
+        """As of the row's own set."""
+        return self.sets[self.set_of_row[i]].document(int(self.index_in_set[i]), number)
 
     def __getitem__(self, i: int) -> PackedSequence:
         """Row i; the rows of a set stand together."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_consistency.data.tokens.packing import shuffled
 
@@ -71,3 +72,12 @@ class Order:
             first = self.rank * own + within * self.micro_batch_size
             micro_batch = global_batch[first : first + self.micro_batch_size]
             yield MicroBatch(micro_batch + [-1] * (self.micro_batch_size - len(micro_batch)), global_batch)
+
+
+def warn_of_empty_rows(n_rows: int, global_batch_size: int) -> None:
+    """A batch that is larger than an epoch is filled with empty rows, which cost as much time as others."""
+    if 2 * n_rows <= global_batch_size:
+        rank_zero_warn(
+            f"data.global_batch_size = {global_batch_size}: an epoch has {n_rows:,} rows, the others of every step are "
+            f"empty and cost time; {n_rows} would train on the same"
+        )

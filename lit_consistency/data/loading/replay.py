@@ -51,7 +51,7 @@ class Replay:
         whole = train.supervised.sum() / (1 - sum(self.shares.values()))
         shares = [self.shares[name] for name in self.parts]
         counts = [rows_for(whole * share, rows) for rows, share in zip(replayed, shares, strict=True)]
-        return MixedRows([train, *replayed], [None, *counts], seed, first_stream=-1)
+        return MixedRows([train, *replayed], [None, *counts], seed, first_stream=-1, replays=True)
 
     def fingerprint(self) -> dict[str, Any]:
         """The share; the parts have fingerprints of their own."""

@@ -38,7 +38,10 @@ FORMATS = (*TURNS, *("/".join(pair) for pair in PAIRS), "text")
 SYSTEMS = ("system", "system_prompt")
 EXTRAS = ("context", "input")
 
-COLUMNS = ("messages", "prompt", "completion", "text", "system", "input", "history", "reasoning_content", "tools")
+IDS = ("id", "_id", "uuid", "idx", "row_id", "prompt_id", "question_id", "task_id")
+"""A row's own name, by which ``predict`` calls it; nothing of it is learned."""
+
+COLUMNS = ("messages", "prompt", "completion", "text", "system", "input", "history", "reasoning_content", "tools", "id")
 READING = 2
 """Raised when the same rows are read as other conversations, so that tokens of an earlier reading are not taken."""
 
@@ -55,6 +58,7 @@ class Conversation(NamedTuple):
         format: As what the row was read.
         used: The row's fields that were read.
         unused: Those that were not, and say something.
+        id: The row's own name, where it has one.
     """
 
     messages: Messages
@@ -64,6 +68,7 @@ class Conversation(NamedTuple):
     format: str = ""
     used: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    id: str | int | None = None
 
 
 def check_columns(columns: Mapping[str, str] | None) -> None:
@@ -106,6 +111,9 @@ def conversation_of(row: Any, place: str, columns: Mapping[str, str] | None = No
     messages = [turn for turn in reader.messages() if turn["role"] != "system" or turn["content"].strip()]
     _check_turns(messages, place)
     used = {names[name] for name in reader.used}
+    own_name = next((name for name in IDS if _is_name(fields.get(name))), None)
+    if own_name is not None:
+        used.add(names[own_name])
     unused = {name for name in row if name not in used and not is_empty(row[name])} | reader.unused
     form = reader.format if columns is None else ", ".join(f"{name}: {column}" for name, column in columns.items())
     order = list(row)
@@ -117,6 +125,7 @@ def conversation_of(row: Any, place: str, columns: Mapping[str, str] | None = No
         form,
         tuple(sorted(used, key=order.index)),
         tuple(sorted(unused)),
+        None if own_name is None else fields[own_name],
     )
 
 
@@ -260,6 +269,10 @@ class _RowReader:
     def _text(self, name: str) -> str:
         self.used.add(name)
         return take_text(self.fields, name, self.place)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str | int) and value != ""
 
 
 def _is_answer(turn: dict[str, Any]) -> bool:

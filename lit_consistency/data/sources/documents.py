@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_info
 from tokenizers import Tokenizer
 
 from lit_consistency.data.sources.files import (
@@ -24,8 +25,12 @@ from lit_consistency.data.sources.files import (
     read_text,
     take_text,
 )
-from lit_consistency.data.sources.hold_out import HoldOut, Part
+from lit_consistency.data.sources.hold_out import HoldOut, Part, counted
+from lit_consistency.data.sources.separators import guess_separator
 from lit_consistency.records.extras import require
+
+FIELDS = ("text", "content", "document", "body", "raw_content", "story")
+"""Fields that hold the text of a document, in the order in which they are looked for."""
 
 
 class Source(ABC):
@@ -48,6 +53,10 @@ class Source(ABC):
     def default_tokenizer(self) -> Tokenizer | None:
         """The tokenizer that belongs to the text, or None; used where neither the user nor the model names one."""
         return None
+
+    def about(self) -> str:
+        """What the documents are and how many, for a message that too few of them are left."""
+        return f"{type(self).__name__}: {counted(self.documents(), 'document')}"
 
 
 class _FileSource(Source):
@@ -74,6 +83,13 @@ class _FileSource(Source):
         """Kind, options and files."""
         files = fingerprint_files(self.files)
         return {"kind": type(self).__name__, **self._options(), **self.hold_out.fingerprint(), "files": files}
+
+    def about(self) -> str:
+        """With path and options; the documents are those of all parts."""
+        options = "".join(f", {key} = {value!r}" for key, value in self._options().items())
+        whole = (text for file in self.files for text in self._read(file) if text.strip())
+        n_files = counted(self.files, "file")
+        return f"path = {self.path} ({n_files}{options}): {counted(whole, 'document')}{self.hold_out.about()}"
 
     @abstractmethod
     def _options(self) -> dict[str, Any]:
@@ -164,6 +180,71 @@ class Parquet(_FileSource):
             yield take_text(value, self.field, place)
 
 
+class DocumentFiles(_FileSource):
+    r"""Text in files of any kind, each read by its ending: .txt and .md, .jsonl, .parquet; all but the last packed too.
+
+    Args:
+        path: A file, a folder (its .txt, .md, .jsonl and .parquet files, also .gz and .zst, with subfolders) or a glob
+            pattern. Parquet and .zst need the extra ``hf``.
+        separator: Text between two documents of a .txt or .md file, as ``"\n\n\n"`` in YAML; None: a file is a
+            document; ``auto``: guessed from the files, and said.
+        field: Of the rows of .jsonl and .parquet files, the one that holds the text; None: the first of ``FIELDS`` that
+            a row has.
+        part: Everything, what trains, or what is held out for validation.
+        validation_share: Share of documents held out, by their text; 0 < share < 1 where ``part`` is not ``all``.
+    """
+
+    suffixes = (*TextFiles.suffixes, *JsonLines.suffixes, *Parquet.suffixes)
+
+    def __init__(
+        self,
+        path: str,
+        separator: str | None = "auto",
+        field: str | None = None,
+        part: Part = "all",
+        validation_share: float = 0.0,
+    ) -> None:
+        if separator == "":
+            raise ValueError("separator = '': expected at least one character, auto, or null for one document per file")
+        super().__init__(path, part, validation_share)
+        self.field = field
+        self.separator = separator
+        for file in self.files:
+            if not file.name.endswith(self.suffixes):
+                raise ValueError(f"path = {file}: expected a file that ends in {', '.join(self.suffixes)}")
+            if file.suffix == ".parquet":
+                require("pyarrow", "DocumentFiles with .parquet files")
+        texts = [file for file in self.files if file.name.endswith(TextFiles.suffixes)]
+        if separator == "auto":
+            self.separator, why = guess_separator(texts) if texts else (None, "")
+            if texts:
+                rank_zero_info(f"path = {path}: {counted(texts, 'file')} of text, separator: {why} (separator = auto)")
+
+    def _options(self) -> dict[str, Any]:
+        return {"separator": self.separator, "field": self.field}
+
+    def _read(self, file: Path) -> Iterator[str]:
+        if file.name.endswith(TextFiles.suffixes):
+            # nothing stands behind the last separator
+            texts = [read_text(file)] if self.separator is None else filter(None, read_separated(file, self.separator))
+            yield from texts
+            return
+        columns = None if self.field is None else [self.field]
+        for place, row in read_parquet(file, columns) if file.suffix == ".parquet" else read_json_lines(file):
+            yield take_text(row, self.field or _text_field(row, place), place)
+
+
+def _text_field(row: Any, place: str) -> str:
+    """The field that holds a row's text; where the row has none of ``FIELDS``, the error names what it has."""
+    fields = row if isinstance(row, dict) else {}
+    name = next((name for name in FIELDS if fields.get(name) is not None), None)
+    if name is None and fields:
+        raise ValueError(
+            f"{place}: fields {', '.join(map(repr, fields))}; expected one of {', '.join(FIELDS)}, or `field`"
+        )
+    return name or FIELDS[0]
+
+
 class HeldOutDocuments(Source):
     """One side of the documents of any source, divided by their text.
 
@@ -185,6 +266,10 @@ class HeldOutDocuments(Source):
     def fingerprint(self) -> dict[str, Any]:
         """The part, and what the documents depend on."""
         return {"kind": "HeldOutDocuments", **self.hold_out.fingerprint(), "source": self.whole.fingerprint()}
+
+    def about(self) -> str:
+        """That of the source, and which side of it this is."""
+        return f"{self.whole.about()}{self.hold_out.about()}"
 
     def default_tokenizer(self) -> Tokenizer | None:
         """That of the source."""

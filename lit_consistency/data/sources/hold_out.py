@@ -7,12 +7,24 @@ moves nothing from one side to the other. The price: the share holds in expectat
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from lit_consistency.records.fingerprints import seed_of
 
 Part = Literal["all", "train", "validation"]
+
+
+def counted(things: Iterable[object], what: str) -> str:
+    """How many there are, as ``1 document`` or ``1,200 documents``."""
+    n = sum(1 for _ in things)
+    return f"{n:,} {what}{'s' * (n != 1)}"
+
+
+def is_held_out(seed: int, validation_share: float) -> bool:
+    """Whether the text with this ``seed_of`` is held out."""
+    return seed < validation_share * 2**64
 
 
 @dataclass(frozen=True)
@@ -46,8 +58,13 @@ class HoldOut:
         """Whether what this text stands for, a document or a prompt, belongs to the part."""
         if self.part == "all":
             return True
-        held_out = seed_of(text) < self.validation_share * 2**64
-        return held_out == (self.part == "validation")
+        return is_held_out(seed_of(text), self.validation_share) == (self.part == "validation")
+
+    def about(self) -> str:
+        """The side in words, behind a number of what is divided; empty for all."""
+        return (
+            "" if self.part == "all" else f", divided by validation_share = {self.validation_share}, part {self.part}"
+        )
 
     def fingerprint(self) -> dict[str, Any]:
         """The options, as JSON; ``by`` only where it decides anything, so that tokens of whole sets stay valid."""

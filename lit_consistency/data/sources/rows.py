@@ -29,7 +29,7 @@ from lit_consistency.data.sources.files import (
     read_parquet,
     read_table,
 )
-from lit_consistency.data.sources.hold_out import HoldOut, Part
+from lit_consistency.data.sources.hold_out import HoldOut, Part, counted
 from lit_consistency.records.extras import require
 
 __all__ = ["Conversation", "RowFiles", "Rows"]
@@ -61,6 +61,10 @@ class Rows(ABC):
     def default_tokenizer(self) -> Tokenizer | None:
         """The tokenizer that belongs to the rows, or None; used where neither the user nor the model names one."""
         return None
+
+    def about(self) -> str:
+        """What the rows are and how many, for a message that too few of them are left."""
+        return f"{type(self).__name__}: {counted(self.rows(), 'row')}"
 
 
 class ReadRows(Rows):
@@ -107,7 +111,8 @@ class RowFiles(ReadRows):
         part: Everything, what trains, or what is held out for validation.
         validation_share: Share of prompts held out with all their answers; 0 < share < 1 where ``part`` is not ``all``.
         columns: For any other format: ``prompt`` and ``completion``, ``messages``, or ``text``, beside them ``system``,
-            ``input``, ``history``, ``reasoning_content``, ``tools`` -> the name of the column. Others are not read.
+            ``input``, ``history``, ``reasoning_content``, ``tools``, ``id`` -> the name of the column. Others are not
+            read.
     """
 
     def __init__(
@@ -136,6 +141,10 @@ class RowFiles(ReadRows):
         """Kind, options and files."""
         return {"kind": "RowFiles", **self._read_as(), "files": fingerprint_files(self.files)}
 
+    def about(self) -> str:
+        """With the path; the rows are those of all parts."""
+        return f"path = {self.path}: {counted(self.read(), 'row')}{self.hold_out.about()}"
+
 
 class HeldOutRows(Rows):
     """One side of rows of any kind, divided by their prompts.
@@ -157,6 +166,10 @@ class HeldOutRows(Rows):
     def fingerprint(self) -> dict[str, Any]:
         """The part, and what the rows depend on."""
         return {"kind": "HeldOutRows", **self.hold_out.fingerprint(), "rows": self.whole.fingerprint()}
+
+    def about(self) -> str:
+        """That of the rows, and which side of them this is."""
+        return f"{self.whole.about()}{self.hold_out.about()}"
 
     def default_tokenizer(self) -> Tokenizer | None:
         """That of the rows."""

@@ -36,6 +36,11 @@ def digest(fingerprint: dict[str, Any]) -> str:
     return fingerprint_of({"format": FORMAT, "of": fingerprint}, sort_keys=True)
 
 
+def folder_of(cache_dir: Path, fingerprint: dict[str, Any]) -> Path:
+    """Where the shard of a fingerprint stands."""
+    return cache_dir / digest(fingerprint)[:24]
+
+
 def open_or_build(cache_dir: Path, fingerprint: dict[str, Any], build: Callable[[Path], None]) -> Shard:
     """The shard of a fingerprint; made first where it is absent or broken.
 
@@ -47,7 +52,7 @@ def open_or_build(cache_dir: Path, fingerprint: dict[str, Any], build: Callable[
     Raises:
         ValueError, OSError: What `build` raised; nothing is left behind then.
     """
-    folder = cache_dir / digest(fingerprint)[:24]
+    folder = folder_of(cache_dir, fingerprint)
     verify = os.environ.get("LOCAL_RANK", "0") == "0"
     with suppress(DamagedShard):
         if (shard := open_shard(folder, fingerprint, verify)) is not None:

@@ -34,11 +34,13 @@ class TokenRows(ABC):
         supervised: (n_rows,) int64, how many tokens of each row are learned.
         full: Whether rows are padded to `block_size`, so that all batches have one shape.
         block_size: Places of a row.
+        replayed: (n_rows,) bool, which of them are replayed; None where nothing is.
     """
 
     supervised: np.ndarray
     full: bool
     block_size: int
+    replayed: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.supervised)
@@ -46,6 +48,10 @@ class TokenRows(ABC):
     @abstractmethod
     def __getitem__(self, i: int) -> PackedSequence:
         """Row i."""
+
+    @abstractmethod
+    def document(self, i: int, number: int) -> tuple[int, int]:
+        """What document ``number`` of row i is: a document of the shard, and its first token that stands in the row."""
 
     def of_epoch(self, epoch: int) -> TokenRows:
         """The rows of an epoch, as many in each: these, unless a subclass has others for every epoch."""
@@ -84,6 +90,12 @@ class StreamRows(TokenRows):
         lengths = np.diff(np.concatenate(([0], boundaries, [len(tokens)])))
         return PackedSequence(tokens, targets, _positions(lengths), _documents(lengths))
 
+    def document(self, i: int, number: int) -> tuple[int, int]:
+        """The first document of a row may have begun in an earlier one."""
+        start, offsets = i * self.block_size, self.shard.offsets
+        document = int(np.searchsorted(offsets, start, side="right")) - 1 + number
+        return document, max(start - int(offsets[document]), 0)
+
 
 class ConversationRows(TokenRows):
     """Conversations, packed or one per row.
@@ -117,6 +129,10 @@ class ConversationRows(TokenRows):
         learned = np.concatenate([self.mask[piece][1:] for piece in pieces])
         lengths = np.array([piece.stop - piece.start - 1 for piece in pieces])
         return PackedSequence(tokens, np.where(learned, follows, IGNORE), _positions(lengths), _documents(lengths))
+
+    def document(self, i: int, number: int) -> tuple[int, int]:
+        """Conversations stand in one row, whole."""
+        return int(self.plan.row(i)[number]), 0
 
 
 def _documents(lengths: np.ndarray) -> np.ndarray:

@@ -93,7 +93,9 @@ class Sequence:
         first, last = (self.plan.output / "configs" / f"{name}{ending}.yaml" for ending in (".data", ""))
         write_text(first, yaml.safe_dump({"data": config["data"]}, sort_keys=False))
         write_text(last, yaml.safe_dump(config, sort_keys=False))
-        arguments = ["fit", *(f"--config={file}" for file in (first, *map(shipped, self.plan.fit.config), last))]
+        # what is kept is asked after every stage; a run of it watches only what the files name
+        arguments = ["fit", "--forgetting.retain={}"]
+        arguments += [f"--config={file}" for file in (first, *map(shipped, self.plan.fit.config), last)]
         arguments += [f"--seed_everything={seed}", f"--model.checkpoint_dir={model}", f"--run.root={runs}"]
         arguments += [f"--run.name={name}", "--ckpt_path=auto"]
         run_command(arguments, self.plan.output / "logs" / f"{name}.log")

@@ -25,6 +25,9 @@ class NumberedRows(TokenRows):
         tokens = np.full(i % 5 + 1, i + 1)
         return PackedSequence(tokens, tokens, np.arange(len(tokens)), np.zeros(len(tokens), dtype=np.int64))
 
+    def document(self, i: int, number: int) -> tuple[int, int]:
+        return i, 0
+
 
 def make(
     n_rows: int = 29, micro: int = 2, world_size: int = 1, rank: int = 0, seed: int = 3, size: int = 8, workers: int = 0

@@ -49,11 +49,11 @@ def test_tables_and_packed_files_give_the_same_rows(tmp_path: Path) -> None:
 
 def test_cells_of_several_lines_and_of_any_length(tmp_path: Path) -> None:
     long = "y" * 200_000
-    (tmp_path / "a.csv").write_text(f'prompt,completion,id\n"a\nb","say ""{long}""",1\n\nc,d,2\n')
+    (tmp_path / "a.csv").write_text(f'prompt,completion,topic\n"a\nb","say ""{long}""",1\n\nc,d,2\n')
     rows = list(RowFiles(str(tmp_path / "a.csv")).rows())
     assert [message["content"] for message in rows[0].messages] == ["a\nb", f'say "{long}"']
     assert [row.place.rpartition(":")[2] for row in rows] == ["2", "5"]
-    assert rows[1].unused == ("id",)
+    assert rows[1].unused == ("topic",)
 
 
 @pytest.mark.parametrize(
