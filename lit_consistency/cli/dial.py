@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from lit_consistency.model.to_hf import hf_config
 from lit_consistency.records.atomic import check_free, new_folder
 from lit_consistency.records.model_folder import OPTIMIZER_STATE
 from lit_consistency.records.run_folder import RunFolder
+from lit_consistency.tasks.suite import NAME as SUITE
+from lit_consistency.tasks.suite import OWN_SAMPLES
 from lit_consistency.tasks.watched import WatchedTask, held_out_task
 
 OUTSIDE = 3
@@ -160,6 +163,8 @@ def _sets(arguments: Namespace, run: RunFolder | None, model: Path) -> list[Dial
     config = run.read_config() if run is not None else {}
     forgetting = dict(config.get("forgetting") or {})
     watched = {kind: forgetting.get(kind) for kind in ("learn", "retain")}
+    if run is not None:
+        watched["retain"] = _without_own_samples(watched["retain"], run.read_record().get("judged_by") or {})
     for kind in watched:
         if (named := arguments[kind]) is not None:
             by_name = {last_part(task): {"task": task, "limit": arguments.limit or 0} for task in named}
@@ -180,6 +185,23 @@ def _sets(arguments: Namespace, run: RunFolder | None, model: Path) -> list[Dial
     if twice := sorted({*names["learn"]} & {*names["retain"]}):
         raise ValueError(f"learn, retain: {twice[0]} stands in both; expected a name in one of the two")
     return sets
+
+
+def _without_own_samples(retain: Any, judged_by: Mapping[str, Any]) -> Any:
+    """The retained sets of a run; of the package's suite those that can be asked of one model after the other.
+
+    Args:
+        retain: ``forgetting.retain`` of the run; None: the suite, of which the run's record names what was watched.
+        judged_by: of run.json.
+    """
+    if retain is None:
+        names = [key.removeprefix("retain/") for key in judged_by if key.startswith("retain/")]
+        retain = {name: {"task": f"{SUITE}/{name.removeprefix(f'{SUITE}_')}"} for name in names}
+    tasks = {name: (how or {}).get("task") or name for name, how in retain.items()}
+    own = [name for name, task in tasks.items() if task in (OWN_SAMPLES, f"{SUITE}/{OWN_SAMPLES}")]
+    if own:
+        _say(f"{own[0]}: not asked here, the base's own texts belong to a run; see forget/{own[0]} of the run")
+    return {name: how for name, how in retain.items() if name not in own}
 
 
 def _set(kind: Any, name: str, how: WatchedTask) -> DialSet:

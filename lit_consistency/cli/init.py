@@ -19,8 +19,8 @@ import yaml
 from lit_consistency.cli.parser import ShortErrors, add_options, command_parser
 from lit_consistency.records.atomic import write_text
 from lit_consistency.records.model_folder import CONFIG, check_checkpoint_dir
-from lit_consistency.records.provenance import FILE as PROVENANCE
-from lit_consistency.records.provenance import family, read_provenance
+from lit_consistency.records.pretraining import UNKNOWN, Pretraining, pretraining_of_base
+from lit_consistency.records.provenance import family
 from lit_consistency.records.shipped import shipped
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _init(given: dict[str, Any], argv: list[str]) -> None:
     style = suggested_style(given["folder"], Tokenizer(given["folder"]), any(turns))
     looked_at = _look(rows, given, style[0], config.block_size, every=-(-len(turns) // LOOKED_AT))
     suggestion = suggest(looked_at, len(turns), config)
-    optimizer, why = suggested_optimizer(given["folder"])
+    optimizer, why = suggested_optimizer(pretraining_of_base(given["folder"], config))
     rates = suggested_rates(optimizer, config.n_embd)
     others = f"the first thing to compare: also {_text(rates[0])} and {_text(rates[2])}"
     values = [
@@ -161,15 +161,13 @@ def _look(rows: RowFiles, given: Mapping[str, Any], style: str, block_size: int,
 # -------------------- values
 
 
-def suggested_optimizer(model: Path) -> tuple[str, str]:
+def suggested_optimizer(known: Pretraining) -> tuple[str, str]:
     """The optimizer that pretrained a base, where that is known and is one of ours, else AdamW; and why."""
-    provenance = read_provenance(model)
-    pretrained_by = provenance.pretraining_optimizer if provenance is not None else None
-    if pretrained_by is None:
-        return OPTIMIZERS[0], f"the usual one: what pretrained the base is not known ({PROVENANCE})"
-    if family(pretrained_by) in OPTIMIZERS:
-        return family(pretrained_by), f"as the base was pretrained, by {pretrained_by} ({PROVENANCE})"
-    return OPTIMIZERS[0], f"the base was pretrained by {pretrained_by}; {OPTIMIZERS[0]} is the usual one"
+    if known.optimizer is None or known.optimizer == UNKNOWN:
+        return OPTIMIZERS[0], f"the usual one: what pretrained the base is not known ({known.source})"
+    if family(known.optimizer) in OPTIMIZERS:
+        return family(known.optimizer), f"as the base was pretrained, by {known.optimizer} ({known.source})"
+    return OPTIMIZERS[0], f"the base was pretrained by {known.optimizer}; {OPTIMIZERS[0]} is the usual one"
 
 
 def suggested_rates(optimizer: str, n_embd: int) -> tuple[float, float, float]:

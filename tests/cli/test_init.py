@@ -20,6 +20,7 @@ from lit_consistency.data import RowFiles, SFTData
 from lit_consistency.data.inspection import inspect_rows
 from lit_consistency.data.suggested import suggested_style
 from lit_consistency.data.tokens.tokenizer import Tokenizer
+from lit_consistency.records.pretraining import pretraining_of
 from lit_consistency.records.provenance import Provenance
 from tests.data.helpers import write_jsonl
 from tests.runs import ROOT
@@ -142,12 +143,13 @@ def test_the_prompt_style_is_the_models_own(place: Path, capsys: pytest.CaptureF
     assert "data --rows chat.jsonl --model base --prompt_style chat_template" in said
 
 
-def test_the_optimizer_is_that_of_the_pretraining_where_it_is_known(tmp_path: Path) -> None:
-    assert suggested_optimizer(tmp_path)[0] == "AdamW"
+def test_the_optimizer_is_that_of_the_pretraining_where_it_is_known() -> None:
+    assert suggested_optimizer(pretraining_of(None, []))[0] == "AdamW"
     for optimizer, expected in (("FilteredMuon", "Muon"), ("SGD", "SGD"), ("MoFO", "AdamW"), ("Shampoo", "AdamW")):
-        Provenance("pythia-14m", optimizer, "full", "pretrain").write(tmp_path)
-        assert suggested_optimizer(tmp_path)[0] == expected
-        assert optimizer in suggested_optimizer(tmp_path)[1]
+        found = suggested_optimizer(pretraining_of(Provenance("pythia-14m", optimizer, "full", "pretrain"), []))
+        assert found[0] == expected
+        assert optimizer in found[1]
+    assert suggested_optimizer(pretraining_of(None, ["moonshotai/Moonlight-16B"]))[0] == "Muon"
 
 
 def test_rates_fall_with_the_width() -> None:

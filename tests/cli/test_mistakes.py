@@ -270,3 +270,9 @@ def test_a_shell_completes_commands_and_options_by_a_script(tmp_path: Path) -> N
     assert "--model.optimizer.init_args.lr" in completed("lit-consistency", "fit", "--model.optimizer")
     assert completed("lit-consistency", "evaluate", "--bat") == ["--batch_tokens"]
     assert completed("lit-consistency", "fit", "comp") == ["complete"]  # a file
+
+
+def test_the_readme_lists_every_equivalent() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    for theirs, ours in EQUIVALENTS.items():
+        assert any(f"`{theirs}`" in line and line.endswith(f"| `--{ours}` |") for line in lines), theirs

@@ -18,6 +18,7 @@ import torch
 import yaml
 
 from lit_consistency.cli import export
+from lit_consistency.cli.dial import _without_own_samples
 from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.evaluation import dial
 from lit_consistency.inference.load import load_model
@@ -187,3 +188,15 @@ def test_a_wrong_call_measures_nothing(
     assert stop.value.code == 2
     assert expected in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_of_the_suite_a_run_has_watched_what_can_be_asked_of_any_model(capsys: pytest.CaptureFixture[str]) -> None:
+    judged = {"learn/validation": {}, "retain/prose": {}, "retain/suite_pairs": {}, "retain/own_samples": {}}
+    assert _without_own_samples(None, judged) == {
+        "prose": {"task": "suite/prose"},
+        "suite_pairs": {"task": "suite/pairs"},
+    }
+    assert "own_samples: not asked here" in capsys.readouterr().err
+    named = {"old": {"task": "biographies/old_people"}, "texts": {"task": "suite/own_samples"}}
+    assert list(_without_own_samples(named, {})) == ["old"]
+    assert _without_own_samples({}, judged) == {}
