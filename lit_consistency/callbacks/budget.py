@@ -6,6 +6,7 @@ not stopped by the noise of one of them. kept_model.py acts on what is found her
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -31,6 +32,8 @@ class Breach(NamedTuple):
 
     def __str__(self) -> str:
         change = self.change
+        if math.isinf(change.value):
+            return f"{self.name} gives no number any more, over {self.bound}"
         return f"{self.name} is worse by {change.value:.4g} ({change.low:.4g} to {change.high:.4g}), over {self.bound}"
 
 
@@ -57,6 +60,9 @@ class ForgettingBudget:
                 f"{KEY} with every_n_steps = 0: nothing is measured between start and end; expected every_n_steps "
                 "of at least 1"
             )
+        for bound in self.bounds:
+            if bound.number < 0:
+                raise ValueError(f"{KEY}: {bound}: expected a number of at least 0, for the base is worse by 0")
         self.on_breach: Reaction = on_breach or "stop"
         self._of_name: dict[str, list[Bound]] = {}
 
@@ -73,13 +79,18 @@ class ForgettingBudget:
         return breaches(self._of_name, changes)
 
     def used(self, changes: Mapping[str, Estimate]) -> dict[str, float]:
-        """``budget/NAME``: the change over its bound, 1 where all of it is used; of bounds above 0."""
+        """``budget/NAME``: the change over its tightest bound, 1 where all of it is used; of bounds above 0."""
+        tightest = {name: min(bound.number for bound in bounds) for name, bounds in self._of_name.items()}
         return {
-            f"budget/{name}": changes[f"retain/{name}"].value / bound.number
-            for name, bounds in self._of_name.items()
-            for bound in bounds
-            if bound.number > 0 and f"retain/{name}" in changes
+            f"budget/{name}": changes[f"retain/{name}"].value / number
+            for name, number in tightest.items()
+            if number > 0 and f"retain/{name}" in changes
         }
+
+    def without_interval(self, changes: Mapping[str, Estimate]) -> list[str]:
+        """The bounded sets whose change has no interval, as that of a single item: their bounds can never act."""
+        of_name = {name: changes.get(f"retain/{name}") for name in self._of_name}
+        return [name for name, change in of_name.items() if change is None or math.isnan(change.low)]
 
     def record(self) -> dict[str, Any]:
         """For run.json."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from lit_consistency.records.results import higher_is_better
-from lit_consistency.stats.intervals import Estimate, Ratio, paired_difference, turned
+from lit_consistency.stats.intervals import Estimate, Ratio, paired_difference, turned, value_of
 from lit_consistency.tasks.measured import Measured
 
+GONE = Estimate(math.inf, math.nan, math.inf, math.inf)
 CHANGES = {"learn": "learned", "retain": "forget"}
 """What the change of a task since the base is called: positive is better of the one kind, worse of the other."""
 
@@ -30,7 +32,8 @@ def changes_since(
 
     Returns:
         ``learned/NAME`` or ``forget/NAME``, and the same by the other metrics, each with its standard error; and the
-        change by the metric that judges, with its interval, where the base has been asked.
+        change by the metric that judges, with its interval, where the base has been asked. A retained set that gave a
+        number and gives none any more is worse by infinity: such a model has kept nothing.
     """
     kind, name = key.split("/", 1)
     numbers: dict[str, float] = {}
@@ -45,5 +48,7 @@ def changes_since(
         value, error = tags(f"{CHANGES[kind]}/{name}", metric, judged_by)
         numbers |= {value: change.value + 0.0, error: change.stderr}  # no negative zero
         if metric == judged_by:
-            judged = change
+            gave = math.isfinite(value_of(before.numerator.sum(0), before.denominator.sum(0)))
+            gone = kind == "retain" and gave and not math.isfinite(change.value)
+            judged = GONE if gone else change
     return numbers, judged

@@ -69,8 +69,7 @@ class Forgetting(Callback):
             run.json, and logged as ``interpolated/a/NAME``; 1.5 goes as far again beyond the end.
         budget: bounds on what may be forgotten, as ``blimp<=0.02, own_*<=0.05``, in the unit of ``forget/NAME``. One is
             breached when the whole 95% interval of the change lies beyond it, not by noise.
-        on_breach: ``stop`` ends the run (when not given), ``rollback`` also takes back the model of the last
-            measurement within the budget, as ``model/``, and ``warn`` only says so.
+        on_breach: ``stop`` (when not given), ``warn``, or ``rollback``: stop; ``model/`` is the last within the budget.
     """
 
     def __init__(
@@ -181,6 +180,8 @@ class Forgetting(Callback):
             if trainer.global_step == self._skipped_at:
                 self.budget.make_up()
             self._measure(trainer, language_model(pl_module))
+        elif not self._measured:  # of a run that was killed at its end the numbers are known, the items are not
+            _, self._measured = self._ask(trainer, language_model(pl_module))
         self._measure_between(trainer, language_model(pl_module))
         if line := self.budget.summary_line():
             rank_zero_info(line)

@@ -1,11 +1,11 @@
 """A number that a callback of Lightning watches must be one that is logged: found out before training, not behind it.
 
-EarlyStopping and ModelCheckpoint would otherwise fail, or warn, when an epoch has been trained.
+EarlyStopping, ModelCheckpoint, and a schedule that waits for a plateau, would otherwise fail when an epoch is trained.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 
 from lightning.pytorch import Callback, Trainer
@@ -13,13 +13,16 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lit_consistency.callbacks.changes import CHANGES, tags
 
-LOGGED = ("train/", "lr/", "speed/", "distance/", "relative_distance/", "moved/", "selected/", "density/", "budget/")
+DISTANCES = ("distance/", "relative_distance/", "moved/")
+LOGGED = (*DISTANCES, "lr/", "speed/", "evaluation/", "selected/", "density/", "budget/")
 """Beginnings of names of which the rest depends on model and optimizer."""
-KNOWN = ("loss", "kl_to_base", "reverse_kl_to_base", "kl_to_base_retained", "reverse_kl_to_base_retained")
+OF_TRAINING = ("loss", "train/loss", "train/grad_norm", "train/penalty", "epoch", "step")
+"""``epoch`` and ``step`` are ModelCheckpoint's own."""
+OF_ALL_TASKS = ("kl_to_base", "reverse_kl_to_base", "kl_to_base_retained", "reverse_kl_to_base_retained")
 
 
 def check_monitors(trainer: Trainer, tasks: Mapping[str, Sequence[str]]) -> None:
-    """See that what callbacks monitor will be there.
+    """See that what callbacks and schedules monitor will be there.
 
     Args:
         trainer: before training.
@@ -29,14 +32,13 @@ def check_monitors(trainer: Trainer, tasks: Mapping[str, Sequence[str]]) -> None
         ValueError: a monitor that nobody logs; names it and the nearest ones. Only a warning where a callback of the
             user's own may log it.
     """
-    names = {*KNOWN, *_names_of(tasks), *(["val/loss"] if _validates(trainer) else [])}
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        monitor = getattr(callback, "monitor", None)
-        if not isinstance(monitor, str) or monitor in names or monitor.startswith((*LOGGED, "kl_to_base/")):
+    names = {*OF_TRAINING, *OF_ALL_TASKS, *_names_of(tasks), *(["val/loss"] if _validates(trainer) else [])}
+    for place, watcher, monitor in _monitors(trainer):
+        if monitor in names or monitor.startswith(LOGGED):
             continue
         near = get_close_matches(monitor, names, n=3, cutoff=0.4) or sorted(names)
         message = (
-            f"trainer.callbacks: {type(callback).__name__} monitors {monitor!r}, which nothing logs; expected one of "
+            f"{place}: {watcher} monitors {monitor!r}, which nothing logs; expected one of "
             f"{', '.join(near)}{', ...' if len(near) < len(names) else ''}"
         )
         if any(_is_foreign(other) for other in trainer.callbacks):  # type: ignore[attr-defined]
@@ -45,13 +47,27 @@ def check_monitors(trainer: Trainer, tasks: Mapping[str, Sequence[str]]) -> None
             raise ValueError(message)
 
 
+def _monitors(trainer: Trainer) -> Iterator[tuple[str, str, str]]:
+    """Where it is configured, who watches, and what; a callback may watch several numbers."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        monitor = getattr(callback, "monitor", None)
+        for name in monitor if isinstance(monitor, list | tuple) else [monitor]:
+            if isinstance(name, str):
+                yield "trainer.callbacks", type(callback).__name__, name
+    for schedule in trainer.lr_scheduler_configs:
+        if schedule.reduce_on_plateau and schedule.monitor is not None:  # the others have a monitor that is not read
+            yield "model.schedule", type(schedule.scheduler).__name__, schedule.monitor
+
+
 def _names_of(tasks: Mapping[str, Sequence[str]]) -> set[str]:
     """What is logged of the tasks: values, changes since the base, and the errors of both."""
     names = set()
     for key, (judge, *others) in tasks.items():
         kind, name = key.split("/", 1)
         for metric in (judge, *others):
-            names |= {*tags(key, metric, judge), *tags(f"{CHANGES[kind]}/{name}", metric, judge)}
+            names |= set(tags(key, metric, judge))
+            if metric != "word_perplexity":  # of which no change is logged
+                names |= set(tags(f"{CHANGES[kind]}/{name}", metric, judge))
         names |= {f"retained/{name}", f"kl_to_base/{name}", f"reverse_kl_to_base/{name}"}
     return names
 

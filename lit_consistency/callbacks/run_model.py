@@ -6,7 +6,7 @@ import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from lightning.pytorch import Callback, Trainer
@@ -19,7 +19,7 @@ from lit_consistency.callbacks.throughput import Throughput
 from lit_consistency.data import SFTData
 from lit_consistency.distributed.fsdp import gathered
 from lit_consistency.distributed.optimizer_state import FILE, gathered_optimizer_state, write_optimizer_state
-from lit_consistency.methods import LoRA
+from lit_consistency.methods import Full, LoRA
 from lit_consistency.methods.adapters import write_adapters
 from lit_consistency.model import save_model, write_model_files
 from lit_consistency.module import LitLanguageModel
@@ -27,6 +27,22 @@ from lit_consistency.records.atomic import new_folder, replaced_folder
 from lit_consistency.records.provenance import Provenance, read_provenance
 
 LOSSES = ("train/loss", "val/loss")
+
+
+def check_saved(module: LitLanguageModel, save_model: bool | Literal["adapters"], save_optimizer_state: bool) -> None:
+    """ValueError where what is to be saved is nothing that the method of the run has."""
+    method = module.method
+    if save_model == "adapters" and not (isinstance(method, LoRA) and module.checkpoint_dir):
+        on = "a base" if module.checkpoint_dir else "no base"
+        raise ValueError(
+            f"run.save_model = adapters with the method {method.name} and {on}: expected LoRA and "
+            "model.checkpoint_dir, or save_model = true"
+        )
+    if save_optimizer_state and not isinstance(method, Full):
+        raise ValueError(
+            f"run.save_optimizer_state = true with the method {method.name}: expected full or a pull, whose state "
+            "is that of all weights of the model that is saved"
+        )
 
 
 def write_run_model(

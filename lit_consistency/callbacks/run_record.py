@@ -25,11 +25,11 @@ from lit_consistency.callbacks.forgetting import Forgetting
 from lit_consistency.callbacks.hyperparameters import end_session, hyperparameters, log_hyperparameters
 from lit_consistency.callbacks.run_model import (
     bytes_of,
+    check_saved,
     find_callback,
     headlines,
     litgpt_style,
     losses_now,
-    place_model,
     provenance_now,
     train_loss_now,
     write_run_adapters,
@@ -39,7 +39,7 @@ from lit_consistency.callbacks.throughput import Throughput
 from lit_consistency.distributed.optimizer_state import FILE
 from lit_consistency.loggers.metrics_file import MetricsFile
 from lit_consistency.loggers.tensorboard import TensorBoardRunLogger
-from lit_consistency.methods import Full, LoRA
+from lit_consistency.methods import LoRA
 from lit_consistency.model import weights_hash, write_model_files
 from lit_consistency.module import LitLanguageModel, language_model
 from lit_consistency.optimizers import format_table
@@ -94,7 +94,11 @@ class RunRecord(Callback):
         # what StepCheckpoint sets: steps at which the model is written too, and what comes before the final one
         self.series: list[int] = []
         self.before_model: Callable[[], None] = lambda: None
-        self.earlier: Callable[[], Path | None] = lambda: None  # of KeptModel: the model that goes before the last
+        # what KeptModel sets: models written besides, what it checks, and whether another than the last is the run's
+        self.n_kept = 0
+        self.before_start: Callable[[], None] = lambda: None
+        self.take_back: Callable[[], bool] = lambda: False
+        self.has_taken_back = False
         self.checkpoint_at_end = False
         self._resumed_step = -1
         self._metrics_bytes: int | None = None
@@ -133,29 +137,22 @@ class RunRecord(Callback):
         """Where the final model goes."""
         return self.final_dir or self.folder.model
 
+    @property
+    def adapters_dir(self) -> Path:
+        """Where the adapters of a LoRA run go."""
+        return (self.final_dir if self.save_model == "adapters" else None) or self.folder.adapters
+
     # -------------------- hooks
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Processes that started a second apart agree on the name of rank 0."""
         self.name = trainer.strategy.broadcast(self.name)
-        module = language_model(pl_module)
-        method = module.method
-        if stage != "fit":
-            return
-        if self.save_model == "adapters" and not (isinstance(method, LoRA) and module.checkpoint_dir):
-            on = "a base" if module.checkpoint_dir else "no base"
-            raise ValueError(
-                f"run.save_model = adapters with the method {method.name} and {on}: expected LoRA and "
-                "model.checkpoint_dir, or save_model = true"
-            )
-        if self.save_optimizer_state and not isinstance(method, Full):
-            raise ValueError(
-                f"run.save_optimizer_state = true with the method {method.name}: expected full or a pull, whose state "
-                "is that of all weights of the model that is saved"
-            )
+        if stage == "fit":
+            check_saved(language_model(pl_module), self.save_model, self.save_optimizer_state)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Everything is set up and nothing has been trained: write what is being run."""
+        self.before_start()
         module = language_model(pl_module)
         self._probe(trainer, module)
         self.record = self._describe(trainer, module)
@@ -202,7 +199,9 @@ class RunRecord(Callback):
         if interrupted is None and trainer.global_step in self.series:
             self._save_series(trainer, module, at_end=True)
         if interrupted is None and self.save_model:
-            self._save_final(trainer, module)
+            self.has_taken_back = self.take_back()
+            if not self.has_taken_back:
+                self._save_final(trainer, module)
         self._finish(trainer, "interrupted" if interrupted else FINISHED, module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -253,9 +252,10 @@ class RunRecord(Callback):
             state = 2 * trained  # of AdamW, which has the largest
             targets = {}
             if self.save_model == "adapters":
-                targets["run.final_dir"] = (self.final_dir or self.folder.adapters, trained)
+                targets["run.final_dir"] = (self.adapters_dir, trained * (1 + self.n_kept))
             elif self.save_model:
-                targets["run.final_dir"] = (self.model_dir, model + state * self.save_optimizer_state)
+                size = model + state * self.save_optimizer_state
+                targets["run.final_dir"] = (self.model_dir, size * (1 + self.n_kept))
             if self.checkpoint_at_end:
                 targets["checkpoint.at_end"] = (self.folder.checkpoints, model + state)
             problem = unwritable(targets)
@@ -333,7 +333,8 @@ class RunRecord(Callback):
         }
         if status == FINISHED and forgetting:
             if trainer.is_global_zero:
-                forgetting.write_items(self.folder.last_measured)
+                of_run, of_step = self.folder.last_measured, self.folder.last_step_measured
+                forgetting.write_items(of_step if self.has_taken_back else of_run)
             module.log_now({f"final/{name}": value for name, value in headlines(forgetting.latest).items()})
             end_session(trainer)
         self._write()  # last: a record that says finished stands for all the rest
@@ -345,35 +346,18 @@ class RunRecord(Callback):
             return
         if throughput := find_callback(trainer, Throughput):
             throughput.begin_saving()
-        self._save_model(trainer, module, path, at_end=at_end, overwrite=False, alone=self.save_model == "adapters")
-
-    def write_kept(self, trainer: Trainer, module: LitLanguageModel, folder: Path) -> None:
-        """Write what may become the run's model, into ``model`` and ``adapters`` of a folder; a collective call."""
-        if self.save_model != "adapters":
-            self._save_model(trainer, module, folder / "model", at_end=False, overwrite=True)
-        if isinstance(module.method, LoRA):
-            self._save_model(trainer, module, folder / "adapters", at_end=False, overwrite=True, alone=True)
+        self.write_model(trainer, module, path, at_end=at_end, overwrite=False, alone=self.save_model == "adapters")
 
     def _save_final(self, trainer: Trainer, module: LitLanguageModel) -> None:
-        """Write the model, the adapters beside it, or these alone; an earlier model goes before that of the end."""
-        adapters_dir = self.folder.adapters
+        """Write the model, the adapters beside it, or these alone."""
         overwrite = self.overwrite or self.final_dir is None or self._has_written(self.final_dir)
-        if self.save_model == "adapters":
-            adapters_dir = self.final_dir or adapters_dir
-        if earlier := self.earlier():
-            if trainer.is_global_zero:
-                parts = {"model": self.model_dir, "adapters": adapters_dir, "measured": self.folder.model_measured}
-                place_model(earlier, parts)
-            only = self.save_model == "adapters"
-            self._save_model(trainer, module, self.folder.last, at_end=True, overwrite=True, alone=only)
-            return
         if self.save_model != "adapters":
-            self._save_model(trainer, module, self.model_dir, at_end=True, overwrite=overwrite)
+            self.write_model(trainer, module, self.model_dir, at_end=True, overwrite=overwrite)
         if isinstance(module.method, LoRA):
-            overwrite = overwrite or adapters_dir == self.folder.adapters
-            self._save_model(trainer, module, adapters_dir, at_end=True, overwrite=overwrite, alone=True)
+            overwrite = overwrite or self.adapters_dir == self.folder.adapters
+            self.write_model(trainer, module, self.adapters_dir, at_end=True, overwrite=overwrite, alone=True)
 
-    def _save_model(
+    def write_model(
         self, trainer: Trainer, module: LitLanguageModel, out_dir: Path, alone: bool = False, **when: Any
     ) -> None:
         """Write the model, or ``alone`` the adapters without their base; ``at_end`` and ``overwrite`` as these say."""

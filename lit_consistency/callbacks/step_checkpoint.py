@@ -16,8 +16,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
+from lit_consistency.callbacks.best_model import BestRule
 from lit_consistency.callbacks.exact_resume import make_up_validation, validation_follows
-from lit_consistency.callbacks.kept_model import BestRule, KeptModel
+from lit_consistency.callbacks.kept_model import KeptModel
 from lit_consistency.callbacks.run_model import find_callback
 from lit_consistency.callbacks.run_record import RunRecord
 from lit_consistency.checkpointing.io import AtomicCheckpointIO, checkpoints, step_of
@@ -89,16 +90,13 @@ class StepCheckpoint(Checkpoint):
         record = find_callback(trainer, RunRecord)
         record.checkpoint_at_end = self.at_end
         record.before_model = lambda: self._save_end(trainer)
+        if kept := find_callback(trainer, KeptModel):  # which asks for the watched tasks, known when the fit starts
+            record.before_start = lambda: kept.begin(trainer, self.best)
         if self.series is None:
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
         per_step = data.global_batch_size * data.block_size
         record.series = series_steps(self.series, language_model(pl_module).total_steps(), per_step)
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The watched tasks are known by now: see that what is asked for is among them."""
-        if kept := find_callback(trainer, KeptModel):
-            kept.begin(trainer, self.best)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Move later steps aside, then make up for the validation that was due behind the checkpoint."""

@@ -4,7 +4,9 @@
 ``metrics.jsonl`` a line of numbers for every logged step, ``checkpoints/`` the step checkpoints, ``model/`` the final
 model, ``adapters/`` what a LoRA run has learned, ``series/step-XXXXXXXX/`` models of earlier steps, ``model_files/``
 what makes a model of the weights in a step checkpoint (configuration, tokenizer), ``measured/first`` and
-``measured/last`` the items of the watched tasks, in the format of records/results.py. Loggers add files of their own.
+``measured/last`` the items of the watched tasks, of the base and of ``model/``, in the format of records/results.py.
+Where ``model/`` is of an earlier step, ``last/`` is the model of the last one and ``measured/last_step`` its items;
+``kept/`` holds what may become ``model/``, as long as the run may go on. Loggers add files of their own.
 """
 
 from __future__ import annotations
@@ -58,7 +60,8 @@ class RunFolder:
     model_files = _Inside("model_files")
     first_measured = _Inside("measured/first")
     last_measured = _Inside("measured/last")
-    model_measured = _Inside("measured/model")
+    last_step_measured = _Inside("measured/last_step")
+    kept = _Inside("kept")
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
@@ -70,19 +73,19 @@ class RunFolder:
 
     @classmethod
     def of_model(cls, folder: Path) -> RunFolder | None:
-        """The run in whose folder a model stands, the final one or one of its series; None where that is no run's."""
+        """The run in whose folder a model stands, as the final one, the last one or one of its series; else None."""
         folder = folder.resolve()
         run = cls(folder.parent.parent if folder.parent.name == "series" else folder.parent)
-        stands = folder == run.model or folder.parent == run.series
+        stands = folder in (run.model, run.last) or folder.parent == run.series
         return run if stands and run.record_file.is_file() else None
 
     def series_model(self, step: int) -> Path:
         """Where the model of a step stands, in LitGPT's format."""
         return self.series / f"step-{step:08d}"
 
-    def kept(self, step: int) -> Path:
+    def kept_model(self, step: int) -> Path:
         """Where the model of a step is kept that may become the run's, with its items."""
-        return self.path / "kept" / f"step-{step:08d}"
+        return self.kept / f"step-{step:08d}"
 
     def series_models(self) -> dict[int, Path]:
         """Step -> model of the series, ascending; what stands there was written whole."""

@@ -236,7 +236,8 @@ class StudyRun:
         for cell in every:
             model = self.study.cells / cell.name / "model"
             if model.is_dir() and self.plan.keeps_model(cell) and cell.name not in needed and not waiting:
-                shutil.rmtree(model)
+                for folder in (model, model.with_name("last"), model.with_name("kept")):
+                    shutil.rmtree(folder, ignore_errors=folder != model)
                 removed += 1
         why = f"; {len(self.plan.waiting)} groups of cells are not known yet, so all are kept" if waiting else ""
         print(f"removed the models of {removed} cells{why}")
