@@ -189,6 +189,7 @@ def end(folder: RunFolder) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_breach_ends_the_run_and_another_budget_continues_it(base: Path, plain: RunFolder, tmp_path: Path) -> None:
     folder, record = run(tmp_path, base, "--forgetting.budget=old<=0.25")
     assert (record["status"], record["budget"]["stopped_at"], max(forgotten(folder))) == ("finished", 4, 4)

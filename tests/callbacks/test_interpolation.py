@@ -115,6 +115,7 @@ def test_shares_that_tell_nothing_new_are_refused(shares: list[float], message: 
         Forgetting(interpolate=shares)
 
 
+@pytest.mark.slow
 def test_the_option_may_be_added_when_a_run_is_continued(base: Path, tmp_path: Path) -> None:
     each = ["--checkpoint.every_n_steps=1"]
     run(tmp_path, base, "full", *each)

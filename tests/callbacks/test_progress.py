@@ -28,6 +28,7 @@ class Seen(RunProgress):
         self.seen.append(self.train_progress_bar.completed)
 
 
+@pytest.mark.slow
 def test_the_bar_counts_steps_over_epochs_accumulation_and_a_resume(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

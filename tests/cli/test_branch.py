@@ -116,6 +116,7 @@ def test_a_branch_that_was_broken_off_goes_on_without_the_run_it_left(rising: Ru
     assert equal(weights(straight.model), weights(RunFolder(tmp_path / "twig" / "run").model))
 
 
+@pytest.mark.slow
 def test_what_a_branch_may_not_change_is_refused_with_its_keys(rising: RunFolder, tmp_path: Path) -> None:
     branch = f"--branch_from={rising.checkpoints}/step-3"
     for options, message in (

@@ -91,7 +91,7 @@ def from_scratch(args: list[str]) -> list[str]:
     "path",
     # those of one optimizer differ in it alone
     [
-        pytest.param(p, marks=pytest.mark.slow) if p.parent.name == "pretraining" and p.stem != "muon" else p
+        pytest.param(p, marks=pytest.mark.slow) if p.parent.name in ("pretraining", "forgetting", "markov") else p
         for p in CONFIGS
     ],
     ids=lambda p: str(p.relative_to(ROOT / "configs")),

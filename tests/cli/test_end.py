@@ -54,6 +54,7 @@ def same(tmp_path: Path, one: str, two: str) -> None:
     assert [p.final_metrics for p in provenances if p][0] == [p.final_metrics for p in provenances if p][1]
 
 
+@pytest.mark.slow
 def test_the_validation_of_an_epoch_that_a_signal_ends_is_made_up_for(tmp_path: Path) -> None:
     """Epochs have 9 steps; the signal comes in the ninth, and nothing is to be validated on the way out."""
     steps = ["--trainer.max_steps=12", "--trainer.max_epochs=3", *VALIDATED]
@@ -124,6 +125,7 @@ def test_a_checkpoint_of_the_end_that_fails_does_not_cost_the_model(
     assert RunFolder(tmp_path / "model_fits" / "run").has_model
 
 
+@pytest.mark.slow
 def test_a_model_that_was_written_just_before_a_kill_is_the_runs_own(tmp_path: Path) -> None:
     final = f"--run.final_dir={tmp_path}/model"
     fit(tmp_path, final)
@@ -148,6 +150,7 @@ def test_a_second_run_is_kept_out_and_names_the_first(tmp_path: Path, monkeypatc
     assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_damaged_records_are_named_and_set_aside(tmp_path: Path) -> None:
     each = "--checkpoint.every_n_steps=1"
     fit(tmp_path / "straight", each)

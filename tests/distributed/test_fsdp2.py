@@ -60,6 +60,7 @@ def base_of(model: list[str]) -> Path | None:
     return Path(found[0]) if found else None
 
 
+@pytest.mark.slow
 def test_two_shards_equal_one_process(tmp_path: Path) -> None:
     compare(tmp_path, 2, [FSDP2], "adamw", SCRATCH)
 

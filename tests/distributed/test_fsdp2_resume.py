@@ -91,6 +91,7 @@ OTHER_PAIRS = [("single", "fsdp2-1"), ("fsdp2-1-file", "single")]
     ("saving", "resuming"),
     [("fsdp2-1", "single"), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in OTHER_PAIRS)],
 )
+@pytest.mark.slow
 def test_folders_and_files_are_read_by_either(
     saving: str, resuming: str, straight: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -117,6 +118,7 @@ def test_any_layout_is_continued_by_any_other(
     check_resumed(tmp_path, straight("adamw"), saving, resuming, "adamw")
 
 
+@pytest.mark.slow
 def test_another_optimizer_begins_with_an_empty_state_on_shards_too(tmp_path: Path) -> None:
     run(tmp_path, "fsdp2-1", "adamw", *HALF)
     path, _ = checkpoints(tmp_path / "run" / "checkpoints")

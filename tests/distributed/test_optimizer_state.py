@@ -70,6 +70,7 @@ def test_the_first_step_of_adamw_is_that_of_the_saved_moments(bases: Path, tmp_p
 
 
 @pytest.mark.parametrize("optimizer", [pytest.param("sgd", marks=pytest.mark.slow), "muon", "mofo"])
+@pytest.mark.slow
 def test_the_momentum_of_others_goes_on(optimizer: str, bases: Path, tmp_path: Path) -> None:
     base = base_of(bases, optimizer)
     finetune(tmp_path, base, optimizer, *CARRY, *KEEP, *ONE)
@@ -91,6 +92,7 @@ def test_the_momentum_of_others_goes_on(optimizer: str, bases: Path, tmp_path: P
     assert kinds == {"sgd": {"momentum_buffer"}, "mofo": moments, "muon": {"momentum_buffer", *moments}}[optimizer]
 
 
+@pytest.mark.slow
 def test_a_step_checkpoint_has_the_state_and_the_counts_of_groups(bases: Path, tmp_path: Path) -> None:
     """Of two steps of Muon, and taken up by a run that is broken off: both parts of it equal a straight one."""
     checkpoints = base_of(bases, "muon").parent / "checkpoints"
@@ -113,6 +115,7 @@ def test_a_step_checkpoint_has_the_state_and_the_counts_of_groups(bases: Path, t
     assert equal(before, weights(tmp_path / "a" / "run" / "model"))
 
 
+@pytest.mark.slow
 def test_what_cannot_be_carried_is_refused_before_anything_is_written(bases: Path, tmp_path: Path) -> None:
     base = base_of(bases, "adamw")
     with pytest.raises(ValueError, match=r"holds the state of AdamW; expected model\.optimizer = AdamW, got Muon"):

@@ -46,6 +46,7 @@ def test_a_logger_is_added_to_the_two_of_every_run(tmp_path: Path) -> None:
     assert [(int(row["step"]), float(row["train/loss"])) for row in rows] == expected
 
 
+@pytest.mark.slow
 def test_early_stopping_may_watch_forgetting_before_anything_is_measured_again(tmp_path: Path) -> None:
     """Also in a run that was resumed: its base was measured by an earlier part."""
     watch = [{"class_path": f"{__name__}.Seen"}]
@@ -72,6 +73,7 @@ def test_early_stopping_may_watch_forgetting_before_anything_is_measured_again(t
     assert numbers[6]["forget/old"] != 0.0, "as measured at step 4, by the earlier part"
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_does_not_end_a_training(tmp_path: Path) -> None:
     """As `... | head -1` leaves it: nobody reads what is printed, and messages go the same way."""
     command = [

@@ -109,6 +109,7 @@ def test_a_model_between_two_tied_ones_is_tied(tmp_path: Path) -> None:
     torch.testing.assert_close(weights(tmp_path / "out")[HEAD], 1.5 * weights(a)[HEAD])
 
 
+@pytest.mark.slow
 def test_a_run_stays_tied_to_its_end_and_into_the_next(tmp_path: Path) -> None:
     """Final model, step checkpoint as a base, resumed, adapters merged: one weight in each."""
     fit(tmp_path, TIED, "--checkpoint.every_n_steps=2", "--checkpoint.keep=3", "--run.name=base")

@@ -45,6 +45,7 @@ def check_collectives(results: Results, layout: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("layout", ["ddp", "fsdp"])
+@pytest.mark.slow
 def test_two_processes_equal_one(two: Results, layout: str, name: str) -> None:
     check_equals_one_process(two, layout, name, 2)
     check_collectives(two, layout, name)

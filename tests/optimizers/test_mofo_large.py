@@ -66,6 +66,7 @@ def test_positions_change_with_seed_name_step_and_stay_inside() -> None:
 
 @pytest.mark.parametrize("compile", ["never", "always"])
 @pytest.mark.parametrize("selection", ["sampled", "exact"])
+@pytest.mark.slow
 def test_a_block_of_mostly_zeros_is_not_selected_whole(selection: str, compile: str) -> None:
     rows = torch.zeros(300, 1)
     rows[:9] = 1.0

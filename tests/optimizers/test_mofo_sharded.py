@@ -112,6 +112,7 @@ def worker(rank: int, mesh_shape: tuple[int, ...], path: str) -> None:
 @pytest.mark.parametrize(
     "mesh_shape", [(2,), pytest.param((4,), marks=pytest.mark.slow), pytest.param((2, 2), marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_shards_move_as_the_whole(mesh_shape: tuple[int, ...], tmp_path: Path) -> None:
     ranks = mesh_shape[0] * (mesh_shape[1] if len(mesh_shape) > 1 else 1)
     mp.spawn(worker, args=(mesh_shape, str(tmp_path)), nprocs=ranks)

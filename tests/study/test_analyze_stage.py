@@ -52,6 +52,7 @@ def test_an_analysis_compares_a_model_with_what_it_was_trained_from(tmp_path: Pa
     assert "--run.save_model=true" in jobs[finetuned.base.name].argv
 
 
+@pytest.mark.slow
 def test_code_of_analyses_counts_for_analyses_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from lit_consistency.study import identity
 

@@ -89,6 +89,7 @@ def cells_of(study: StudyOptions, parse_calls: Any) -> dict[str, int]:
     return {stage: len(cells) for stage, cells in a_run(study, parse_calls).cells().items()}
 
 
+@pytest.mark.slow
 def test_every_study_has_its_cells_claims_and_names(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The parser of the commands is replaced, which takes a second a value: names, sums and products are what they are.
 

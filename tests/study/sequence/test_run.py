@@ -85,6 +85,7 @@ def test_files_of_fit_cannot_change_what_is_trained_on(plan: dict[str, Any], sta
     )
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_run_again(plan: dict[str, Any], pretended: Started) -> None:
     before = run(plan)
     pretended.clear()
