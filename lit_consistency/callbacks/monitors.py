@@ -16,7 +16,7 @@ from lit_consistency.callbacks.changes import CHANGES, tags
 DISTANCES = ("distance/", "relative_distance/", "moved/")
 LOGGED = (*DISTANCES, "lr/", "speed/", "evaluation/", "selected/", "density/", "budget/")
 """Beginnings of names of which the rest depends on model and optimizer."""
-OF_TRAINING = ("loss", "train/loss", "train/grad_norm", "train/penalty", "epoch", "step")
+OF_TRAINING = ("loss", "train/loss", "train/grad_norm", "train/penalty", "train/anchor", "epoch", "step")
 """``epoch`` and ``step`` are ModelCheckpoint's own."""
 OF_ALL_TASKS = ("kl_to_base", "reverse_kl_to_base", "kl_to_base_retained", "reverse_kl_to_base_retained")
 

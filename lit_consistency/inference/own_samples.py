@@ -24,6 +24,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lit_consistency.data import TokenData
 from lit_consistency.data.sources.own_samples import OwnSamples
 from lit_consistency.data.tokens.cache import folder_of, open_or_build
+from lit_consistency.data.tokens.pairs import opening_token
 from lit_consistency.data.tokens.token_files import Shard, ShardWriter
 from lit_consistency.inference.decoding import Decoding, Request
 from lit_consistency.inference.head import read_log_probs
@@ -91,7 +92,7 @@ def _draw(
 ) -> None:
     """Draw all texts, many at once: the place of one that has ended is taken by the next."""
     model, tokenizer, _ = load_model(base, str(device))
-    opening = tokenizer.bos_id if tokenizer.use_bos and tokenizer.bos_id is not None else tokenizer.eos_id
+    opening = opening_token(tokenizer)
     options = GenerationOptions(max_new_tokens=longest, temperature=samples.temperature, seed=samples.seed)
     began = said = time.monotonic()
 

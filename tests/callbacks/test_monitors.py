@@ -20,6 +20,7 @@ class Own(Callback):
 def test_whoever_watches_a_number_is_asked_for_it() -> None:
     tasks = {"retain/old": ("exact", "nats_per_token"), "learn/text": ("word_perplexity",)}
     watched = ["forget/old", "forget/old.nats_per_token", "retain/old.stderr", "learn/text", "train/loss", "moved/all"]
+    watched += ["train/penalty", "train/anchor"]
     callbacks: list[Any] = [ModelCheckpoint(".", monitor="step"), *map(EarlyStopping, watched)]
     trainer = Trainer(logger=False, enable_progress_bar=False, callbacks=callbacks)
     trainer.datamodule = object()  # type: ignore[attr-defined]
