@@ -20,18 +20,20 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_consistency.data import OwnSamples, TokenData
+from lit_consistency.data.loading.collate import model_inputs, supervised_tokens
 from lit_consistency.data.tokens.token_files import Shard
 from lit_consistency.distributed.dtensors import KeptShards
 from lit_consistency.distributed.fsdp import data_mesh, gathered
 from lit_consistency.distributed.gradients import clip_gradients, gradient_norm
 from lit_consistency.distributed.optimizer_state import carry_optimizer_state, check_class
 from lit_consistency.inference.own_samples import check_same_texts, open_own_samples, read_anchor
+from lit_consistency.inference.rows import predict_documents, supervised_nll
 from lit_consistency.methods import Full, KLAnchor, Method
 from lit_consistency.methods.anchor import Place
 from lit_consistency.methods.base_folder import base_folder
 from lit_consistency.methods.build import begin_anchor, build_model, check_data
 from lit_consistency.metrics import TokenLoss
-from lit_consistency.model import IGNORE, DocumentMask, check_checkpoint_dir, model_config, token_nll
+from lit_consistency.model import DocumentMask, TokenNLL, check_checkpoint_dir, linear_loss, model_config
 from lit_consistency.optimizers import Constant, Schedule, dry_build, group_table, parameter_groups
 from lit_consistency.optimizers.core.optimizer import GroupOptimizer
 from lit_consistency.optimizers.schedules import Branched
@@ -205,12 +207,6 @@ class LitLanguageModel(LightningModule):
         """Logits (B, T, V) for tokens (B, T); documents and positions (B, T) only where rows hold several documents."""
         return self.gpt(tokens, positions=positions, documents=documents)
 
-    def _logits(self, batch: dict[str, Any]) -> Tensor:
-        """One document a row, padded on the right, needs no mask but the causal one, which is faster."""
-        if batch["packed"]:
-            return self(batch["tokens"], batch["positions"], batch["documents"])
-        return self(batch["tokens"])
-
     # -------------------- training
 
     def on_fit_start(self) -> None:
@@ -223,25 +219,32 @@ class LitLanguageModel(LightningModule):
 
         Lightning divides by ``accumulate_grad_batches`` and DDP by the number of ranks; both are undone here.
         """
-        logits = self._logits(batch)
-        nll = token_nll(logits, batch["targets"])
+        trainer, anchor = self.trainer, self.anchor
         supervised = batch["supervised"].clamp(min=1)
-        # what is logged adds up in float64, as every sum over micro-batches and ranks
-        share = nll.detach().sum(dtype=torch.float64) / supervised
-        self._step_loss = share if self._step_loss is None else self._step_loss + share
-        loss = nll.sum() / supervised
-        if self.anchor is not None:
-            loss = loss + self._anchored(self.anchor, batch, logits, batch_idx)
-        return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+        indices, targets = supervised_tokens(batch)
+        asked = anchor.ask(self.gpt, batch) if anchor is not None else None
 
-    def _anchored(self, anchor: KLAnchor, batch: dict[str, Tensor], logits: Tensor, batch_idx: int) -> Tensor:
+        def body(gpt: DocumentMask) -> Tensor:
+            states = gpt.document_states(**model_inputs(batch)).flatten(0, 1)
+            loss, nll = linear_loss(states[indices], gpt, TokenNLL(targets), 1 / supervised.double())
+            # what is logged adds up in float64, as every sum over micro-batches and ranks
+            share = nll.sum(dtype=torch.float64) / supervised
+            self._step_loss = share if self._step_loss is None else self._step_loss + share
+            return loss if asked is None else loss + self._anchored(anchor.along_rows(states, gpt, asked))
+
+        loss = self.gpt(batch["tokens"], body=body)
+        if anchor is not None and anchor.on == "own":
+            n = trainer.accumulate_grad_batches
+            place = Place(trainer.global_step, trainer.global_rank * n + batch_idx % n, n * trainer.world_size)
+            loss = loss + self._anchored(anchor.along_own(self.gpt, place))
+        return loss * (trainer.accumulate_grad_batches * trainer.world_size)
+
+    def _anchored(self, divergence: Tensor) -> Tensor:
         """The anchor's term of this micro-batch's share of the step's loss."""
-        trainer, n = self.trainer, self.trainer.accumulate_grad_batches
-        place = Place(trainer.global_step, trainer.global_rank * n + batch_idx % n, n * trainer.world_size)
-        divergence = anchor.divergence(self.gpt, batch, logits, place)
+        assert self.anchor is not None
         share = divergence.detach().double()
         self._step_divergence = share if self._step_divergence is None else self._step_divergence + share
-        return anchor.strength * divergence
+        return self.anchor.strength * divergence
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Refuse to move on a number that is not finite, on every rank alike."""
@@ -319,10 +322,10 @@ class LitLanguageModel(LightningModule):
         self._evaluate("test", batch)
 
     def _evaluate(self, stage: str, batch: dict[str, Tensor]) -> None:
-        logits = self._logits(batch)
+        nll = supervised_nll(self.gpt, batch)
         metric = self.evaluated[stage]
         assert isinstance(metric, TokenLoss)
-        metric.update(token_nll(logits, batch["targets"]), (batch["targets"] != IGNORE).sum())
+        metric.update(nll, torch.tensor(len(nll)))
         self.log(f"{stage}/loss", metric, prog_bar=True)
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> list[dict[str, Any]]:
@@ -331,19 +334,8 @@ class LitLanguageModel(LightningModule):
         Returns:
             A mapping each, with ``row``, the number of its row in the loader, and ``document``, its number in the row.
         """
-        logits = self._logits(batch)
-        by_token = (token_nll(logits, batch["targets"]), batch["targets"], logits.argmax(-1), batch["documents"])
-        nll, targets, greedy, documents = (values.cpu() for values in by_token)
-        first = (batch_idx * self.trainer.world_size + self.trainer.global_rank) * len(nll)
-        predicted = []
-        for i in range(len(nll)):
-            taken = targets[i] != IGNORE
-            for document in documents[i][taken].unique().tolist():
-                at = taken & (documents[i] == document)
-                numbers = {"nll": float(nll[i][at].sum(dtype=torch.float64)), "n_tokens": int(at.sum())}
-                tokens = {"targets": targets[i][at].tolist(), "greedy": greedy[i][at].tolist()}
-                predicted.append({"row": first + i, "document": document, **numbers, **tokens})
-        return predicted
+        first = (batch_idx * self.trainer.world_size + self.trainer.global_rank) * len(batch["tokens"])
+        return predict_documents(self.gpt, batch, first)
 
     # -------------------- optimizer
 

@@ -16,6 +16,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lit_consistency.data.loading.collate import supervised_tokens
 from lit_consistency.data.loading.loader import TokenLoader
 from lit_consistency.data.loading.mixed_rows import MixedRows, mix
 from lit_consistency.data.loading.order import Order, warn_of_empty_rows
@@ -187,7 +188,8 @@ class TokenData(LightningDataModule, ABC):
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Notes, while a batch is on the CPU and looking costs nothing, what is asked of it on the way.
 
-        Whether any row holds several documents, and of training whether the optimizer step has a token to learn.
+        Whether any row holds several documents, which tokens are supervised, and of training whether the optimizer
+        step has any.
         """
         if not int(batch.get("supervised", 1)):
             if not self._empty_micro_batches:
@@ -195,7 +197,8 @@ class TokenData(LightningDataModule, ABC):
                     "a step without a token to learn: the optimizer moves by what it remembers; see run.json"
                 )
             self._empty_micro_batches += 1
-        return {**batch, "packed": bool((batch["documents"] > 0).any())}
+        indices, _ = supervised_tokens(batch)
+        return {**batch, "packed": bool((batch["documents"] > 0).any()), "indices": indices}
 
     def val_dataloader(self) -> TokenLoader:
         """Held-out rows in their order, shared among the ranks."""

@@ -15,12 +15,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from litgpt.lora import LoRALinear
 from litgpt.model import do_softcapping
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from lit_consistency.model import DocumentMask
+from lit_consistency.model import DocumentMask, plain_head
 
 ELEMENTS = 1 << 27
 """Logits at a time where they come whole. On a CPU 768 rows by 512 columns stay in its cache, twice as fast."""
@@ -82,7 +80,7 @@ def score_batch(gpt: DocumentMask, tokens: Tensor, targets: Targets, tree: Tree 
     scores: list[tuple[Tensor, Tensor]] = []
 
     def body(gpt: DocumentMask) -> Tensor:
-        states = _states(gpt, tokens, tree).flatten(0, 1)
+        states = gpt.states(tokens, *(tree or ())).flatten(0, 1)
         scores.append(score_targets(states, targets, _head(gpt)))
         return scores[0][0]
 
@@ -92,7 +90,13 @@ def score_batch(gpt: DocumentMask, tokens: Tensor, targets: Targets, tree: Tree 
 
 
 @torch.no_grad()
-def read_log_probs(model: nn.Module, tokens: Tensor, indices: Tensor, consume: Callable[[Tensor, int], None]) -> None:
+def read_log_probs(
+    model: nn.Module,
+    tokens: Tensor,
+    indices: Tensor,
+    consume: Callable[[Tensor, int], None],
+    tree: Tree | None = None,
+) -> None:
     """Whole distributions at chosen positions, some at a time; LitGPT's head is applied there only.
 
     Args:
@@ -101,6 +105,7 @@ def read_log_probs(model: nn.Module, tokens: Tensor, indices: Tensor, consume: C
         indices: (P,) int64 on the CPU, positions as indices into the flattened batch B x T.
         consume: is given log-probabilities (R, V) float32 (float64 for float64 logits) of the next positions, and how
             many came before.
+        tree: as of ``score_batch``; read by this package's models only.
     """
 
     def read(states: Tensor, head: Head) -> None:
@@ -111,7 +116,7 @@ def read_log_probs(model: nn.Module, tokens: Tensor, indices: Tensor, consume: C
             consume(torch.log_softmax(logits, dim=-1, dtype=precise), first)
 
     def body(gpt: DocumentMask) -> Tensor:
-        states = _states(gpt, tokens, None)
+        states = gpt.states(tokens, *(tree or ()))
         # within the call, as a sharded head is whole only there
         read(states.flatten(0, 1), _head(gpt))
         return states
@@ -123,33 +128,16 @@ def read_log_probs(model: nn.Module, tokens: Tensor, indices: Tensor, consume: C
         read(logits, Head(logits.size(-1), lambda rows, start, end: rows[:, start:end], in_blocks=True))
 
 
-def _states(gpt: DocumentMask, tokens: Tensor, tree: Tree | None) -> Tensor:
-    """What the head reads, (B, T, n_embd)."""
-    if tree is None and tokens.size(1) > gpt.max_seq_length:
-        raise ValueError(f"row of {tokens.size(1)} tokens: expected at most block_size = {gpt.max_seq_length}")
-    positions = slice(tokens.size(1)) if tree is None else tree.positions
-    cos, sin = (table[positions] if tree else table[positions][None] for table in (gpt.cos, gpt.sin))
-    x = gpt.transformer.wte(tokens)
-    if gpt.config.scale_embeddings:
-        x = x * torch.tensor(gpt.config.n_embd**0.5, dtype=x.dtype)
-    for i, block in enumerate(gpt.transformer.h):
-        layer = ... if gpt.config.rope_indices is None else (..., gpt.config.rope_indices[i])
-        x = block(x, cos[layer], sin[layer], tree.mask if tree else None)
-    return gpt.transformer.ln_f(x)
-
-
 def _head(gpt: DocumentMask) -> Head:
     """The model's head: blocks of its weight where that is a plain one, else the module with all columns at once."""
     module, cap, n_vocab = gpt.lm_head, gpt.config.final_logit_softcapping, gpt.config.padded_vocab_size
-    linear = module.linear if isinstance(module, LoRALinear) and module.r == 0 else module
-    # a head that is a unit of FSDP2 of its own is whole only within its own call
-    in_blocks = type(linear) is nn.Linear and not isinstance(linear.weight, DTensor)
+    linear = plain_head(gpt)
 
     buffer = torch.empty(0)
 
     def columns(states: Tensor, start: int, end: int) -> Tensor:
         nonlocal buffer
-        if not in_blocks:
+        if linear is None:
             logits = module(states)[:, start:end]
         elif not states.is_cpu or torch.is_autocast_enabled("cpu"):
             logits = F.linear(states, linear.weight[start:end], None if linear.bias is None else linear.bias[start:end])
@@ -165,7 +153,7 @@ def _head(gpt: DocumentMask) -> Head:
         return logits if cap is None else do_softcapping(logits, cap)
 
     assert n_vocab is not None
-    return Head(n_vocab, columns, in_blocks)
+    return Head(n_vocab, columns, in_blocks=linear is not None)
 
 
 @torch.no_grad()
@@ -180,6 +168,9 @@ def score_targets(states: Tensor, targets: Targets, head: Head) -> tuple[Tensor,
     Returns:
         (Q,) float32 in nats (float64 for float64 logits), and (Q,) bool: whether ``argmax`` of the logits is the token.
     """
+    if not len(targets.indices):
+        precise = torch.promote_types(states.dtype, torch.float32)
+        return states.new_empty(0, dtype=precise), torch.empty(0, dtype=torch.bool, device=states.device)
     n_rows, n_columns = (768, 512) if head.in_blocks and states.is_cpu else (max(ELEMENTS // head.n_vocab, 1), 0)
     n_parts = -(-len(targets.indices) // n_rows)
     n_rows = -(-len(targets.indices) // n_parts)  # alike, rather than a small one at the end

@@ -28,7 +28,7 @@ Shapes: P positions, V vocabulary, k kept tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -39,7 +39,8 @@ from torch.distributed.fsdp import FSDPModule
 from lit_consistency.data.loading.mixed_rows import draw
 from lit_consistency.data.sources.own_samples import OwnSamples
 from lit_consistency.data.tokens.token_files import Shard
-from lit_consistency.model import IGNORE
+from lit_consistency.model import IGNORE, DocumentMask
+from lit_consistency.model.head_loss import Reduction, linear_loss, logits_by_parts
 from lit_consistency.optimizers.core.checks import check_at_least, check_choice
 
 On = Literal["own", "replayed", "learned"]
@@ -66,6 +67,34 @@ class AnchorTexts(NamedTuple):
 
     texts: Shard
     base: TopK | None
+
+
+class Asked(NamedTuple):
+    """What the base answers along the rows of a micro-batch.
+
+    Attributes:
+        indices: (P,) int64, positions as indices into the flattened batch.
+        base: the base's likeliest tokens there, or log-probabilities (P, V) of all.
+        total: (), int64, such positions in the whole optimizer step, over all ranks; at least 1.
+    """
+
+    indices: Tensor
+    base: TopK | Tensor
+    total: Tensor
+
+
+class Divergence(Reduction):
+    """KL_k(base || model) of every row; with log-probabilities of all tokens, KL(base || model)."""
+
+    def __init__(self, base: TopK | Tensor) -> None:
+        self.base = base
+
+    def values(self, logits: Tensor, rows: slice) -> Tensor:
+        """(R,) in nats, with gradient to the model's logits."""
+        if isinstance(self.base, TopK):
+            return divergence(TopK(*(table[rows] for table in self.base)), logits)
+        p, q = self.base[rows], logits.log_softmax(-1)
+        return (p.exp() * (p - q)).sum(-1)
 
 
 class Place(NamedTuple):
@@ -195,36 +224,38 @@ class KLAnchor:
 
     # -------------------- in a step
 
-    def divergence(self, gpt: nn.Module, batch: Mapping[str, Any], logits: Tensor, place: Place) -> Tensor:
+    def ask(self, gpt: nn.Module, batch: Mapping[str, Any]) -> Asked | None:
+        """The base's answers along a micro-batch's own rows, before the model's; None where nothing is asked there."""
+        if self.on == "own":
+            return None
+        wanted, total = batch["targets"] != IGNORE, batch["supervised"]
+        if (replayed := batch.get("replayed")) is not None:
+            of_replay = batch["supervised_replayed"]
+            wanted = wanted & (replayed if self.on == "replayed" else ~replayed)[:, None]
+            total = of_replay if self.on == "replayed" else total - of_replay
+        rows = wanted.any(-1)
+        if not rows.any():
+            if not is_sharded(gpt):
+                return None
+            rows[0] = True  # all ranks gather the base's shards together
+        chosen = {key: batch[key][rows] for key in ("tokens", "positions", "documents")}
+        inputs = chosen if batch["packed"] else {"tokens": chosen["tokens"]}
+        base = self._answers(gpt, inputs, wanted[rows].flatten().nonzero()[:, 0], self.k)
+        return Asked(wanted.flatten().nonzero()[:, 0], base, total.clamp(min=1))
+
+    def along_rows(self, states: Tensor, gpt: DocumentMask, asked: Asked) -> Tensor:
         """This micro-batch's share of the step's mean divergence, shape (): the sum of all shares is the mean.
 
         Args:
+            states: (B x T, D), what the head reads in the micro-batch, within the model's own call.
             gpt: the model.
-            batch: the micro-batch.
-            logits: (B, T, V), the model's answer to it.
-            place: of the micro-batch, on which texts depend.
+            asked: of ``ask``, for the same micro-batch.
         """
-        return self._along_own(gpt, place) if self.on == "own" else self._along_rows(gpt, batch, logits)
+        share, _ = linear_loss(states[asked.indices], gpt, Divergence(asked.base), 1 / asked.total.double())
+        return share
 
-    def _along_rows(self, gpt: nn.Module, batch: Mapping[str, Any], logits: Tensor) -> Tensor:
-        """Along the batch's own rows; the base answers to those that are asked about."""
-        asked, total = batch["targets"] != IGNORE, batch["supervised"]
-        if (replayed := batch.get("replayed")) is not None:
-            of_replay = batch["supervised_replayed"]
-            asked = asked & (replayed if self.on == "replayed" else ~replayed)[:, None]
-            total = of_replay if self.on == "replayed" else total - of_replay
-        rows = asked.any(-1)
-        if not rows.any():
-            if not is_sharded(gpt):
-                return logits.new_zeros(())
-            rows[0] = True  # all ranks gather the base's shards together
-        chosen = {key: batch[key][rows] for key in ("tokens", "positions", "documents")}
-        base = self._answers(gpt, chosen if batch["packed"] else {"tokens": chosen["tokens"]})[asked[rows]]
-        k = min(self.k, base.size(-1) - 1)
-        return self._sum(base, logits[asked], k) / total.clamp(min=1)
-
-    def _along_own(self, gpt: nn.Module, place: Place) -> Tensor:
-        """Along the step's texts, of which each micro-batch reads its part."""
+    def along_own(self, gpt: DocumentMask, place: Place) -> Tensor:
+        """The share of the step's texts that this micro-batch reads, shape (); a call of the model of its own."""
         assert self._own is not None
         texts, n = self._own.texts, self.texts_per_step
         numbers = draw(len(self._lengths), n, self._seed, STREAM, place.step)
@@ -238,30 +269,39 @@ class KLAnchor:
         fed = [texts.tokens[texts.offsets[i] : texts.offsets[i + 1] - 1].astype(np.int64) for i in mine]
         tokens = nn.utils.rnn.pad_sequence([torch.from_numpy(row) for row in fed], batch_first=True).to(device)
         is_token = torch.arange(tokens.size(1)) < torch.from_numpy(self._lengths[mine])[:, None]
-        logits = gpt(tokens)[is_token.to(device)]
-        total = int(self._lengths[numbers].sum())
+        indices = is_token.flatten().nonzero()[:, 0].to(device)
         if self._own.base is None:
-            return self._sum(self._answers(gpt, {"tokens": tokens})[is_token.to(device)], logits, 0) / total
-        starts = texts.offsets[mine] - mine
-        at = np.concatenate([np.arange(start, start + len(row)) for start, row in zip(starts, fed, strict=True)])
-        ids, log_probs, log_rest = (torch.from_numpy(table[at]).to(device) for table in self._own.base)
-        return divergence(TopK(ids.long(), log_probs, log_rest), logits).sum() / total
+            base = self._answers(gpt, {"tokens": tokens}, indices, 0)
+        else:
+            starts = texts.offsets[mine] - mine
+            at = np.concatenate([np.arange(start, start + len(row)) for start, row in zip(starts, fed, strict=True)])
+            ids, log_probs, log_rest = (torch.from_numpy(table[at]).to(device) for table in self._own.base)
+            base = TopK(ids.long(), log_probs, log_rest)
+        total = int(self._lengths[numbers].sum())
 
-    def _sum(self, base: Tensor, logits: Tensor, k: int) -> Tensor:
-        """Sum of divergences between the base's logits and the model's, both (P, V)."""
-        if k:
-            return divergence(top_k(base, k), logits).sum()
-        p, q = ((x if x.dtype == torch.float64 else x.float()).log_softmax(-1) for x in (base, logits))
-        return (p.exp() * (p - q)).sum()
+        def body(gpt: DocumentMask) -> Tensor:
+            share, _ = linear_loss(gpt.states(tokens).flatten(0, 1)[indices], gpt, Divergence(base), 1 / total)
+            return share
+
+        return gpt(tokens, body=body)  # type: ignore[return-value]
 
     @torch.no_grad()
-    def _answers(self, gpt: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        """(B, T, V) logits of the base."""
-        if self._base:
-            return self._base[0](**inputs)
-        assert self._as_base is not None
-        with self._as_base(gpt):
-            return gpt(**inputs)
+    def _answers(self, gpt: nn.Module, inputs: dict[str, Tensor], indices: Tensor, k: int) -> TopK | Tensor:
+        """What the base predicts at positions, indices into the flattened batch: the ``k`` likeliest, or (P, V) all."""
+        parts: list[Any] = []
+
+        def body(gpt: DocumentMask) -> Tensor:
+            states = gpt.document_states(**inputs).flatten(0, 1)[indices]
+            for _, logits in logits_by_parts(states, gpt):
+                parts.append(top_k(logits, min(k, logits.size(-1) - 1)) if k else logits.log_softmax(-1))
+            return states
+
+        with nullcontext() if self._base else self._as_base(gpt):  # type: ignore[misc]
+            (self._base[0] if self._base else gpt)(inputs["tokens"], body=body)
+        if not parts:  # of no position: asked for the sake of other ranks
+            none = torch.empty(0, device=indices.device)
+            return TopK(indices.view(0, 1), none.view(0, 1), none)
+        return TopK(*map(torch.cat, zip(*parts, strict=True))) if k else torch.cat(parts)
 
 
 def is_sharded(model: nn.Module) -> bool:

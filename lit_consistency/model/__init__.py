@@ -6,6 +6,7 @@ from lit_consistency.model.export import export_hf
 from lit_consistency.model.gpt import GPT, DocumentMask, check_documents, document_mask
 from lit_consistency.model.initialization import init_weights
 from lit_consistency.model.interpolation import export_interpolated
+from lit_consistency.model.head_loss import TokenNLL, linear_loss, plain_head
 from lit_consistency.model.loss import IGNORE, token_nll
 from lit_consistency.model.tokenizer_files import copy_tokenizer
 from lit_consistency.records.model_folder import check_checkpoint_dir, weights_hash
@@ -14,6 +15,7 @@ __all__ = [
     "GPT",
     "IGNORE",
     "DocumentMask",
+    "TokenNLL",
     "check_checkpoint_dir",
     "check_documents",
     "copy_tokenizer",
@@ -22,9 +24,11 @@ __all__ = [
     "export_interpolated",
     "init_weights",
     "check_finite",
+    "linear_loss",
     "load_weights",
     "model_config",
     "padding_multiple",
+    "plain_head",
     "save_model",
     "token_nll",
     "weights_hash",

@@ -76,18 +76,43 @@ class DocumentMask(StockGPT):
             )
         if self.max_seq_length < tokens.size(1):
             raise ValueError(f"row of {tokens.size(1)} tokens: expected at most block_size = {self.max_seq_length}")
-
-        cos_BTR, sin_BTR = self.cos[positions], self.sin[positions]
-        mask = document_mask(documents)
-        x = self.transformer.wte(tokens)
-        if self.config.scale_embeddings:
-            x = x * torch.tensor(self.config.n_embd**0.5, dtype=x.dtype)
-        for block in self.transformer.h:
-            x = block(x, cos_BTR, sin_BTR, mask)
-        x = self.transformer.ln_f(x)
+        x = self.document_states(tokens, positions, documents)
         if lm_head_chunk_size > 0:
             return [self._logits(chunk) for chunk in x.split(lm_head_chunk_size, dim=1)]
         return self._logits(x)
+
+    def states(self, tokens: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """What the head reads, for a caller of ``body``.
+
+        Args:
+            tokens: (B, T) int64.
+            positions: (B, T) int64, rotary positions, all below block_size however long the row is; None counts from 0.
+            mask: (B, 1, T, T) bool, true where the token of the third axis attends to that of the fourth; None is
+                causal.
+
+        Returns:
+            (B, T, n_embd).
+
+        Raises:
+            ValueError: a row without positions that is longer than the model allows.
+        """
+        if positions is None and tokens.size(1) > self.max_seq_length:
+            raise ValueError(f"row of {tokens.size(1)} tokens: expected at most block_size = {self.max_seq_length}")
+        at = slice(tokens.size(1)) if positions is None else positions
+        cos, sin = (table[at][None] if positions is None else table[at] for table in (self.cos, self.sin))
+        x = self.transformer.wte(tokens)
+        if self.config.scale_embeddings:
+            x = x * torch.tensor(self.config.n_embd**0.5, dtype=x.dtype)
+        for i, block in enumerate(self.transformer.h):
+            layer = ... if self.config.rope_indices is None else (..., self.config.rope_indices[i])
+            x = block(x, cos[layer], sin[layer], mask)
+        return self.transformer.ln_f(x)
+
+    def document_states(
+        self, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None
+    ) -> Tensor:
+        """``states`` of rows that hold several documents, or, where ``documents`` is None, one each."""
+        return self.states(tokens) if documents is None else self.states(tokens, positions, document_mask(documents))
 
     def _logits(self, x: Tensor) -> Tensor:
         logits = self.lm_head(x)

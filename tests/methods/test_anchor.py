@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from lit_consistency.cli.fit import build
 from lit_consistency.data import OwnSamples, PretrainData
+from lit_consistency.data.loading.collate import model_inputs, supervised_tokens
 from lit_consistency.data.tokens.token_files import Shard
 from lit_consistency.distributed.dtensors import KeptShards, full_tensor
 from lit_consistency.distributed.fsdp import shard
 from lit_consistency.methods import Full, KLAnchor, LoRA
 from lit_consistency.methods.anchor import AnchorTexts, Place, TopK, divergence, top_k
-from lit_consistency.model import token_nll
+from lit_consistency.model import TokenNLL, linear_loss
 from lit_consistency.module import LitLanguageModel
 from tests.cli.test_resume import Stop, lines
 from tests.methods.small import small_model
@@ -104,7 +105,7 @@ def test_along_own_samples_any_split_gives_the_mean_over_the_steps_tokens(texts_
     seen = set()
     for step in range(5):
         split = [
-            gradient_of(model, [anchor.divergence(model, {}, torch.empty(0), Place(step, i, n)) for i in range(n)])
+            gradient_of(model, [anchor.along_own(model, Place(step, i, n)) for i in range(n)])
             for n in (1, 3, 8)
         ]
         for value, gradients in split[1:]:
@@ -115,7 +116,7 @@ def test_along_own_samples_any_split_gives_the_mean_over_the_steps_tokens(texts_
     assert len(seen) > 1  # a step reads other texts than the last
     everything = KLAnchor(texts_per_step=len(LENGTHS), k=5)
     everything.read(own, seed=0)
-    value = everything.divergence(model, {}, torch.empty(0), Place(0, 0, 1)).item()
+    value = everything.along_own(model, Place(0, 0, 1)).item()
     sums = []
     for a, b in zip(own.texts.offsets, own.texts.offsets[1:], strict=False):
         tokens = torch.from_numpy(own.texts.tokens[a : b - 1].astype(np.int64))[None]
@@ -148,6 +149,30 @@ def batch() -> dict[str, Any]:
     }
 
 
+def along_rows(anchor: KLAnchor, model: Any, micro: dict[str, Any]) -> Tensor:
+    """As the training step has it: the base's answers first, the model's within its own call."""
+    asked = anchor.ask(model, micro)
+    if asked is None:
+        return torch.zeros((), dtype=torch.float64)
+    return model(
+        micro["tokens"],
+        body=lambda gpt: anchor.along_rows(gpt.document_states(**model_inputs(micro)).flatten(0, 1), gpt, asked),
+    )
+
+
+def step(anchor: KLAnchor, model: Any, micro: dict[str, Any], place: Place) -> Tensor:
+    """The loss of a micro-batch with its anchor's share."""
+    asked, (indices, targets) = anchor.ask(model, micro), supervised_tokens(micro)
+
+    def body(gpt: Any) -> Tensor:
+        states = gpt.document_states(**model_inputs(micro)).flatten(0, 1)
+        loss, _ = linear_loss(states[indices], gpt, TokenNLL(targets), 1 / micro["supervised"].double())
+        return loss if asked is None else loss + anchor.along_rows(states, gpt, asked)
+
+    loss = model(micro["tokens"], body=body)
+    return loss + anchor.along_own(model, place) if anchor.on == "own" else loss
+
+
 def part(whole: dict[str, Any], rows: slice) -> dict[str, Any]:
     return {key: value[rows] if isinstance(value, Tensor) and value.ndim else value for key, value in whole.items()}
 
@@ -163,8 +188,7 @@ def test_along_the_rows_it_is_the_mean_over_those_that_are_asked_for(on: Any, k:
         found = []
         for first in range(0, 4, size):
             micro = part(whole, slice(first, first + size))
-            logits = model(micro["tokens"], positions=micro["positions"], documents=micro["documents"])
-            found.append(anchor.divergence(model, micro, logits, Place(0, 0, 1)))
+            found.append(along_rows(anchor, model, micro))
         return found
 
     at_once, one_by_one = gradient_of(model, shares(4)), gradient_of(model, shares(1))
@@ -187,8 +211,7 @@ def test_loras_base_is_the_model_without_adapters() -> None:
     copy.begin(base.double(), None)
     without = KLAnchor(on="learned")
     without.begin(None, lambda gpt: method.between(gpt, KeptShards({}), 0.0))
-    logits = model(whole["tokens"], positions=whole["positions"], documents=whole["documents"])
-    found, expected = (a.divergence(model, whole, logits, Place(0, 0, 1)).item() for a in (without, copy))
+    found, expected = (along_rows(a, model, whole).item() for a in (without, copy))
     assert found == pytest.approx(expected, rel=1e-9)
     assert found > 0
 
@@ -207,9 +230,7 @@ def test_one_process_with_shards_equals_one_without(on: Any, tmp_path: Path) -> 
             shard(one, mesh, "64-true")
         anchor.begin(base, None)
         for micro, place in zip((part(whole, slice(0, 2)), part(whole, slice(2, 3))), places, strict=True):
-            logits = model(micro["tokens"], positions=micro["positions"], documents=micro["documents"])
-            nll = token_nll(logits, micro["targets"]).sum() / whole["supervised"]
-            (nll + anchor.divergence(model, micro, logits, place)).backward()
+            step(anchor, model, micro, place).backward()
         gradients.append([full_tensor(p.grad) for p in model.parameters() if p.grad is not None])
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)

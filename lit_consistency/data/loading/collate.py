@@ -8,7 +8,8 @@ loader adds which ones (``replayed``, (B,) bool), and how many of those tokens a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,3 +54,20 @@ def collate(rows: Sequence[PackedSequence], length: int | None = None, supervise
     if supervised is not None:
         tensors["supervised"] = torch.tensor(supervised, dtype=torch.int64)
     return tensors
+
+
+def model_inputs(batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What ``DocumentMask.document_states`` is given: one document a row, padded on the right, needs no mask."""
+    return {name: batch[name] for name in ("tokens", "positions", "documents")[: 3 if batch["packed"] else 1]}
+
+
+def supervised_tokens(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Where a batch is supervised, and by which token.
+
+    Returns:
+        (P,) int64, indices into the flattened batch B x T, in ``indices`` where they were looked up on the CPU; and the
+        targets there, (P,) int64.
+    """
+    targets = batch["targets"].flatten()
+    indices = batch["indices"] if "indices" in batch else (targets != IGNORE).nonzero()[:, 0]
+    return indices, targets[indices]
