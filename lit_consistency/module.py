@@ -28,7 +28,7 @@ from lit_consistency.distributed.optimizer_state import carry_optimizer_state, c
 from lit_consistency.inference.own_samples import check_same_texts, open_own_samples, read_anchor
 from lit_consistency.methods import Full, KLAnchor, Method
 from lit_consistency.methods.anchor import Place
-from lit_consistency.methods.base_folder import base_folder
+from lit_consistency.methods.base_folder import base_folder, is_from_scratch
 from lit_consistency.methods.build import begin_anchor, build_model, check_data
 from lit_consistency.metrics import TokenLoss
 from lit_consistency.model import IGNORE, DocumentMask, check_checkpoint_dir, model_config, token_nll
@@ -106,7 +106,7 @@ class LitLanguageModel(LightningModule):
             self._check_carrying(type(built).__name__)
         self.anchor = anchor if anchor is not None and anchor.strength > 0 else None
         for key, value in (("anchor", self.anchor), ("pretraining_optimizer", pretraining_optimizer)):
-            if value is not None and self.checkpoint_dir is None:
+            if value is not None and is_from_scratch(self.checkpoint_dir):
                 raise ValueError(f"model.{key} without a base, of which it speaks: expected model.checkpoint_dir")
         # fails here, before any work is done, when the name, the folder or an override is wrong
         self.config = self._config(vocab_size=None)

@@ -16,6 +16,8 @@ from scipy import stats
 
 from tests.study.findings.keep import FOLDER, ROOT, study
 
+ITEMS = {"retain/old_people": 3000, "learn/new_people": 600}
+"""Questions behind a share of right answers; every other number is a loss or a divergence."""
 NAMES = sorted(path.name.removesuffix(".csv.gz") for path in FOLDER.glob("*.csv.gz"))
 Row = dict[str, str]
 
@@ -30,18 +32,26 @@ def matching(rows: list[Row], **wanted: str) -> list[Row]:
 
 
 def at_level(rows: list[Row], read: dict[str, Any], change: Any) -> float:
-    """Between the first two neighbouring rates around the level, on the logarithm of what is learned."""
+    """Between the first two neighbouring rates around the level: in log-odds of a share, else in logarithms."""
+    n = ITEMS.get(read["learning"])
     points = sorted((float(row[f"axis.{read['rate']}"]), float(row[read["learning"]]), change(row)) for row in rows)
     for (_, l0, f0), (_, l1, f1) in zip(points, points[1:], strict=False):
         if (l0 - read["level"]) * (l1 - read["level"]) < 0:
-            weight = (math.log(read["level"]) - math.log(l0)) / (math.log(l1) - math.log(l0))
+            level, start, end = (log_odds(x, n) if n else math.log(x) for x in (read["level"], l0, l1))
+            weight = (level - start) / (end - start)
             return f0 + weight * (f1 - f0)
     return math.nan
 
 
+def log_odds(share: float, n: int) -> float:
+    """Haldane's and Anscombe's: half an item is added to the right and to the wrong ones."""
+    right = share * n
+    return math.log((right + 0.5) / (n - right + 0.5))
+
+
 def value(rows: list[Row], claim: dict[str, Any], content: dict[str, Any], metric: str) -> float:
     """Of the cells of one side and seed."""
-    log = claim.get("scale") == "log"
+    log = claim.get("scale") in ("log", "log-odds")
     if "stage" in claim:
         numbers = [float(row[metric]) for row in rows]
         return float(np.mean([math.log(x) if log else x for x in numbers])) if numbers else math.nan
@@ -49,8 +59,11 @@ def value(rows: list[Row], claim: dict[str, Any], content: dict[str, Any], metri
 
     def change(row: Row) -> float:
         now = float(row[kept])
-        base = now - float(row[kept.replace("retain/", "forget/", 1)])
-        return math.log(now) - math.log(base) if log else now - base
+        forgotten = float(row[kept.replace("retain/", "forget/", 1)])
+        if n := ITEMS.get(kept):  # right answers: what is lost counts
+            assert abs(now * n - round(now * n)) < 1e-6
+            return log_odds(now + forgotten, n) - log_odds(now, n) if log else forgotten
+        return math.log(now) - math.log(now - forgotten) if log else forgotten
 
     return at_level([row for row in rows if row.get("axis.order", "0") in ("0", "")], content["read"], change)
 
