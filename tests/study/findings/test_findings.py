@@ -18,7 +18,7 @@ from tests.study.findings.keep import FOLDER, ROOT, study
 
 ITEMS = {"retain/old_people": 3000, "learn/new_people": 600}
 """Questions behind a share of right answers; every other number is a loss or a divergence."""
-NAMES = sorted(path.name.removesuffix(".csv.gz") for path in FOLDER.glob("*.csv.gz"))
+NAMES = sorted(path.name.removesuffix(".csv.gz") for path in FOLDER.glob("*.csv.gz") if path.name.count(".") == 2)
 Row = dict[str, str]
 
 
@@ -171,6 +171,57 @@ def test_means_in_the_readme_are_those_of_the_table(name: str) -> None:
         elif not line.startswith("|"):
             columns = []
     assert checked or "±" not in part[1]
+
+
+def on_front(points: list[tuple[float, float]], level: float) -> float:
+    """What is lost where the points that no other one beats have learned the level, on straight lines between them."""
+    best = sorted({
+        (x, y) for x, y in points if not any(x2 >= x and y2 <= y and (x2, y2) != (x, y) for x2, y2 in points)
+    })  # fmt: skip
+    for (l0, f0), (l1, f1) in zip(best, best[1:], strict=False):
+        if l0 <= level <= l1:
+            return f0 + (f1 - f0) * (level - l0) / (l1 - l0)
+    return math.nan
+
+
+def interaction_on_fronts(name: str, scale: str) -> tuple[float, float, float]:
+    """Of AdamW and Muon as base and as finetuner: mean over seeds and its 95% interval."""
+    read = study(name)["read"]
+    where = {row["name"]: row for row in table(name)}
+    lost = read["forgetting"].replace("retain/", "forget/", 1)
+    groups: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
+    for row in table(f"{name}.fronts"):
+        cell = where[row["name"]]
+        now, forgotten = float(row[read["forgetting"]]), float(row[lost])
+        if scale == "log-odds":
+            n = ITEMS[read["forgetting"]]
+            forgotten = log_odds(now + forgotten, n) - log_odds(now, n)
+        group = (cell["axis.seed"], cell["axis.optimizer"], cell["axis.finetuner"])
+        groups.setdefault(group, []).append((float(row[read["learning"]]), forgotten))
+    values = [
+        sum(
+            (1 if base == tuner else -1) * on_front(groups[seed, base, tuner], read["level"])
+            for base in ("adamw", "muon")
+            for tuner in ("adamw", "muon")
+        )
+        for seed in sorted({seed for seed, *_ in groups})
+    ]
+    low, high = stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=stats.sem(values))
+    return float(np.mean(values)), float(low), float(high)
+
+
+def test_interactions_along_fronts_are_those_of_the_table() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| (\w+), interaction along fronts, in ([\w-]+) \| ([+−][\d.]+) \[([+−][\d.]+), ([+−][\d.]+)\] \|",
+        text,
+        re.M,
+    )
+    assert rows
+    for name, scale, *said in rows:
+        for number, exact in zip(said, interaction_on_fronts(name, scale), strict=True):
+            digits = len(number.partition(".")[2])
+            assert float(number.replace("−", "-")) == pytest.approx(exact, abs=0.51 * 10**-digits), (name, scale)
 
 
 def test_there_are_findings() -> None:
