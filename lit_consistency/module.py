@@ -30,7 +30,7 @@ from lit_consistency.inference.own_samples import check_same_texts, open_own_sam
 from lit_consistency.inference.rows import predict_documents, supervised_nll
 from lit_consistency.methods import Full, KLAnchor, Method
 from lit_consistency.methods.anchor import Place
-from lit_consistency.methods.base_folder import base_folder
+from lit_consistency.methods.base_folder import base_folder, is_from_scratch
 from lit_consistency.methods.build import begin_anchor, build_model, check_data
 from lit_consistency.metrics import TokenLoss
 from lit_consistency.model import DocumentMask, TokenNLL, check_checkpoint_dir, linear_loss, model_config
@@ -108,7 +108,7 @@ class LitLanguageModel(LightningModule):
             self._check_carrying(type(built).__name__)
         self.anchor = anchor if anchor is not None and anchor.strength > 0 else None
         for key, value in (("anchor", self.anchor), ("pretraining_optimizer", pretraining_optimizer)):
-            if value is not None and self.checkpoint_dir is None:
+            if value is not None and is_from_scratch(self.checkpoint_dir):
                 raise ValueError(f"model.{key} without a base, of which it speaks: expected model.checkpoint_dir")
         # fails here, before any work is done, when the name, the folder or an override is wrong
         self.config = self._config(vocab_size=None)

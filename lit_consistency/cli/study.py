@@ -19,6 +19,7 @@ from lit_consistency.cli.parser import ShortErrors, command_parser, plain_option
 from lit_consistency.study.execute.local import ProcessFailed
 from lit_consistency.study.execute.options import ExecutionOptions, RayOptions, SlurmOptions
 from lit_consistency.study.options import Claim, Pick, Reading, Replicates, Stage, StudyOptions
+from lit_consistency.study.values import NO_BASE_YET
 
 DESCRIPTION = """\
 Many runs: plan them, run what is missing, and report fronts, effects and verdicts.
@@ -148,6 +149,7 @@ def _parse_fit(arguments: Sequence[str]) -> dict[str, Any]:
     import yaml
 
     from lit_consistency.cli.fit import build
+    from lit_consistency.methods.base_folder import base_to_come
 
     check_configurations(arguments)
     shown = logging.root.manager.disable
@@ -155,7 +157,8 @@ def _parse_fit(arguments: Sequence[str]) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():  # that arguments are given beside those of this command
             warnings.simplefilter("ignore")
-            cli = build(["fit", *arguments])
+            with base_to_come() if NO_BASE_YET in arguments else contextlib.nullcontext():
+                cli = build(["fit", *arguments])
     finally:
         logging.disable(shown)
     return yaml.safe_load(cli.dump())

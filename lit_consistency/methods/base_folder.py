@@ -14,7 +14,9 @@ import errno
 import pickle
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,22 @@ IN_BASE_NAMES = ("Full", "HFT", "Pull")
 PREFIX = "gpt."
 """Of the model's weights among those of the LightningModule."""
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
+_TO_COME: ContextVar[bool] = ContextVar("base to come", default=False)
+
+
+@contextmanager
+def base_to_come() -> Iterator[None]:
+    """Within it a model without a base is one whose base is yet to be trained: options that need one are taken."""
+    token = _TO_COME.set(True)
+    try:
+        yield
+    finally:
+        _TO_COME.reset(token)
+
+
+def is_from_scratch(checkpoint_dir: Path | None) -> bool:
+    """Whether there is no base, and none to come."""
+    return checkpoint_dir is None and not _TO_COME.get()
 
 
 def base_folder(path: Path, option: str = "checkpoint_dir", optimizer_state: bool = False) -> Path:

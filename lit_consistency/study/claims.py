@@ -16,9 +16,10 @@ import numpy as np
 from lit_consistency.stats.effects import Contrast, at_level, over_seeds
 from lit_consistency.stats.verdicts import decision_p, holm, holm_levels, seeds_needed, verdict
 from lit_consistency.study.axes import Axis
+from lit_consistency.study.crossed import table_of
 from lit_consistency.study.options import METRIC, Claim, Reading, StudyOptions, at_least, one_of
 from lit_consistency.study.points import Group
-from lit_consistency.study.reading import Where, read_group, table_of
+from lit_consistency.study.reading import Where, read_group
 from lit_consistency.study.report.content import ClaimResult
 
 NO_VERDICT = "no verdict"

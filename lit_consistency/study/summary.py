@@ -17,22 +17,13 @@ from lit_consistency.stats.matched import CurvePoint
 from lit_consistency.stats.seeds import mean_interval
 from lit_consistency.study.cells import Cell
 from lit_consistency.study.claims import claim_results
+from lit_consistency.study.crossed import as_effect, components, crossed_effects, order_spread
 from lit_consistency.study.execute.state import State
 from lit_consistency.study.options import Reading
 from lit_consistency.study.pick import by_number
 from lit_consistency.study.plan import Plan
 from lit_consistency.study.points import Group, groups_of
-from lit_consistency.study.reading import (
-    Where,
-    as_effect,
-    components,
-    crossed_effects,
-    fronts,
-    order_spread,
-    rate_curves,
-    read_group,
-    tuned_curves,
-)
+from lit_consistency.study.reading import Where, fronts, rate_curves, read_group, tuned_curves
 from lit_consistency.study.report.content import CellRow, Content, Effect, HeatMap, ReadingRow
 from lit_consistency.study.results import Results
 
@@ -162,7 +153,8 @@ def effects(groups: Sequence[Group], reading: Reading, spread: float) -> list[Ef
     bases = [", ".join(group.coordinates[axis] for axis in reading.panel) for group in groups]
     rows, columns = ("base", list(dict.fromkeys(bases))), ("finetuner", list(dict.fromkeys(g.name for g in groups)))
     named = [
-        Group(g.panel, g.name, {"base": b, "finetuner": g.name}, g.points) for g, b in zip(groups, bases, strict=True)
+        Group(g.panel, g.name, {"base": b, "finetuner": g.name}, g.points, g.planned)
+        for g, b in zip(groups, bases, strict=True)
     ]
     for at in places(reading):
         for scale in reading.scales:

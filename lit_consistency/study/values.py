@@ -29,6 +29,8 @@ Raises:
     ValueError: the message names the call's mistake and begins with its number, as ``3: ``.
 """
 ABSENT = "<absent>"
+NO_BASE_YET = "--model.checkpoint_dir=null"
+"""Argument of a finetuning in whose base's place a model stands in, as it is yet to be trained."""
 CARRY = "model.carry_optimizer_state"
 """Refused by the parser without a base that has a state; where the base is yet to be made, the plan checks it."""
 

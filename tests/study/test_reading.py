@@ -12,19 +12,12 @@ from lit_consistency.records.atomic import write_json
 from lit_consistency.records.results import Result, write_result
 from lit_consistency.study.axes import Axis
 from lit_consistency.study.claims import check_claims, claim_results
+from lit_consistency.study.crossed import components, crossed_effects, order_spread
 from lit_consistency.study.execute.state import Attempt, State, write_attempts
 from lit_consistency.study.options import Claim, Replicates, StudyOptions
 from lit_consistency.study.plan import Plan
 from lit_consistency.study.points import Group, Point, groups_of
-from lit_consistency.study.reading import (
-    Where,
-    components,
-    crossed_effects,
-    fronts,
-    order_spread,
-    rate_curves,
-    read_group,
-)
+from lit_consistency.study.reading import Where, fronts, rate_curves, read_group
 from lit_consistency.study.results import Results
 from lit_consistency.study.sequence.matrix import Matrix, as_json
 from tests.study.fakes import FakeParser, crossed_reading, crossed_study, write_run
@@ -115,6 +108,21 @@ def test_effects_are_differences_within_seeds(tmp_path: Path) -> None:
     turned = crossed_effects(groups, ("optimizer", BASES), ("finetuner", BASES[::-1]), where, study.read)
     assert turned["interaction: matched less mismatched"][1].value == pytest.approx(interaction.value)
     assert turned["finetuner adamw - muon"][1].value == pytest.approx(0.02)
+
+
+def test_a_seed_is_left_out_where_it_was_planned_and_has_no_number(tmp_path: Path) -> None:
+    groups, study = run_all(crossed_study(tmp_path, SEEDS, RATES))
+    where = Where("learning", "retain/old")
+    for planned, left_out in ((("0", "1", "2"), 0), (tuple(map(str, SEEDS)), 3)):
+        fewer = [
+            replace(g, points=[p for p in g.points if int(p.seed) < 3], planned=planned) if g.name == "muon" else g
+            for g in groups
+        ]
+        effects = crossed_effects(fewer, ("optimizer", BASES), ("finetuner", BASES), where, study.read)
+        assert {name: (c.n, c.left_out) for name, (_, c) in effects.items() if name.startswith("muon - adamw")} == {
+            f"muon - adamw on base {base}": (3, left_out) for base in BASES
+        }
+        assert effects["base muon - adamw with finetuner adamw"][1].left_out == 0
 
 
 def test_verdicts_follow_the_bounds_and_holm(tmp_path: Path) -> None:

@@ -54,6 +54,33 @@ def main() -> None:
     path = FOLDER / f"{name}.csv.gz"
     path.write_bytes(gzip.compress(text.getvalue().encode("utf-8"), mtime=0))
     print(f"wrote {path}: {len(rows)} rows, {len(columns)} columns, {path.stat().st_size} bytes")
+    if content.get("read", {}).get("level") is not None:
+        keep_fronts(name, content, {row["name"] for row in rows})
+
+
+def keep_fronts(name: str, content: dict[str, Any], cells: set[str]) -> None:
+    """Write ``NAME.fronts.csv.gz``: learned, kept and lost at every measured step and share of the way."""
+    read = content["read"]
+    names = [read["learning"], read["forgetting"], read["forgetting"].replace("retain/", "forget/", 1)]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["name", "point", *names])
+    n_points = 0
+    with gzip.open(ROOT / content["output"] / "report" / "steps.csv.gz", "rt", encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            ways = {key.split("/")[1] for key in row if key.startswith("interpolated/")}
+            prefixes = {
+                f"step {row['step']}": "",
+                **{f"{way} of the way": f"interpolated/{way}/" for way in sorted(ways)},
+            }
+            for point, prefix in prefixes.items():
+                numbers = [row.get(prefix + wanted, "") for wanted in names]
+                if row["name"] in cells and all(numbers):
+                    writer.writerow([row["name"], point, *numbers])
+                    n_points += 1
+    path = FOLDER / f"{name}.fronts.csv.gz"
+    path.write_bytes(gzip.compress(text.getvalue().encode("utf-8"), mtime=0))
+    print(f"wrote {path}: {n_points} points, {path.stat().st_size} bytes")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,9 @@ from scipy import stats
 
 from tests.study.findings.keep import FOLDER, ROOT, study
 
-NAMES = sorted(path.name.removesuffix(".csv.gz") for path in FOLDER.glob("*.csv.gz"))
+ITEMS = {"retain/old_people": 3000, "learn/new_people": 600}
+"""Questions behind a share of right answers; every other number is a loss or a divergence."""
+NAMES = sorted(path.name.removesuffix(".csv.gz") for path in FOLDER.glob("*.csv.gz") if path.name.count(".") == 2)
 Row = dict[str, str]
 
 
@@ -30,18 +32,26 @@ def matching(rows: list[Row], **wanted: str) -> list[Row]:
 
 
 def at_level(rows: list[Row], read: dict[str, Any], change: Any) -> float:
-    """Between the first two neighbouring rates around the level, on the logarithm of what is learned."""
+    """Between the first two neighbouring rates around the level: in log-odds of a share, else in logarithms."""
+    n = ITEMS.get(read["learning"])
     points = sorted((float(row[f"axis.{read['rate']}"]), float(row[read["learning"]]), change(row)) for row in rows)
     for (_, l0, f0), (_, l1, f1) in zip(points, points[1:], strict=False):
         if (l0 - read["level"]) * (l1 - read["level"]) < 0:
-            weight = (math.log(read["level"]) - math.log(l0)) / (math.log(l1) - math.log(l0))
+            level, start, end = (log_odds(x, n) if n else math.log(x) for x in (read["level"], l0, l1))
+            weight = (level - start) / (end - start)
             return f0 + weight * (f1 - f0)
     return math.nan
 
 
+def log_odds(share: float, n: int) -> float:
+    """Haldane's and Anscombe's: half an item is added to the right and to the wrong ones."""
+    right = share * n
+    return math.log((right + 0.5) / (n - right + 0.5))
+
+
 def value(rows: list[Row], claim: dict[str, Any], content: dict[str, Any], metric: str) -> float:
     """Of the cells of one side and seed."""
-    log = claim.get("scale") == "log"
+    log = claim.get("scale") in ("log", "log-odds")
     if "stage" in claim:
         numbers = [float(row[metric]) for row in rows]
         return float(np.mean([math.log(x) if log else x for x in numbers])) if numbers else math.nan
@@ -49,8 +59,11 @@ def value(rows: list[Row], claim: dict[str, Any], content: dict[str, Any], metri
 
     def change(row: Row) -> float:
         now = float(row[kept])
-        base = now - float(row[kept.replace("retain/", "forget/", 1)])
-        return math.log(now) - math.log(base) if log else now - base
+        forgotten = float(row[kept.replace("retain/", "forget/", 1)])
+        if n := ITEMS.get(kept):  # right answers: what is lost counts
+            assert abs(now * n - round(now * n)) < 1e-6
+            return log_odds(now + forgotten, n) - log_odds(now, n) if log else forgotten
+        return math.log(now) - math.log(now - forgotten) if log else forgotten
 
     return at_level([row for row in rows if row.get("axis.order", "0") in ("0", "")], content["read"], change)
 
@@ -158,6 +171,57 @@ def test_means_in_the_readme_are_those_of_the_table(name: str) -> None:
         elif not line.startswith("|"):
             columns = []
     assert checked or "±" not in part[1]
+
+
+def on_front(points: list[tuple[float, float]], level: float) -> float:
+    """What is lost where the points that no other one beats have learned the level, on straight lines between them."""
+    best = sorted({
+        (x, y) for x, y in points if not any(x2 >= x and y2 <= y and (x2, y2) != (x, y) for x2, y2 in points)
+    })  # fmt: skip
+    for (l0, f0), (l1, f1) in zip(best, best[1:], strict=False):
+        if l0 <= level <= l1:
+            return f0 + (f1 - f0) * (level - l0) / (l1 - l0)
+    return math.nan
+
+
+def interaction_on_fronts(name: str, scale: str) -> tuple[float, float, float]:
+    """Of AdamW and Muon as base and as finetuner: mean over seeds and its 95% interval."""
+    read = study(name)["read"]
+    where = {row["name"]: row for row in table(name)}
+    lost = read["forgetting"].replace("retain/", "forget/", 1)
+    groups: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
+    for row in table(f"{name}.fronts"):
+        cell = where[row["name"]]
+        now, forgotten = float(row[read["forgetting"]]), float(row[lost])
+        if scale == "log-odds":
+            n = ITEMS[read["forgetting"]]
+            forgotten = log_odds(now + forgotten, n) - log_odds(now, n)
+        group = (cell["axis.seed"], cell["axis.optimizer"], cell["axis.finetuner"])
+        groups.setdefault(group, []).append((float(row[read["learning"]]), forgotten))
+    values = [
+        sum(
+            (1 if base == tuner else -1) * on_front(groups[seed, base, tuner], read["level"])
+            for base in ("adamw", "muon")
+            for tuner in ("adamw", "muon")
+        )
+        for seed in sorted({seed for seed, *_ in groups})
+    ]
+    low, high = stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=stats.sem(values))
+    return float(np.mean(values)), float(low), float(high)
+
+
+def test_interactions_along_fronts_are_those_of_the_table() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| (\w+), interaction along fronts, in ([\w-]+) \| ([+−][\d.]+) \[([+−][\d.]+), ([+−][\d.]+)\] \|",
+        text,
+        re.M,
+    )
+    assert rows
+    for name, scale, *said in rows:
+        for number, exact in zip(said, interaction_on_fronts(name, scale), strict=True):
+            digits = len(number.partition(".")[2])
+            assert float(number.replace("−", "-")) == pytest.approx(exact, abs=0.51 * 10**-digits), (name, scale)
 
 
 def test_there_are_findings() -> None:
