@@ -230,7 +230,9 @@ class LitLanguageModel(LightningModule):
             # what is logged adds up in float64, as every sum over micro-batches and ranks
             share = nll.sum(dtype=torch.float64) / supervised
             self._step_loss = share if self._step_loss is None else self._step_loss + share
-            return loss if asked is None else loss + self._anchored(anchor.along_rows(states, gpt, asked))
+            if anchor is None or asked is None:
+                return loss
+            return loss + self._anchored(anchor.along_rows(states, gpt, asked))
 
         loss = self.gpt(batch["tokens"], body=body)
         if anchor is not None and anchor.on == "own":

@@ -283,7 +283,7 @@ class KLAnchor:
             share, _ = linear_loss(gpt.states(tokens).flatten(0, 1)[indices], gpt, Divergence(base), 1 / total)
             return share
 
-        return gpt(tokens, body=body)  # type: ignore[return-value]
+        return gpt(tokens, body=body)
 
     @torch.no_grad()
     def _answers(self, gpt: nn.Module, inputs: dict[str, Tensor], indices: Tensor, k: int) -> TopK | Tensor:

@@ -4,9 +4,9 @@ from lit_consistency.model.checkpoint import check_finite, load_weights, save_mo
 from lit_consistency.model.configuration import model_config, padding_multiple
 from lit_consistency.model.export import export_hf
 from lit_consistency.model.gpt import GPT, DocumentMask, check_documents, document_mask
+from lit_consistency.model.head_loss import TokenNLL, linear_loss, plain_head
 from lit_consistency.model.initialization import init_weights
 from lit_consistency.model.interpolation import export_interpolated
-from lit_consistency.model.head_loss import TokenNLL, linear_loss, plain_head
 from lit_consistency.model.loss import IGNORE, token_nll
 from lit_consistency.model.tokenizer_files import copy_tokenizer
 from lit_consistency.records.model_folder import check_checkpoint_dir, weights_hash

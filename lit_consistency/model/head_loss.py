@@ -86,7 +86,9 @@ class TokenNLL(Reduction):
         chosen = logits.gather(-1, targets)[:, 0]
         total = logits.sub_(most[:, None]).exp_().sum(-1)
         probabilities = logits.mul_(total.reciprocal()[:, None])
-        return total.log_() + (most - chosen), probabilities.scatter_add_(-1, targets, -torch.ones_like(chosen)[:, None])
+        return total.log_() + (most - chosen), probabilities.scatter_add_(
+            -1, targets, -torch.ones_like(chosen)[:, None]
+        )
 
 
 def logits_by_parts(states: Tensor, gpt: DocumentMask) -> Iterator[tuple[slice, Tensor]]:
@@ -103,8 +105,10 @@ def logits_by_parts(states: Tensor, gpt: DocumentMask) -> Iterator[tuple[slice, 
         yield rows, _capped(_raised(logits), gpt.config.final_logit_softcapping)
 
 
-def linear_loss(states: Tensor, gpt: DocumentMask, reduction: Reduction, scale: Tensor | float) -> tuple[Tensor, Tensor]:
-    """scale * sum of a reduction of the head's logits, for a caller within the model's own call.
+def linear_loss(
+    states: Tensor, gpt: DocumentMask, reduction: Reduction, scale: Tensor | float
+) -> tuple[Tensor, Tensor]:
+    """Scale * sum of a reduction of the head's logits, for a caller within the model's own call.
 
     Args:
         states: (R, D), what the head reads, of the rows that are asked about; R may be 0.

@@ -91,7 +91,9 @@ class Place:
         torch.manual_seed(0)
         model = GPT(config)
         init_weights(model, config)
-        save_model(self.base, model.state_dict(), config, self.tokenizer, Provenance("pythia-14m", "none", "full", "pretrain"))
+        save_model(
+            self.base, model.state_dict(), config, self.tokenizer, Provenance("pythia-14m", "none", "full", "pretrain")
+        )
         text = folder / "text"
         text.mkdir()
         book = next((data / "text" / "books_fiction").glob("*.txt")).read_text("utf-8")

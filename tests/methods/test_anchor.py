@@ -104,10 +104,7 @@ def test_along_own_samples_any_split_gives_the_mean_over_the_steps_tokens(texts_
     anchor.read(own, seed=0)
     seen = set()
     for step in range(5):
-        split = [
-            gradient_of(model, [anchor.along_own(model, Place(step, i, n)) for i in range(n)])
-            for n in (1, 3, 8)
-        ]
+        split = [gradient_of(model, [anchor.along_own(model, Place(step, i, n)) for i in range(n)]) for n in (1, 3, 8)]
         for value, gradients in split[1:]:
             assert value == pytest.approx(split[0][0], rel=1e-12)
             for a, b in zip(gradients, split[0][1], strict=True):

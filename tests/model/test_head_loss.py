@@ -1,4 +1,4 @@
-"""The loss without logits is the loss with them: value, numbers and every gradient, of any head, precision and split."""
+"""The loss without logits is the loss with them: value, numbers, every gradient, of any head, precision and split."""
 
 from __future__ import annotations
 
