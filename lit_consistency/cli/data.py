@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_consistency.cli.parser import ShortErrors, add_options, command_parser
+from lit_consistency.records.shipped import shipped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,6 +75,8 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command; a user's error exits with 2, rows at which training would stop with 1."""
     command = parser()
     given = vars(command.parse_args(argv))
+    if given["model"] is not None:
+        given["model"] = shipped(given["model"])  # outside of the clone, the bases that come along are the package's
     if message := _mistake(given):
         command.error(message)
     if hasattr(sys.stdout, "reconfigure"):  # rows hold characters that a terminal may not have

@@ -15,9 +15,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
+from lit_consistency.records.shipped import shipped
 from lit_consistency.study.options import NAME, ORDER, SEED, dotted_options, one_of
 
 SWEPT = ("key", "keys", "values", "by", "search")
@@ -155,7 +155,7 @@ def _named(key: str, name: str, spec: Mapping[str, Any]) -> Axis:
         files = content.get("config") or []
         files = (files,) if isinstance(files, str) else tuple(files)
         for file in files:
-            if not Path(file).is_file():
+            if not shipped(file).is_file():
                 raise FileNotFoundError(f"{here}: {file}: no such file")
         seeds = content.get("seeds")
         if seeds is not None and (not isinstance(seeds, int) or seeds < 1):

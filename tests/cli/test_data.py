@@ -130,6 +130,14 @@ def test_a_mistake_ends_with_2(options: list[str], message: str, capsys: pytest.
     assert message in capsys.readouterr().err
 
 
+def test_outside_of_the_clone_the_bases_that_come_along_are_found(
+    rows: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `init` prints the command."""
+    monkeypatch.chdir(rows.parent)
+    assert "1: " in shown(capsys, "--rows", rows, "--model", "checkpoints/lit_consistency/biographies-adamw")
+
+
 def test_help_waits_for_no_torch() -> None:
     code = "import sys; from lit_consistency.__main__ import main\n"
     code += "try: main(['data', '--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"

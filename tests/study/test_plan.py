@@ -255,6 +255,14 @@ def test_what_cannot_be_is_refused_before_the_first_run(tmp_path: Path, change: 
     assert not (tmp_path / "study").exists()
 
 
+def test_outside_of_the_clone_an_axis_takes_the_files_of_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (axis,) = read_axes("stages.s", {"optimizer": {"adamw": "configs/optimizers/adamw.yaml"}}, [])
+    assert axis.values[""][0].config == ("configs/optimizers/adamw.yaml",)
+
+
 def test_linked_options_move_together_and_a_searched_value_keeps_their_ratio(tmp_path: Path) -> None:
     axis = read_axes("stages.s", {"rate": {"keys": {"m.lr": ["1e-4", 3e-4], "m.adamw_lr": [2e-4, 6e-4]}}}, [])[0]
     assert [value.name for value in axis.values[""]] == ["0.0001", "0.0003"]
