@@ -17,6 +17,7 @@ from lit_consistency.data.sft_data import SFTData
 from lit_consistency.data.tokens.base_style import taken_style
 from lit_consistency.methods.base_folder import base_folder
 from lit_consistency.records.model_folder import VOCABULARIES
+from lit_consistency.records.shipped import shipped
 from lit_consistency.tasks.training_rows import TaskRows
 
 
@@ -38,7 +39,7 @@ def settle_prompt_style(section: Namespace) -> tuple[str, str] | None:
         return None
     folder = given["tokenizer_dir"] or section["model"]["checkpoint_dir"]
     if folder is not None:
-        folder = Path(folder) if given["tokenizer_dir"] else base_folder(Path(folder))
+        folder = shipped(folder) if given["tokenizer_dir"] else base_folder(Path(folder))
         if not any((folder / name).is_file() for name in VOCABULARIES):
             return None
     styles = set(_styles(given["rows"]))

@@ -123,7 +123,7 @@ class StagePlan:
         """
         seeds = self.replicates.seeds[: self.stage.seeds]
         if bases is None:
-            folder = Path(self.stage.base) if self.stage.base else None
+            folder = shipped(self.stage.base) if self.stage.base else None
             return [Start(folder, None, {}, seed, k) for seed in seeds for k in self._orders(seed, folder is not None)]
         steps: Sequence[int | None] = self.stage.checkpoints if isinstance(self.stage.checkpoints, list) else [None]
         return [

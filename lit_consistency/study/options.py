@@ -232,7 +232,7 @@ def _check_stage(key: str, stage: Stage, earlier: list[str]) -> None:
         at_least(f"{key}.seeds", stage.seeds, 1)
     if stage.base is None and stage.kind != "fit":
         raise ValueError(f"{key}.base = null: expected a stage or a model folder for {stage.kind}")
-    if stage.base is not None and stage.base not in earlier and not Path(stage.base).is_dir():
+    if stage.base is not None and stage.base not in earlier and not shipped(stage.base).is_dir():
         allowed = f"an earlier stage ({', '.join(earlier)})" if earlier else "an earlier stage (there is none)"
         raise ValueError(f"{key}.base = {stage.base}: expected {allowed}, or a model folder{looked_in(stage.base)}")
     if stage.checkpoints is not None and stage.base not in earlier:

@@ -7,7 +7,8 @@ from pathlib import Path
 import yaml
 
 from lit_consistency.records.shipped import beside, looked_in
-from tests.runs import ROOT
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_only_what_stands_beside_the_file_and_not_here_is_changed(tmp_path: Path) -> None:
