@@ -35,14 +35,14 @@ def settle_prompt_style(section: Namespace) -> tuple[str, str] | None:
     if data is None or not issubclass(import_object(data["class_path"]), SFTData):
         return None
     given = data["init_args"]
-    if given["prompt_style"] is not None:
+    if given.get("prompt_style", "unknown to a class of the user's own") is not None:
         return None
-    folder = given["tokenizer_dir"] or section["model"]["checkpoint_dir"]
+    folder = given.get("tokenizer_dir") or section["model"]["checkpoint_dir"]
     if folder is not None:
-        folder = shipped(folder) if given["tokenizer_dir"] else base_folder(Path(folder))
+        folder = shipped(folder) if given.get("tokenizer_dir") else base_folder(Path(folder))
         if not any((folder / name).is_file() for name in VOCABULARIES):
             return None
-    styles = set(_styles(given["rows"]))
+    styles = set(_styles(given["rows"])) if given.get("rows") else {None}
     style, why = taken_style(styles.pop() if len(styles) == 1 else None, folder)
     given["prompt_style"] = style
     return style, why

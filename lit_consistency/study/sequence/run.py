@@ -91,8 +91,7 @@ class Sequence:
             return folder.model, name
         # first the data, so that the files may add to them; last all of it, so that no file trains on other rows
         first, last = (self.plan.output / "configs" / f"{name}{ending}.yaml" for ending in (".data", ""))
-        rows_alone = merged({"data.init_args.prompt_style": "default"}, {"data": config["data"]})  # as they are asked
-        write_text(first, yaml.safe_dump(rows_alone, sort_keys=False))
+        write_text(first, yaml.safe_dump({"data": config["data"]}, sort_keys=False))
         write_text(last, yaml.safe_dump(config, sort_keys=False))
         # what is kept is asked after every stage; a run of it watches only what the files name
         arguments = ["fit", "--forgetting.retain={}"]
