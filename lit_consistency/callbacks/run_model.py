@@ -17,6 +17,7 @@ from torch import nn
 from lit_consistency.callbacks.forgetting import Forgetting
 from lit_consistency.callbacks.throughput import Throughput
 from lit_consistency.data import SFTData
+from lit_consistency.data.tokens.base_style import STYLE_FILE
 from lit_consistency.distributed.fsdp import gathered
 from lit_consistency.distributed.optimizer_state import FILE, gathered_optimizer_state, write_optimizer_state
 from lit_consistency.methods import Full, LoRA
@@ -79,7 +80,7 @@ def write_run_model(
             module.config,
             data.tokenizer_folder,
             provenance,
-            prompt_style=litgpt_style(data),
+            prompt_style=litgpt_style(data, module),
             overwrite=overwrite,
             also=(lambda folder: write_optimizer_state(moments, folder / FILE)) if moments else None,
         )
@@ -112,7 +113,7 @@ def write_run_adapters(
         data = trainer.datamodule  # type: ignore[attr-defined]
         with new_folder(out_dir, overwrite) as folder:
             write_adapters(folder, method, factors, base, record["base_hash"])
-            write_model_files(folder, module.config, data.tokenizer_folder, litgpt_style(data))
+            write_model_files(folder, module.config, data.tokenizer_folder, litgpt_style(data, module))
             provenance.write(folder)
         rank_zero_info(f"adapters of step {trainer.global_step}: {out_dir}")
     trainer.strategy.barrier("adapters")
@@ -185,10 +186,13 @@ def losses_now(trainer: Trainer) -> dict[str, float]:
     return {key: float(value) for key, value in trainer.callback_metrics.items() if key in LOSSES}
 
 
-def litgpt_style(data: Any) -> PromptStyle | None:
-    """What ``litgpt generate`` is to prompt with; None keeps the base's, as for a tokenizer's own chat template."""
-    if not isinstance(data, SFTData) or data.prompt_style == "chat_template":
+def litgpt_style(data: Any, module: LitLanguageModel) -> PromptStyle | None:
+    """What ``litgpt generate`` is to prompt with; None keeps the base's."""
+    if not isinstance(data, SFTData):
         return None
+    if data.prompt_style == "chat_template":
+        # LitGPT reads no template: it goes by the model's name, unless the base was trained to be prompted otherwise
+        return PromptStyle.from_config(module.config) if (data.tokenizer_folder / STYLE_FILE).is_file() else None
     return prompt_styles.get(data.prompt_style, Default)()
 
 

@@ -224,7 +224,7 @@ class RunRecord(Callback):
         if trainer.is_global_zero and not self.folder.model_files.exists():
             data = trainer.datamodule  # type: ignore[attr-defined]
             with replaced_folder(self.folder.model_files) as folder:
-                write_model_files(folder, module.config, data.tokenizer_folder, litgpt_style(data))
+                write_model_files(folder, module.config, data.tokenizer_folder, litgpt_style(data, module))
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse to continue on other data or another base, before anything is written."""

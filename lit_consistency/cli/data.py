@@ -29,7 +29,7 @@ Show rows for finetuning as the model will see them, before anything is trained:
 them is learned and what is cut; lengths; rows and prompts that repeat; validation rows that are trained on too; as what
 the rows were read, and what is dropped or refused, and why.
 
-  data --rows rows.jsonl --model checkpoints/ORG/MODEL --prompt_style chat_template
+  data --rows rows.jsonl --model checkpoints/ORG/MODEL
   data --rows train.jsonl --validation test.jsonl --model checkpoints/ORG/MODEL --block_size 1024
 
 In a terminal learned tokens are green, others plain, special tokens bold, and what is cut off is red and struck out;
@@ -46,7 +46,12 @@ OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
         None,
         "fields of rows in another format, as '{prompt: ASK, completion: SAY}'",
     ),
-    ("prompt_style", str, "default", "as of SFTData: default, chat_template, or a style of LitGPT"),
+    (
+        "prompt_style",
+        str | None,
+        None,
+        "as of SFTData: default, chat_template, or a style of LitGPT; null: what the model has, which is said",
+    ),
     ("loss_on", str, "completion", "completion, or all for the prompt too"),
     (
         "block_size",
@@ -114,10 +119,13 @@ def _show(given: dict[str, Any]) -> bool:
     from rich.console import Console
 
     from lit_consistency.data.inspection import inspect_rows
+    from lit_consistency.data.sft_data import style_line
     from lit_consistency.data.sources.rows import RowFiles
 
     data = _data(given)
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    if given["prompt_style"] is None:
+        print(style_line(*data.taken_style()), file=sys.stderr)
     waiting = Console(stderr=True).status("rows")  # shown in a terminal, while there is nothing else to be shown
     n_seen = 0
 

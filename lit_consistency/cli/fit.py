@@ -39,9 +39,11 @@ from lit_consistency.cli.branch import begin_branch, saved_branch
 from lit_consistency.cli.fit_parser import Parser
 from lit_consistency.cli.mistakes import check_environment, overridden, variables
 from lit_consistency.cli.parser import reason
+from lit_consistency.cli.prompt_style import settle_prompt_style
 from lit_consistency.cli.resume import check_changes, find_checkpoint, has_finished
 from lit_consistency.cli.trainer_options import check_trainer, sharded_options
 from lit_consistency.data import TokenData
+from lit_consistency.data.sft_data import style_line
 from lit_consistency.data.worlds import World
 from lit_consistency.loggers.metrics_file import MetricsFile
 from lit_consistency.loggers.tensorboard import TensorBoardRunLogger
@@ -103,6 +105,8 @@ class ConsistencyCLI(LightningCLI):
         for line in overridden(words, words[0] if words else ""):
             rank_zero_warn(line)
         super().parse_arguments(parser, args)
+        if taken := settle_prompt_style(self.config[self.config.subcommand]):
+            rank_zero_info(style_line(*taken))
 
     def _parse_ckpt_path(self) -> None:
         """Refuse a difference; Lightning would let the checkpoint win over the command line."""

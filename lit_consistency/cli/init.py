@@ -108,7 +108,6 @@ def _init(given: dict[str, Any], argv: list[str]) -> None:
 
     from lit_consistency.data.sources.rows import RowFiles
     from lit_consistency.data.suggested import has_turns, suggest, suggested_style
-    from lit_consistency.data.tokens.tokenizer import Tokenizer
 
     config = Config.from_file(given["folder"] / CONFIG)
     columns = {} if given["columns"] is None else {"columns": given["columns"]}
@@ -116,7 +115,7 @@ def _init(given: dict[str, Any], argv: list[str]) -> None:
     turns = [has_turns(row) for row in rows.rows()]
     if not turns:
         raise ValueError(f"rows = {given['rows']}: holds no row; expected at least one")
-    style = suggested_style(given["folder"], Tokenizer(given["folder"]), any(turns))
+    style = suggested_style(given["folder"], any(turns))
     looked_at = _look(rows, given, style[0], config.block_size, every=-(-len(turns) // LOOKED_AT))
     suggestion = suggest(looked_at, len(turns), config)
     optimizer, why = suggested_optimizer(pretraining_of_base(given["folder"], config))

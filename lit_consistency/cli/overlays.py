@@ -17,7 +17,9 @@ from __future__ import annotations
 import re
 from argparse import ArgumentError
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
@@ -26,8 +28,10 @@ from jsonargparse._typehints import ActionTypeHint
 
 from lit_consistency.cli.class_paths import REFUSED, check_class_path
 from lit_consistency.cli.moved import refuse_moved
+from lit_consistency.records.shipped import beside
 
 UNIONS = (Union, UnionType)
+_read_from: ContextVar[tuple[Path, Path] | None] = ContextVar("configuration's and working directory", default=None)
 
 _discard = _typehints.discard_init_args_on_class_path_change
 _adapt = _typehints.adapt_typehints
@@ -47,6 +51,26 @@ class OverlayParser(ArgumentParser):
     """
 
     builds_all = False
+
+    def parse_path(self, cfg_path: Any, *args: Any, **options: Any) -> Namespace:
+        """Parse a configuration; the paths in it that are not in the working directory are looked for beside it."""
+        here = Path.cwd()
+        token = _read_from.set((here.joinpath(cfg_path).resolve().parent, here))
+        try:
+            return super().parse_path(cfg_path, *args, **options)
+        finally:
+            _read_from.reset(token)
+
+    def _apply_actions(self, cfg: Any, *args: Any, **options: Any) -> Namespace:
+        """Take over what was read; jsonargparse has made the configuration's folder the working directory by now."""
+        where = _read_from.get()
+        if where is None:
+            return super()._apply_actions(cfg, *args, **options)
+        token = _read_from.set(None)  # the parsers of classes inside are given what was found
+        try:
+            return super()._apply_actions(beside(cfg, *where), *args, **options)
+        finally:
+            _read_from.reset(token)
 
     def format_help(self) -> str:
         """The help, which says of named things how one of them is changed and removed."""

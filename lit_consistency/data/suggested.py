@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 from litgpt import Config
-from litgpt.prompts import Default, prompt_styles
 
 from lit_consistency.data.inspection import Inspection
 from lit_consistency.data.sources.hold_out import is_held_out
 from lit_consistency.data.sources.rows import Conversation, Rows
+from lit_consistency.data.tokens.base_style import style_of_base
 from lit_consistency.data.tokens.packing import pack
-from lit_consistency.data.tokens.tokenizer import Tokenizer
 
 SEVERAL_TURNS = "phi-2"
 """Style of plain words (``Instruct: ...``, ``Output: ...``) for several turns, where the base has no form for them."""
@@ -68,6 +66,7 @@ class EveryNth(Rows):
 
     def __init__(self, rows: Rows, step: int) -> None:
         self.whole = rows
+        self.prompt_style = rows.prompt_style
         self.step = step
 
     def rows(self) -> Iterator[Conversation]:
@@ -79,29 +78,20 @@ class EveryNth(Rows):
         return {"kind": "EveryNth", "step": self.step, "rows": self.whole.fingerprint()}
 
 
-def suggested_style(folder: Path, tokenizer: Tokenizer, turns: bool) -> tuple[str, str]:
-    """A prompt style, and why.
+def suggested_style(folder: Path, turns: bool) -> tuple[str, str]:
+    """A prompt style, and why: the base's (``style_of_base``), and where it has none, one that tells turns apart.
 
     Args:
         folder: The model's.
-        tokenizer: The model's.
         turns: Whether any row has more than a question and its answer: a system's turn, or several questions.
     """
-    if tokenizer.chat_template is not None and tokenizer.backend == "huggingface":
-        return "chat_template", "the tokenizer's own"
-    file = folder / "prompt_style.yaml"
-    if file.is_file():
-        # compared as a text: what a file names is not imported
-        named = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("class_path")
-        own = {f"{kind.__module__}.{kind.__name__}": name for name, kind in prompt_styles.items() if kind != Default}
-        if named in own:
-            return own[named], "the base is prompted so, by its prompt_style.yaml"
-    if turns:
+    style, why = style_of_base(folder)
+    if style == "default" and turns:
         return (
             SEVERAL_TURNS,
             "the base has no chat template, and the rows have turns, which default would not tell apart",
         )
-    return "default", "prompt and answer as they stand: the base has no chat template"
+    return style, why
 
 
 def has_turns(row: Conversation) -> bool:

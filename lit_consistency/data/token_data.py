@@ -30,6 +30,7 @@ from lit_consistency.data.tokens.cache import default_cache_dir, open_or_build
 from lit_consistency.data.tokens.token_files import Shard
 from lit_consistency.data.tokens.token_rows import TokenRows
 from lit_consistency.data.tokens.tokenizer import Tokenizer, store_tokenizer
+from lit_consistency.records.shipped import shipped
 
 
 class TokenData(LightningDataModule, ABC):
@@ -92,7 +93,7 @@ class TokenData(LightningDataModule, ABC):
         self.block_size = block_size
         self.num_workers = num_workers
         self.seed = seed
-        self.tokenizer_dir = Path(tokenizer_dir) if tokenizer_dir is not None else None
+        self.tokenizer_dir = shipped(tokenizer_dir) if tokenizer_dir is not None else None
         self.parse_special_tokens = parse_special_tokens
         self.cache_dir = Path(cache_dir) if cache_dir is not None else default_cache_dir()
         # fails here, before any work is done, when the folder holds no tokenizer

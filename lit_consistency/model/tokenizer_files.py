@@ -50,6 +50,17 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     return read_json(Path(folder) / "generation_config.json", parse)
 
 
+def chat_template_text(folder: Path) -> str | None:
+    """The Jinja template: chat_template.jinja, or ``chat_template`` of the configuration (``default``, of several)."""
+    file = Path(folder) / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    template = read_tokenizer_config(folder).get("chat_template")
+    if isinstance(template, list):
+        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    return template
+
+
 def read_json(file: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, Any]:
     """The object of a JSON file; empty without the file.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lit_consistency.records.atomic import hidden_folders
 from lit_consistency.records.fingerprints import fingerprint_of, sha256_once
+from lit_consistency.records.shipped import looked_in
 
 WEIGHTS = ("lit_model.pth", "lit_model.safetensors")
 VOCABULARIES = ("tokenizer.json", "tokenizer.model")
@@ -41,6 +42,7 @@ def check_checkpoint_dir(checkpoint_dir: Path, needs_tokenizer: bool = True, opt
         hub = f"; a model of the hub is fetched by: {IMPORT} {folder.as_posix()}" if len(folder.parts) == 2 else ""
         raise FileNotFoundError(
             f"{option} = {folder}: there is no such folder; expected one in LitGPT's format{hint or hub}"
+            f"{looked_in(folder)}"
         )
     if (folder / "config.json").is_file() and not (folder / CONFIG).is_file():
         raise FileNotFoundError(

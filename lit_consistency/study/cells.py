@@ -20,6 +20,7 @@ from lit_consistency.study.values import CARRY, StageValues, arguments
 ORDERS_APART = 100_000
 """Between the seeds of two orders of one cell; replicates have seeds below it."""
 OPTIMIZER = "model.optimizer.class_path"
+STYLE = "data.init_args.prompt_style"
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class StagePlan:
         """
         seeds = self.replicates.seeds[: self.stage.seeds]
         if bases is None:
-            folder = Path(self.stage.base) if self.stage.base else None
+            folder = shipped(self.stage.base) if self.stage.base else None
             return [Start(folder, None, {}, seed, k) for seed in seeds for k in self._orders(seed, folder is not None)]
         steps: Sequence[int | None] = self.stage.checkpoints if isinstance(self.stage.checkpoints, list) else [None]
         return [
@@ -168,6 +169,8 @@ class StagePlan:
         for _, _, value in chosen:
             given += arguments(self.stage.kind, value.config, value.options)
         given += arguments(self.stage.kind, (), seeded)
+        if options.get(STYLE) is not None:  # what a base has that is yet to be made is no part of the plan
+            given += arguments(self.stage.kind, (), {STYLE: options[STYLE]})
         coordinates = {**start.axes(), **{axis.name: value.name for axis, _, value in chosen}, SEED: str(start.seed)}
         if self.replicates.orders > 1 and start.base is not None and self.stage.kind == "fit":
             coordinates[ORDER] = str(start.order)

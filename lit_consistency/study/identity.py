@@ -21,7 +21,7 @@ import yaml
 
 from lit_consistency.records.atomic import write_json
 from lit_consistency.records.fingerprints import fingerprint_of, sha256_of_text, sha256_once
-from lit_consistency.records.shipped import shipped
+from lit_consistency.records.shipped import beside, shipped
 
 FREE = (
     "allow_changes",
@@ -152,7 +152,8 @@ def _add(found: dict[str, str], path: Path, data: Path) -> None:
 @lru_cache(maxsize=256)
 def _texts_of(path: Path, stamp: int) -> tuple[str, ...]:
     """Of a YAML file, as long as its time is the same: thousands of cells name the same few tasks."""
-    return tuple(_texts(yaml.safe_load(path.read_text(encoding="utf-8"))))
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return tuple(_texts(beside(content, path.resolve().parent, Path.cwd())))
 
 
 def _named_files(path: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from lit_consistency.records.shipped import shipped
+from lit_consistency.records.shipped import looked_in, shipped
 
 Scale = Literal["points", "log-odds", "log"]
 METRIC = "metric"
@@ -225,16 +225,16 @@ def _check_replicates(replicates: Replicates) -> None:
 def _check_stage(key: str, stage: Stage, earlier: list[str]) -> None:
     for file in stage.config:
         if not shipped(file).is_file():
-            raise FileNotFoundError(f"{key}.config: {file}: no such file")
+            raise FileNotFoundError(f"{key}.config: {file}: no such file{looked_in(file)}")
     at_least(f"{key}.threads", stage.threads, 1)
     at_least(f"{key}.devices", stage.devices, 0)
     if stage.seeds is not None:
         at_least(f"{key}.seeds", stage.seeds, 1)
     if stage.base is None and stage.kind != "fit":
         raise ValueError(f"{key}.base = null: expected a stage or a model folder for {stage.kind}")
-    if stage.base is not None and stage.base not in earlier and not Path(stage.base).is_dir():
+    if stage.base is not None and stage.base not in earlier and not shipped(stage.base).is_dir():
         allowed = f"an earlier stage ({', '.join(earlier)})" if earlier else "an earlier stage (there is none)"
-        raise ValueError(f"{key}.base = {stage.base}: expected {allowed}, or a model folder")
+        raise ValueError(f"{key}.base = {stage.base}: expected {allowed}, or a model folder{looked_in(stage.base)}")
     if stage.checkpoints is not None and stage.base not in earlier:
         raise ValueError(f"{key}.checkpoints: expected a base that is an earlier stage, whose checkpoints these are")
     pick = stage.pick

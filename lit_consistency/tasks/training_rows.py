@@ -29,8 +29,8 @@ SPLITS = ("few_shot", "scored")
 class TaskRows(Rows):
     """Questions of a task with their right answers, as an evaluation in this format would ask them.
 
-    Train with ``prompt_style: default``; on rows of the format ``chat``, with ``prompt_style: chat_template``. The
-    answer of a task with ``demonstration`` is the demonstration, as in few-shot examples.
+    They are trained with ``prompt_style: default``, of the format ``chat`` with ``chat_template``, where none is named.
+    The answer of a task with ``demonstration`` is the demonstration, as in few-shot examples.
 
     Args:
         task: A task file, or the name of one in ``configs/evaluation``; one of several as ``NAME:VARIANT``.
@@ -64,6 +64,7 @@ class TaskRows(Rows):
             raise ValueError(f"task {task!r} is of kind {loaded.kind}: expected questions with an answer")
         self.task: PromptedTask = loaded
         self.format = load_format(format)
+        self.prompt_style = "chat_template" if self.format.chat else "default"
         self.split = split
         self.limit = limit
         self.seed = seed

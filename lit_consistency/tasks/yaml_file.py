@@ -18,7 +18,7 @@ from typing import Any, get_type_hints
 
 from lit_consistency.data.worlds.base import World
 from lit_consistency.inference.sampling import GenerationOptions
-from lit_consistency.records.shipped import shipped
+from lit_consistency.records.shipped import beside, looked_in, shipped
 from lit_consistency.records.strict_yaml import read_strict_yaml
 from lit_consistency.tasks.choice import ChoiceTask, PairsTask
 from lit_consistency.tasks.completion import CompletionTask
@@ -120,7 +120,7 @@ def _read(path: Path, data_dir: Path | None, world: World | Mapping[str, Any] | 
     variants = content.pop("variants", None)
     content.setdefault("name", path.stem)
     if variants is None:
-        return {path.stem: task_from_keys(content, path.stem, data_dir, world, str(path))}
+        return {path.stem: _of_file(content, path.stem, path, data_dir, world)}
     if (
         not isinstance(variants, dict)
         or not variants
@@ -137,8 +137,16 @@ def _read(path: Path, data_dir: Path | None, world: World | Mapping[str, Any] | 
             raise ValueError(f"{path}: variants.{variant}.{unknown[0]}: no such key")
         filled = _fill({key: value for key, value in merged.items() if value is not None}, str(variant))
         filled["name"] = f"{content['name']}_{variant}"
-        tasks[str(variant)] = task_from_keys(filled, filled["name"], data_dir, world, str(path))
+        tasks[str(variant)] = _of_file(filled, filled["name"], path, data_dir, world)
     return tasks
+
+
+def _of_file(keys: dict[str, Any], name: str, path: Path, data_dir: Path | None, world: Any) -> Task:
+    """A task from the keys of a file; its data may lie beside the file."""
+    if data_dir is None:
+        data = {key: keys[key] for key in ("data", "few_shot") if isinstance(keys.get(key), dict)}
+        keys = {**keys, **beside(data, path.resolve().parent, Path.cwd())}
+    return task_from_keys(keys, name, data_dir, world, str(path))
 
 
 def _find(name: str) -> tuple[Path, str | None]:
@@ -148,7 +156,7 @@ def _find(name: str) -> tuple[Path, str | None]:
         return FILE, name[len(NAME) + 1 :] or None
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
-            raise FileNotFoundError(f"tasks: {name}: no such file")
+            raise FileNotFoundError(f"tasks: {name}: no such file{looked_in(path)}")
         return path, None
     folder = shipped(FOLDER)
     known = sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.yaml"))

@@ -19,7 +19,6 @@ from lit_consistency.cli.init import Row, fill, suggested_optimizer, suggested_r
 from lit_consistency.data import RowFiles, SFTData
 from lit_consistency.data.inspection import inspect_rows
 from lit_consistency.data.suggested import suggested_style
-from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.records.pretraining import pretraining_of
 from lit_consistency.records.provenance import Provenance
 from tests.data.helpers import write_jsonl
@@ -128,14 +127,13 @@ def test_a_few_prompts_are_held_out_or_none(place: Path, capsys: pytest.CaptureF
 
 def test_the_prompt_style_is_the_models_own(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_jsonl(place / "chat.jsonl", [turns("a", "b", "c", "d"), turns("e", "f")] * 20)
-    tokenizer = Tokenizer(place / "base")
-    assert suggested_style(place / "base", tokenizer, turns=False)[0] == "default"
+    assert suggested_style(place / "base", turns=False)[0] == "default"
     # without a template, default would not tell the turns apart
     assert written(capsys, "--rows", "chat.jsonl")[0]["data"]["init_args"]["prompt_style"] == "phi-2"
     (place / "base" / "prompt_style.yaml").write_text("class_path: litgpt.prompts.Llama3")
-    assert suggested_style(place / "base", tokenizer, turns=True)[0] == "llama3"
+    assert suggested_style(place / "base", turns=True)[0] == "llama3"
     (place / "base" / "prompt_style.yaml").write_text("class_path: os.system")
-    assert suggested_style(place / "base", tokenizer, turns=False)[0] == "default"
+    assert suggested_style(place / "base", turns=False)[0] == "default"
     (place / "base" / "chat_template.jinja").write_text(TEMPLATE)
     config, said = written(capsys, "--rows", "chat.jsonl", "--overwrite")
     assert config["data"]["init_args"]["prompt_style"] == "chat_template"

@@ -135,9 +135,10 @@ def test_rows_with_roles_that_are_thrown_away_and_empty_rows_are_told(tmp_path: 
         f"--data.init_args.cache_dir={tmp_path / 'cache'}",
         f"--run.root={tmp_path}",
     ]
-    data = build(args).datamodule
+    assert build(args).datamodule.prompt_style == "chat_template"
+    data = build([*args, "--data.init_args.prompt_style=default"]).datamodule
     data.tokenizer_dir = base
-    lost = pytest.warns(UserWarning, match=f"{rows}:1 has turns with roles, .* chat_template trains it")
+    lost = pytest.warns(UserWarning, match=f"{rows}:1 has turns with roles, .*prompt_style null trains it")
     empty = pytest.warns(UserWarning, match="global_batch_size = 16: an epoch has 1 rows")
     with lost, empty:
         data.setup("fit")

@@ -335,6 +335,18 @@ def test_files_that_name_a_model_or_a_shape_give_way_to_the_base(tmp_path: Path)
     assert "--model.name=null" in given
 
 
+def test_a_cell_runs_in_the_prompt_style_that_was_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parser settles it without the base, which is yet to be made and may turn out to have another."""
+    monkeypatch.setitem(DEFAULTS, "data", {"init_args": {"prompt_style": "default"}})
+    study = crossed_study(tmp_path)
+    cell = Plan(study, FakeParser()).cells(NOTHING)["finetune"][0]
+    given = "--data.init_args.prompt_style=default"
+    assert given in cell.argv(study.cells, False)
+    study.stages["finetune"].options = {"data.init_args.prompt_style": "default"}
+    [same, *_] = Plan(study, FakeParser()).cells(NOTHING)["finetune"]
+    assert same.name == cell.name
+
+
 def test_checkpoints_of_a_series_are_an_axis(tmp_path: Path) -> None:
     study = crossed_study(tmp_path, seeds=[0], rates=[0.1])
     study.stages["finetune"].checkpoints = [5, 10]

@@ -23,6 +23,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_consistency.records.extras import require
 from lit_consistency.records.fingerprints import sha256_once
+from lit_consistency.records.shipped import looked_in
 
 PACKED = (".gz", ".zst")
 NAMED = 5
@@ -57,7 +58,7 @@ def find_files(key: str, path: str, suffixes: Sequence[str]) -> list[Path]:
         files = [Path(match) for match in glob.glob(str(given), recursive=True) if Path(match).is_file()]
         expected = "an existing file or folder, or a pattern that matches a file"
     if not files:
-        raise FileNotFoundError(f"{key} = {path}: nothing found; expected {expected}")
+        raise FileNotFoundError(f"{key} = {path}: nothing found; expected {expected}{looked_in(path)}")
     for file in files:
         if file.suffix == ".zst":
             require("pyarrow", f"{file.name}, a .zst file,")

@@ -62,6 +62,8 @@ class RowMixture(Mixture[Rows], Rows):
 
     def __init__(self, sets: dict[str, Rows], weights: dict[str, float] | None = None) -> None:
         super().__init__(sets, weights)
+        styles = {one.prompt_style for one in sets.values()}
+        self.prompt_style = styles.pop() if len(styles) == 1 else None
 
     def rows(self) -> Iterator[Conversation]:
         """Yields the rows of every set once, set after set."""

@@ -48,7 +48,14 @@ ENDINGS = (*READERS, *(name + packed for name in READERS if name != ".parquet" f
 
 
 class Rows(ABC):
-    """Conversations in a fixed order."""
+    """Conversations in a fixed order.
+
+    Attributes:
+        prompt_style: In which the prompts are written already, as those of a task, so that what is trained is what is
+            asked; None: they are words that a base's own style is for.
+    """
+
+    prompt_style: str | None = None
 
     @abstractmethod
     def rows(self) -> Iterator[Conversation]:
@@ -157,6 +164,7 @@ class HeldOutRows(Rows):
 
     def __init__(self, rows: Rows, part: Part, validation_share: float) -> None:
         self.whole = rows
+        self.prompt_style = rows.prompt_style
         self.hold_out = HoldOut(part, validation_share, by="prompt")
 
     def rows(self) -> Iterator[Conversation]:

@@ -22,6 +22,7 @@ from torch import Tensor
 from lit_consistency.model.tokenizer_files import (
     adds_bos,
     bos_text,
+    chat_template_text,
     read_generation_config,
     read_tokenizer_config,
 )
@@ -29,6 +30,7 @@ from lit_consistency.records.atomic import new_file
 from lit_consistency.records.extras import require
 from lit_consistency.records.fingerprints import sha256, sha256_of_text
 from lit_consistency.records.model_folder import VOCABULARIES
+from lit_consistency.records.shipped import looked_in
 
 # what LitGPT and the chat template read besides tokenizer_config.json; a change in one of them changes the tokens
 HASHED_FILES = (*VOCABULARIES, "generation_config.json", "chat_template.jinja")
@@ -69,7 +71,7 @@ class Tokenizer(litgpt.tokenizer.Tokenizer):
         self.folder = Path(folder)
         if not any((self.folder / name).is_file() for name in VOCABULARIES):
             raise FileNotFoundError(
-                f"tokenizer_dir = {folder}: expected a folder with tokenizer.json or tokenizer.model"
+                f"tokenizer_dir = {folder}: expected a folder with tokenizer.json or tokenizer.model{looked_in(folder)}"
             )
         if self.config and "tokenizer_class" not in self.config:  # LitGPT would fail with a bare KeyError
             raise ValueError(
@@ -115,14 +117,8 @@ class Tokenizer(litgpt.tokenizer.Tokenizer):
 
     @cached_property
     def chat_template(self) -> str | None:
-        """The Jinja template: chat_template.jinja, or `chat_template` of the configuration (`default`, of several)."""
-        file = self.folder / "chat_template.jinja"
-        if file.is_file():
-            return file.read_text(encoding="utf-8")
-        template = self.config.get("chat_template")
-        if isinstance(template, list):
-            template = {entry["name"]: entry["template"] for entry in template}.get("default")
-        return template
+        """The Jinja template of the folder."""
+        return chat_template_text(self.folder)
 
     @cached_property
     def special_texts(self) -> dict[str, str]:

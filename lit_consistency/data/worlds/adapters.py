@@ -64,6 +64,8 @@ class WorldRows(Rows):
         ValueError: There is no world, no such task or split, or no row is taken.
     """
 
+    prompt_style = "default"  # the world's tasks ask so
+
     def __init__(
         self, world: World | None = None, task: str | None = None, split: str = "train", n_rows: int | None = None
     ) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lit_consistency.records.shipped import shipped
+from lit_consistency.records.shipped import looked_in, shipped
 
 OWNED = (
     "seed_everything",
@@ -170,7 +170,7 @@ def check_plan(plan: SequencePlan) -> None:
     _check_replay(plan.replay)
     for file in plan.fit.config:
         if not shipped(file).is_file():
-            raise FileNotFoundError(f"fit.config: {file}: no such file")
+            raise FileNotFoundError(f"fit.config: {file}: no such file{looked_in(file)}")
     _check_owned("fit.options", plan.fit.options, plan.replay)
     for stage in plan.stages:
         _check_owned(f"stages: {stage.task}: fit", stage.fit, plan.replay)

@@ -63,7 +63,7 @@ class Sequence:
     def run(self) -> dict[str, Matrix]:
         """Train and evaluate every stage of every seed; the files are written anew after each."""
         for seed in self.plan.seeds:
-            model = self.plan.base
+            model = shipped(self.plan.base)
             self._add(seed, 0, self._evaluate(model, "base"))
             for k, stage in enumerate(self.plan.stages):
                 started = time.monotonic()

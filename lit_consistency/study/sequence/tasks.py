@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_consistency.records.model_folder import check_checkpoint_dir
 from lit_consistency.records.results import result_key
+from lit_consistency.records.shipped import shipped
 from lit_consistency.study.sequence.plan import SequencePlan, check_plan, refuse_twice
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def open_tasks(plan: SequencePlan) -> OpenTasks:
         ValueError: something in the plan or a task does not fit; names it and what is allowed.
     """
     check_plan(plan)
-    check_checkpoint_dir(plan.base)
+    check_checkpoint_dir(shipped(plan.base), option="base")
     from lit_consistency.data.sources.documents import Source
     from lit_consistency.data.worlds import World
     from lit_consistency.tasks.formats import load_format
