@@ -255,9 +255,7 @@ def test_what_cannot_be_is_refused_before_the_first_run(tmp_path: Path, change: 
     assert not (tmp_path / "study").exists()
 
 
-def test_outside_of_the_clone_an_axis_takes_the_files_of_the_package(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_outside_of_the_clone_an_axis_takes_the_packages_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (axis,) = read_axes("stages.s", {"optimizer": {"adamw": "configs/optimizers/adamw.yaml"}}, [])
     assert axis.values[""][0].config == ("configs/optimizers/adamw.yaml",)
