@@ -132,14 +132,15 @@ class LitLanguageModel(LightningModule):
         )
 
     def _check_carrying(self, optimizer: str) -> None:
-        if self.checkpoint_dir is None:
+        if is_from_scratch(self.checkpoint_dir):
             raise ValueError("carry_optimizer_state = true: expected checkpoint_dir too, the base that has a state")
         if not isinstance(self.method, Full):
             raise ValueError(
                 f"carry_optimizer_state = true with the method {self.method.name}: expected full or a pull; adapters "
                 "were no parameters of the base, and frozen rows of a matrix must have no momentum"
             )
-        check_class(self.checkpoint_dir, optimizer)
+        if self.checkpoint_dir is not None:  # of a base to come the plan of the study checks it
+            check_class(self.checkpoint_dir, optimizer)
 
     # -------------------- texts of the base
 

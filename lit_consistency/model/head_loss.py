@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from litgpt.lora import LoRALinear
 from litgpt.model import do_softcapping
 from torch import Tensor, nn
@@ -24,6 +23,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from lit_consistency.model.gpt import DocumentMask
+from lit_consistency.model.loss import token_nll
 
 ELEMENTS = {"cpu": 1 << 24, "cuda": 1 << 27}
 """Logits at a time: on a CPU they are to be few enough to be worth no page, on a GPU enough to fill it."""
@@ -77,7 +77,7 @@ class TokenNLL(Reduction):
 
     def values(self, logits: Tensor, rows: slice) -> Tensor:
         """Plain cross entropy."""
-        return F.cross_entropy(logits, self.targets[rows], reduction="none")
+        return token_nll(logits[None], self.targets[None, rows])[0]
 
     def value_and_gradient(self, logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
         """softmax(logits) - onehot(target), in place."""

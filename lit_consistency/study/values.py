@@ -32,7 +32,7 @@ ABSENT = "<absent>"
 NO_BASE_YET = "--model.checkpoint_dir=null"
 """Argument of a finetuning in whose base's place a model stands in, as it is yet to be trained."""
 CARRY = "model.carry_optimizer_state"
-"""Refused by the parser without a base that has a state; where the base is yet to be made, the plan checks it."""
+"""Needs a base that has a state; where the base is yet to be made, the plan checks it."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def stage_values(
     layers = [_first_values(axes, {}), *(step.layers for step in steps), *(step.reference for step in steps)]
     given = [[part for v in layer.values() for part in arguments(stage.kind, v.config, v.options)] for layer in layers]
     try:
-        first, *parsed = _parsed(stage.kind, [[*start, *more] for more in given], values, bool(standing_in))
+        first, *parsed = values.parsed([(stage.kind, [*start, *more]) for more in given])
     except ValueError as error:
         number, _, text = str(error).partition(": ")
         raise ValueError(f"{owners[int(number)]}: {text}") from None
@@ -165,18 +165,6 @@ def stage_values(
     }
     _check_changes(key, axes, changes)
     return StageValues(first, changes)
-
-
-def _parsed(kind: str, calls: Sequence[list[str]], values: Values, stands_in: bool) -> list[dict[str, Any]]:
-    """Configurations of calls; where a model stands in for the base, what a state would be needed for comes after."""
-    option = f"--{CARRY}="
-    carried = [[part for part in call if part.startswith(option)] if stands_in else [] for call in calls]
-    shown = [[part for part in call if part not in held] for call, held in zip(calls, carried, strict=True)]
-    results = values.parsed([(kind, call) for call in shown])
-    for result, held in zip(results, carried, strict=True):
-        if held:
-            result[CARRY] = held[-1].removeprefix(option) == "true"
-    return results
 
 
 class _Step(NamedTuple):

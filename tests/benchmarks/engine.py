@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -32,6 +31,7 @@ import yaml
 from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.model import GPT, init_weights, model_config, save_model
 from lit_consistency.records.provenance import Provenance
+from lit_consistency.study.summary import processor
 from tests.benchmarks.measure import Bar
 
 ROOT = Path(__file__).parents[2]
@@ -286,14 +286,6 @@ def measure(place: Place, name: str, case: Case, repeats: int) -> dict[str, Any]
 def _scratch(folder: Path, name: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=folder, prefix=f"{name}-") as out:
         yield Path(out)
-
-
-def processor() -> str:
-    """As the kernel names it."""
-    lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines() if Path("/proc/cpuinfo").is_file() else []
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
 
 
 def main() -> int:

@@ -13,6 +13,7 @@ import yaml
 from lit_consistency.records.run_folder import RunFolder
 from lit_consistency.study.cells import Cell
 from lit_consistency.study.options import Reading, Replicates, Stage, StudyOptions
+from lit_consistency.study.values import NO_BASE_YET
 
 DEFAULTS: dict[str, Any] = {
     "seed_everything": 0,
@@ -49,7 +50,8 @@ class FakeParser:
                     raise ValueError(f"{number}: Unrecognized arguments: --{key}")
                 _put(content, key, yaml.safe_load(value))
                 i += 1
-        if content["model"].get("carry_optimizer_state") and content["model"]["checkpoint_dir"] is None:
+        has_base = content["model"]["checkpoint_dir"] is not None or NO_BASE_YET in call
+        if content["model"].get("carry_optimizer_state") and not has_base:
             raise ValueError(f"{number}: carry_optimizer_state = true: expected checkpoint_dir too")
         return content
 
