@@ -7,7 +7,6 @@ number is not finite, and clipping that leaves orthogonalized updates alone.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -24,8 +23,10 @@ from lit_consistency.data.loading.collate import model_inputs, supervised_tokens
 from lit_consistency.data.tokens.token_files import Shard
 from lit_consistency.distributed.dtensors import KeptShards
 from lit_consistency.distributed.fsdp import data_mesh, gathered
-from lit_consistency.distributed.gradients import clip_gradients, gradient_norm
+from lit_consistency.distributed.gradients import clip_gradients
 from lit_consistency.distributed.optimizer_state import carry_optimizer_state, check_class
+from lit_consistency.distributed.step_report import NonFiniteError as NonFiniteError
+from lit_consistency.distributed.step_report import StepReports
 from lit_consistency.inference.own_samples import check_same_texts, open_own_samples, read_anchor
 from lit_consistency.inference.rows import predict_documents, supervised_nll
 from lit_consistency.methods import Full, KLAnchor, Method
@@ -40,10 +41,6 @@ from lit_consistency.optimizers.schedules import Branched
 from lit_consistency.records.pretraining import pretraining_of_base
 
 OptimizerFactory = Callable[[list[dict]], torch.optim.Optimizer]
-
-
-class NonFiniteError(RuntimeError):
-    """A loss or a gradient was not finite; the optimizer has not moved."""
 
 
 class LitLanguageModel(LightningModule):
@@ -117,10 +114,9 @@ class LitLanguageModel(LightningModule):
         self.keep_start = False
         self.start = KeptShards({})
         self.evaluated = nn.ModuleDict({stage: TokenLoss() for stage in ("val", "test")})
-        self.step_loss: float | None = None  # of the latest optimizer step, over all ranks
+        self.reports = StepReports()
         self._step_loss: Tensor | None = None
         self._step_divergence: Tensor | None = None
-        self._grad_norm: Tensor | None = None
         self.used_rates: dict[str, float] = {}  # learning rate of each group in the latest optimizer step
 
     def _config(self, vocab_size: int | None) -> Any:
@@ -168,6 +164,7 @@ class LitLanguageModel(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Which texts the anchor reads; other hardware may have drawn others."""
+        self.reports.settle()
         if self.anchor is not None:
             checkpoint["anchor"] = self.anchor.fingerprint()
 
@@ -201,6 +198,7 @@ class LitLanguageModel(LightningModule):
 
     def merged_state(self) -> dict[str, Tensor]:
         """The trained weights under the base model's names: full tensors on the CPU of rank 0, none on other ranks."""
+        self.reports.settle()
         weights = gathered(self.gpt.state_dict(), keep=self.global_rank == 0)
         return self.method.merged_state(self.gpt, weights) if weights else {}
 
@@ -250,24 +248,25 @@ class LitLanguageModel(LightningModule):
         return self.anchor.strength * divergence
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Refuse to move on a number that is not finite, on every rank alike."""
+        """Refuse to move on a number that is not finite, on every rank alike; see ``distributed/step_report.py``."""
+        self.reports.settle()
         self.method.before_step()
-        norm = gradient_norm(optimizer)
-        self._grad_norm = torch.zeros((), device=self.device) if norm is None else norm
         self.used_rates = self._rates()
-        # float16: a gradient that overflowed is skipped by the scaler, which then scales less
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        loss = self.trainer.strategy.reduce(self._step_loss, reduce_op="sum")
-        assert isinstance(loss, Tensor)
-        self._step_loss = loss
-        self.step_loss = loss.item()
-        if self._step_divergence is not None:
-            self._step_divergence = self.trainer.strategy.reduce(self._step_divergence, reduce_op="sum")
-        if not (math.isfinite(self.step_loss) and (scaled or math.isfinite(self._grad_norm.item()))):
-            raise NonFiniteError(
-                f"step {self.trainer.global_step}: loss {self.step_loss}, gradient norm {self._grad_norm.item()}: not "
-                "finite; stopped before the optimizer moved. Lower the learning rate, or look at the rows of this step."
-            )
+        assert self._step_loss is not None
+        self._step_loss = self.reports.add(self.trainer, optimizer, self._step_loss, self._step_divergence)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """The numbers of a step that is logged, and of the last one, are read before it is counted."""
+        super().optimizer_step(*args, **kwargs)
+        step = self.trainer.global_step + 1
+        if step % self.trainer.log_every_n_steps == 0 or step >= self.total_steps():  # type: ignore[attr-defined]
+            self.reports.settle()
+
+    @property
+    def step_loss(self) -> float | None:
+        """Loss of the latest optimizer step, over all ranks."""
+        self.reports.settle()
+        return None if self.reports.latest is None else self.reports.latest.loss
 
     def configure_gradient_clipping(
         self,
@@ -285,17 +284,17 @@ class LitLanguageModel(LightningModule):
         if self._step_loss is None or (batch_idx + 1) % trainer.accumulate_grad_batches != 0:
             return
         loss, self._step_loss = self._step_loss, None
-        divergence, self._step_divergence = self._step_divergence, None
-        self.log("loss", loss, prog_bar=True, logger=False)
+        self._step_divergence = None
+        # a bar that reads step reports by itself does not make the program wait for the device in every step
+        in_bar = not getattr(trainer.progress_bar_callback, "reads_reports", False)
+        self.log("loss", loss, prog_bar=in_bar, logger=False)
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             optimizer = trainer.optimizers[0]
             of_optimizer = optimizer.log_values() if isinstance(optimizer, GroupOptimizer) else {}
-            numbers = {"train/loss": loss.item(), **self.used_rates, **of_optimizer, **self.method.log_values()}
-            if self._grad_norm is not None:
-                numbers["train/grad_norm"] = self._grad_norm.item()
-            if divergence is not None:
-                numbers["train/anchor"] = divergence.item()
-            self.log_now(numbers)
+            assert (report := self.reports.latest) is not None
+            numbers = {"train/loss": report.loss, **self.used_rates, **of_optimizer, **self.method.log_values()}
+            numbers["train/grad_norm"] = report.grad_norm
+            self.log_now(numbers if report.anchor is None else numbers | {"train/anchor": report.anchor})
 
     def _rates(self) -> dict[str, float]:
         """Learning rate of each group, named by role."""

@@ -279,6 +279,7 @@ class Forgetting(Callback):
         return numbers | {f"retained/{name}": share for name, share in shares.items()}, changes
 
     def _measure(self, trainer: Trainer, module: LitLanguageModel) -> None:
+        module.reports.settle()
         if module.device.type == "cuda":
             torch.cuda.synchronize(module.device)  # what training has still to do there is not our time
         began = time.perf_counter()

@@ -1,0 +1,190 @@
+"""The program does not wait for the device in a step, and what is not finite changes nothing all the same.
+
+The way of CUDA is run on the CPU: whoever would make the program wait is seen by the operators that give it a number.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lit_consistency.cli.fit import ConsistencyCLI, build
+from lit_consistency.distributed import step_report
+from lit_consistency.module import NonFiniteError
+from lit_consistency.optimizers import SGD, AdamW, FilteredMuon, Lion, Muon, Signum, parameter_groups
+from lit_consistency.optimizers.core.optimizer import GroupOptimizer
+from lit_consistency.optimizers.core.skipping import skips_on_device
+from tests.runs import SCRATCH, arguments, equal, weights
+from tests.test_module import Poison
+
+WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "item")
+"""Operators that hand the program a number of the device, or a shape that depends on one."""
+
+
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_report, "DEVICES", ("cuda", "cpu"))
+
+
+class Seen(TorchDispatchMode):
+    """Counts operators while it is on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[func.__name__.partition(".")[0]] += 1
+        return func(*args, **(kwargs or {}))
+
+
+class Watch(Callback):
+    """Looks at every step from its first hook to that of the last callback; what a batch is asked comes before."""
+
+    def __init__(self) -> None:
+        self.steps: list[Counter[str]] = []
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        self.mode = Seen()
+        self.mode.__enter__()
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        self.mode.__exit__(None, None, None)
+        self.steps.append(self.mode.counts)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_no_step_makes_the_program_wait(optimizer: str, later: None, tmp_path: Path) -> None:
+    """Two micro-batches a step; the last of the six steps is logged and may wait."""
+    more = ["--trainer.max_steps=6", "--trainer.log_every_n_steps=6", "--trainer.gradient_clip_val=1"]
+    cli = build(arguments(tmp_path, *SCRATCH, *more, optimizer=optimizer))
+    watch = Watch()
+    cli.trainer.callbacks.insert(0, watch)
+    cli.execute()
+    assert len(watch.steps) == 12
+    waits = [{name: n for name, n in step.items() if name in WAITING} for step in watch.steps]
+    # one in a backward is the loss's, which asks a factor whether it is 1 where it lies on the CPU, and nowhere else;
+    # the first step makes the optimizer's state
+    assert waits[2:10] == [{"_local_scalar_dense": 1}] * 8
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "lion", "mofo"])
+def test_reading_later_changes_no_number(optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for name, devices in (("at_once", ()), ("later", ("cpu",))):
+        monkeypatch.setattr(step_report, "DEVICES", devices)
+        more = ["--trainer.max_steps=5", "--trainer.log_every_n_steps=2", "--forgetting.every_n_steps=3"]
+        build(arguments(tmp_path / name, *SCRATCH, *more, optimizer=optimizer)).execute()
+        lines = map(json.loads, (tmp_path / name / "run" / "metrics.jsonl").read_text().splitlines())
+        found.append([{k: v for k, v in line.items() if not k.startswith(("speed", "evaluation"))} for line in lines])
+    assert equal(*(weights(tmp_path / name / "run" / "model") for name in ("at_once", "later")))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("log_every", [1, 5])
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_what_is_not_finite_stops_with_the_same_words_and_the_same_state(
+    what: str, log_every: int, later: None, tmp_path: Path
+) -> None:
+    cli, poison = poisoned(tmp_path, what, at=2, log_every=log_every)
+    after = dict(cli.model.named_parameters())
+    assert all(torch.equal(after[name], p) or p.isnan().any() for name, p in poison.before.items())
+    states = cli.trainer.optimizers[0].state.values()
+    assert all(torch.equal(s["exp_avg"], old) for s, old in zip(states, poison.state, strict=True))
+    assert {float(state["step"]) for state in states} == {2}
+    assert cli.trainer.global_step == 2
+    record = (tmp_path / "run" / "run.json").read_text()
+    assert "NonFiniteError" in record
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def poisoned(root: Path, what: str, at: int, log_every: int, *extra: str) -> tuple[ConsistencyCLI, Poison]:
+    cli = build(arguments(root, *SCRATCH, f"--trainer.log_every_n_steps={log_every}", *extra))
+    poison = Poison(what, at=at)
+    cli.trainer.callbacks.insert(0, poison)
+    with pytest.raises(NonFiniteError, match=f"step {at}: .*stopped before the optimizer moved"):
+        cli.execute()
+    return cli, poison
+
+
+@pytest.mark.parametrize("extra", ["--forgetting.every_n_steps=3", "--checkpoint.every_n_steps=3"])
+def test_nothing_is_measured_or_saved_behind_a_step_that_was_none(extra: str, later: None, tmp_path: Path) -> None:
+    poisoned(tmp_path, "gradient", 2, 5, extra)
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {line["step"] for line in lines} == {0}
+
+
+def test_the_last_step_is_read_before_it_counts(later: None, tmp_path: Path) -> None:
+    cli, _ = poisoned(tmp_path, "gradient", 3, 50)
+    assert cli.trainer.global_step == 3
+    assert not (tmp_path / "run" / "model").exists()
+
+
+OPTIMIZERS: dict[str, tuple[type[GroupOptimizer], dict]] = {
+    "adamw": (AdamW, {"weight_decay": 0.1}),
+    "adamw, stochastic": (AdamW, {"low_precision": "stochastic"}),
+    "sgd": (SGD, {"momentum": 0.9, "weight_decay": 0.1}),
+    "lion": (Lion, {"weight_decay": 0.1}),
+    "signum": (Signum, {"weight_decay": 0.1}),
+    "muon": (Muon, {"weight_decay": 0.1, "cautious_decay": True, "normuon": True}),
+    "muon, no nesterov": (Muon, {"weight_decay": 0.1, "nesterov": False}),
+    "filtered muon": (FilteredMuon, {"weight_decay": 0.1}),
+}
+
+
+def small() -> nn.Module:
+    from lit_consistency.model import GPT, model_config
+
+    torch.manual_seed(0)
+    sizes = {"n_layer": 1, "n_embd": 16, "n_head": 2, "block_size": 8, "padded_vocab_size": 32}
+    return GPT(model_config("pythia-14m", None, sizes, None))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_skipped_step_changes_no_bit_and_the_next_is_as_if_it_had_not_been(name: str, dtype: torch.dtype) -> None:
+    kind, options = OPTIMIZERS[name]
+    ends = []
+    for gradients in ([1.0, 2.0], [1.0, math.nan, 2.0]):
+        net = small().to(dtype)
+        optimizer = kind(parameter_groups(net), lr=0.01, **options)
+        assert skips_on_device(optimizer)
+        for i, scale in enumerate(gradients):
+            torch.manual_seed(0)
+            for parameter in net.parameters():
+                parameter.grad = scale * torch.randn(parameter.shape).to(dtype)
+            optimizer.found_inf = torch.tensor(float(math.isnan(scale)))
+            before = [*snapshot(net, optimizer)]
+            optimizer.step()
+            same = [torch.equal(a, b) for a, b in zip(before, snapshot(net, optimizer), strict=False)]
+            assert all(same) == math.isnan(scale), i
+            if math.isnan(scale):  # as the stop does
+                for group in optimizer.param_groups:
+                    group |= {key: group[key] - 1 for key in step_report.PROGRESS if group.get(key)}
+        ends.append(snapshot(net, optimizer))
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def snapshot(net: nn.Module, optimizer: GroupOptimizer) -> list[Tensor]:
+    tensors = [p.detach() for p in net.parameters()]
+    tensors += [v for p in net.parameters() for v in optimizer.state[p].values() if isinstance(v, Tensor)]
+    return [tensor.clone() for tensor in tensors]
+
+
+def test_who_does_not_skip_by_itself_is_read_at_once() -> None:
+    net = small()
+    assert not skips_on_device(torch.optim.AdamW(net.parameters()))
+    assert skips_on_device(torch.optim.AdamW(net.parameters(), fused=True))
+    adapters = [("layer.lora_A", nn.Parameter(torch.ones(2, 4))), ("layer.lora_B", nn.Parameter(torch.ones(4, 2)))]
+    groups = [{"params": [pair], "role": "adapter", "split": None} for pair in adapters]
+    assert not skips_on_device(Muon(groups, adapters="paired"))
