@@ -16,7 +16,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lit_consistency.data.loading.collate import supervised_tokens
+from lit_consistency.data.loading.collate import pinned, supervised_tokens
 from lit_consistency.data.loading.loader import TokenLoader
 from lit_consistency.data.loading.mixed_rows import MixedRows, mix
 from lit_consistency.data.loading.order import Order, warn_of_empty_rows
@@ -199,7 +199,7 @@ class TokenData(LightningDataModule, ABC):
                 )
             self._empty_micro_batches += 1
         indices, _ = supervised_tokens(batch)
-        return {**batch, "packed": bool((batch["documents"] > 0).any()), "indices": indices}
+        return {**batch, "packed": bool((batch["documents"] > 0).any()), "indices": pinned(indices)}
 
     def val_dataloader(self) -> TokenLoader:
         """Held-out rows in their order, shared among the ranks."""

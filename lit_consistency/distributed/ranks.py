@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from multiprocessing.process import BaseProcess
@@ -19,6 +21,8 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+
+from lit_consistency.records.processes import bind_children, die_with_parent
 
 KEYS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun tells every process."""
@@ -97,7 +101,7 @@ def together(number: int, device: str, others: Callable[[], Any]) -> Iterator[Ra
         place = dict(zip(KEYS, ("0", str(number), "0", "127.0.0.1", port), strict=True))
         context = multiprocessing.get_context("spawn")
         for rank in range(1, number):
-            own = {**place, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            own = bind_children(signal.SIGTERM, {**place, "RANK": str(rank), "LOCAL_RANK": str(rank)})
             started.append(context.Process(target=_run_as, args=(own, others), daemon=True))
             started[-1].start()
         threading.Thread(target=_end_with, args=(started, over), daemon=True).start()
@@ -134,12 +138,14 @@ def _quiet(really: bool) -> Iterator[None]:
     if not really:
         yield
         return
-    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         yield
 
 
 def _run_as(place: dict[str, str], command: Callable[[], Any]) -> None:
     os.environ.update(place)
+    die_with_parent()
     try:
         command()
     except (ValueError, OSError) as error:

@@ -125,8 +125,8 @@ class Muon(GroupOptimizer):
         role_lr: role -> factor on the learning rate of its groups, at least 0; roles that are not named have 1.
         adapters: LoRA's factors: ``factor`` orthogonalizes each by itself, ``paired`` moves their product as Muon would
             (arXiv 2606.12921), in float32 whatever ``ns_form`` and ``ns_dtype``; see ``lora_muon.py``.
-        share_work: ranks that hold the same parameters share the orthogonalization out (DDP). Turn it off where the
-            ranks of a process group train different models. Sharded parameters are always shared out.
+        share_work: ranks that hold the same parameters (DDP), or the same shards (HSDP), share the orthogonalization
+            out. Turn it off where the ranks train different models. Among the shards it is always shared out.
         adamw_lr: learning rate of the rest, at least 0; null follows lr: adamw_lr_ratio * lr.
         adamw_lr_ratio: learning rate of the rest over lr where adamw_lr is null, at least 0.
         adamw_betas: decay rates of the rest's running means, each in [0, 1).

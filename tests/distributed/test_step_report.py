@@ -7,6 +7,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
+import traceback
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -23,7 +28,7 @@ from lit_consistency.module import NonFiniteError
 from lit_consistency.optimizers import SGD, AdamW, FilteredMuon, Lion, Muon, Signum, parameter_groups
 from lit_consistency.optimizers.core.optimizer import GroupOptimizer
 from lit_consistency.optimizers.core.skipping import skips_on_device
-from tests.runs import SCRATCH, arguments, equal, weights
+from tests.runs import ROOT, SCRATCH, arguments, equal, weights
 from tests.test_module import Poison
 
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "item")
@@ -36,24 +41,31 @@ def later(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Seen(TorchDispatchMode):
-    """Counts operators while it is on."""
+    """Counts operators, by name and by the function of this package that calls them, while it is on."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.counts: Counter[str] = Counter()
+        self.counts: Counter[tuple[str, str]] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.counts[func.__name__.partition(".")[0]] += 1
+        name = func.__name__.partition(".")[0]
+        if name in WAITING or func.namespace == "c10d":
+            frames = (
+                frame for frame, _ in traceback.walk_stack(None) if "/lit_consistency/" in frame.f_code.co_filename
+            )
+            code = next(frames).f_code
+            self.counts[name, f"{Path(code.co_filename).stem}.{code.co_name}"] += 1
         return func(*args, **(kwargs or {}))
 
 
 class Watch(Callback):
-    """Looks at every step from its first hook to that of the last callback; what a batch is asked comes before."""
+    """Looks at every step from a hook of the first callback on; what a batch is asked before is asked on the CPU."""
 
-    def __init__(self) -> None:
-        self.steps: list[Counter[str]] = []
+    def __init__(self, hook: str = "on_train_batch_start") -> None:
+        self.steps: list[Counter[tuple[str, str]]] = []
+        setattr(self, hook, self.enter)
 
-    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+    def enter(self, *_: Any) -> None:
         self.mode = Seen()
         self.mode.__enter__()
 
@@ -62,7 +74,7 @@ class Watch(Callback):
         self.steps.append(self.mode.counts)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
 def test_no_step_makes_the_program_wait(optimizer: str, later: None, tmp_path: Path) -> None:
     """Two micro-batches a step; the last of the six steps is logged and may wait."""
     more = ["--trainer.max_steps=6", "--trainer.log_every_n_steps=6", "--trainer.gradient_clip_val=1"]
@@ -71,13 +83,15 @@ def test_no_step_makes_the_program_wait(optimizer: str, later: None, tmp_path: P
     cli.trainer.callbacks.insert(0, watch)
     cli.execute()
     assert len(watch.steps) == 12
-    waits = [{name: n for name, n in step.items() if name in WAITING} for step in watch.steps]
-    # one in a backward is the loss's, which asks a factor whether it is 1 where it lies on the CPU, and nowhere else;
-    # the first step makes the optimizer's state
-    assert waits[2:10] == [{"_local_scalar_dense": 1}] * 8
+    # both ask only what lies on a CPU: whether a factor is 1, and the norm of a matrix
+    on_a_cpu = {("_local_scalar_dense", "head_loss.backward"), ("_local_scalar_dense", "orthogonalizer.newton_schulz")}
+    assert all(step.keys() <= on_a_cpu for step in watch.steps[2:10]), watch.steps  # the first step makes the state
+    assert watch.steps[2]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon", "lion", "mofo"])
+@pytest.mark.parametrize(
+    "optimizer", ["adamw", *(pytest.param(name, marks=pytest.mark.slow) for name in ("muon", "lion", "mofo"))]
+)
 def test_reading_later_changes_no_number(optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for name, devices in (("at_once", ()), ("later", ("cpu",))):
@@ -90,8 +104,10 @@ def test_reading_later_changes_no_number(optimizer: str, tmp_path: Path, monkeyp
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("log_every", [1, 5])
-@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize(
+    ("what", "log_every"),
+    [("gradient", 5), *(pytest.param(what, n, marks=pytest.mark.slow) for what, n in (("loss", 5), ("gradient", 1)))],
+)
 def test_what_is_not_finite_stops_with_the_same_words_and_the_same_state(
     what: str, log_every: int, later: None, tmp_path: Path
 ) -> None:
@@ -116,16 +132,21 @@ def poisoned(root: Path, what: str, at: int, log_every: int, *extra: str) -> tup
     return cli, poison
 
 
-@pytest.mark.parametrize("extra", ["--forgetting.every_n_steps=3", "--checkpoint.every_n_steps=3"])
-def test_nothing_is_measured_or_saved_behind_a_step_that_was_none(extra: str, later: None, tmp_path: Path) -> None:
-    poisoned(tmp_path, "gradient", 2, 5, extra)
+@pytest.mark.parametrize(
+    "extra", [["--forgetting.every_n_steps=3"], pytest.param(["--checkpoint.every_n_steps=3"], marks=pytest.mark.slow)]
+)
+def test_nothing_is_measured_or_saved_behind_a_step_that_was_none(
+    extra: list[str], later: None, tmp_path: Path
+) -> None:
+    poisoned(tmp_path, "gradient", 2, 5, *extra)
     assert not list((tmp_path / "run").glob("checkpoints/*"))
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert {line["step"] for line in lines} == {0}
 
 
+@pytest.mark.slow
 def test_the_last_step_is_read_before_it_counts(later: None, tmp_path: Path) -> None:
-    cli, _ = poisoned(tmp_path, "gradient", 3, 50)
+    cli, _ = poisoned(tmp_path, "gradient", 3, 10)
     assert cli.trainer.global_step == 3
     assert not (tmp_path / "run" / "model").exists()
 
@@ -188,3 +209,48 @@ def test_who_does_not_skip_by_itself_is_read_at_once() -> None:
     adapters = [("layer.lora_A", nn.Parameter(torch.ones(2, 4))), ("layer.lora_B", nn.Parameter(torch.ones(4, 2)))]
     groups = [{"params": [pair], "role": "adapter", "split": None} for pair in adapters]
     assert not skips_on_device(Muon(groups, adapters="paired"))
+
+
+# -------------------- two ranks
+
+
+class SignalToOne(Callback):
+    """The second rank gets a signal in its fourth step."""
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == 3 and trainer.global_rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def main(root: Path) -> None:
+    """What a rank sees of a run of two."""
+    step_report.DEVICES = ("cuda", "cpu")
+    more = ["--trainer.max_steps=100", "--trainer.max_epochs=100", "--trainer.log_every_n_steps=9"]
+    more += ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.micro_batch_size=2"]
+    cli = build(arguments(root, *SCRATCH, *more))
+    # DDP's own all-reduce of the gradients is behind it by then
+    watch = Watch("on_before_optimizer_step")
+    watch.on_train_batch_end = lambda trainer, *rest: (  # type: ignore[method-assign]
+        Watch.on_train_batch_end(watch, trainer) if (rest[-1] + 1) % 2 == 0 else None
+    )
+    cli.trainer.callbacks[:0] = [watch, SignalToOne()]
+    cli.execute()
+    result = {"step": cli.trainer.global_step, "signal": cli.trainer.interrupted_by}
+    result["collectives"] = [{name: n for (name, _), n in step.items()} for step in watch.steps]
+    (root / f"rank{cli.trainer.global_rank}.json").write_text(json.dumps(result))
+
+
+@pytest.mark.slow
+def test_a_step_of_two_ranks_has_one_message_beside_the_gradients_and_a_signal_stops_both(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.distributed.test_step_report", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, timeout=300)
+    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
+    assert ranks[0] == ranks[1]
+    # it comes in step 3, is told with that step's numbers, and read with those of the next
+    assert (ranks[0]["step"], ranks[0]["signal"]) == (5, signal.SIGTERM)
+    assert ranks[0]["collectives"][1:] == [{"allreduce_": 1}] * 4
+    assert (tmp_path / "run" / "checkpoints" / "step-00000005.ckpt").exists()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
