@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_consistency.data import OwnSamples, TokenData
-from lit_consistency.data.loading.collate import model_inputs, pinned, supervised_tokens
+from lit_consistency.data.loading.collate import model_inputs, supervised_tokens
 from lit_consistency.data.tokens.token_files import Shard
 from lit_consistency.distributed.dtensors import KeptShards
 from lit_consistency.distributed.fsdp import data_mesh, gathered
@@ -155,7 +155,9 @@ class LitLanguageModel(LightningModule):
         """Open what the anchor reads; what the base has written is the same on every rank."""
         if stage == "fit":
             self._read_anchor()
-            check_same_texts(self.anchor, self.trainer.datamodule)  # type: ignore[attr-defined]
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            check_same_texts(self.anchor, data)
+            data.asked_by_model = None if self.anchor is None else self.anchor.look_up
 
     def _read_anchor(self) -> None:
         if self.anchor is not None:
@@ -212,12 +214,6 @@ class LitLanguageModel(LightningModule):
         """The model is on its device by now."""
         if self.anchor is not None:
             self.anchor.to(self.device)
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """What the anchor asks of a batch is looked up while it is on the CPU."""
-        if self.anchor is not None and self.anchor.on != "own" and "supervised" in batch:
-            batch = {**batch, "anchored": tuple(map(pinned, self.anchor.places(batch)))}
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """This micro-batch's share of the step's loss: summed token losses over the whole step's supervised tokens.

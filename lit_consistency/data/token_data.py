@@ -16,7 +16,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lit_consistency.data.loading.collate import pinned, supervised_tokens
+from lit_consistency.data.loading.collate import looked_up
 from lit_consistency.data.loading.loader import TokenLoader
 from lit_consistency.data.loading.mixed_rows import MixedRows, mix
 from lit_consistency.data.loading.order import Order, warn_of_empty_rows
@@ -102,6 +102,7 @@ class TokenData(LightningDataModule, ABC):
         self._shards: dict[str, Shard] = {}
         self._rows: dict[str, TokenRows] = {}
         self._empty_micro_batches = 0
+        self.asked_by_model: Any = None  # from a batch to what the model wants to know of it while it is on the CPU
 
     # -------------------- what a subclass says
 
@@ -198,8 +199,7 @@ class TokenData(LightningDataModule, ABC):
                     "a step without a token to learn: the optimizer moves by what it remembers; see run.json"
                 )
             self._empty_micro_batches += 1
-        indices, _ = supervised_tokens(batch)
-        return {**batch, "packed": bool((batch["documents"] > 0).any()), "indices": pinned(indices)}
+        return {**batch, **looked_up(batch), **(self.asked_by_model(batch) if self.asked_by_model else {})}
 
     def val_dataloader(self) -> TokenLoader:
         """Held-out rows in their order, shared among the ranks."""

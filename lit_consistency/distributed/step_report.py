@@ -71,9 +71,10 @@ class UnreadReport:
         self.step = step
         self._votes = list(votes)
         on_cuda = loss.device.type == "cuda"
+        pin = on_cuda and torch.cuda.is_available()
         numbers = {"loss": loss, **({} if anchor is None else {"anchor": anchor}), **norm_parts(optimizer, world_size)}
         # from pinned memory nothing waits for the copy; from other memory the program would
-        said = torch.tensor([float(vote) for vote in votes.values()], dtype=torch.float64, pin_memory=on_cuda)
+        said = torch.tensor([float(vote) for vote in votes.values()], dtype=torch.float64, pin_memory=pin)
         shared = torch.cat([torch.stack(list(numbers.values())), said.to(loss.device, non_blocking=True)])
         if world_size > 1:
             work = dist.all_reduce(shared, async_op=True)
@@ -86,7 +87,7 @@ class UnreadReport:
             [torch.stack([self.loss, self.grad_norm, sums.get("anchor", self.loss)]), shared[len(numbers) :]]
         )
         self._has_anchor = anchor is not None
-        self._host = torch.empty(len(kept), dtype=torch.float64, pin_memory=on_cuda).copy_(kept, non_blocking=True)
+        self._host = torch.empty(len(kept), dtype=torch.float64, pin_memory=pin).copy_(kept, non_blocking=True)
         self._arrived = torch.cuda.Event() if on_cuda else None
         if self._arrived is not None:
             self._arrived.record()

@@ -255,12 +255,14 @@ class KLAnchor:
         inputs = chosen if batch["packed"] else {"tokens": chosen["tokens"]}
         return Asked(indices, self._answers(gpt, inputs, in_rows, self.k), total.clamp(min=1))
 
-    def places(self, batch: Mapping[str, Any]) -> Places:
-        """Where a micro-batch's own rows are anchored; to be looked up on the CPU, as it makes a device be waited for.
+    def look_up(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """What ``ask`` wants to know of a batch that is still on the CPU; of training, and not along own samples."""
+        if self.on == "own" or "supervised" not in batch:
+            return {}
+        return {"anchored": tuple(map(pinned, self.places(batch)))}
 
-        Args:
-            batch: of training; ``ask`` reads what is found from its key ``anchored``.
-        """
+    def places(self, batch: Mapping[str, Any]) -> Places:
+        """Where a micro-batch's own rows are anchored; a device would be waited for."""
         wanted = batch["targets"] != IGNORE
         if (replayed := batch.get("replayed")) is not None:
             wanted = wanted & (replayed if self.on == "replayed" else ~replayed)[:, None]

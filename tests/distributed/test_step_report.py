@@ -5,6 +5,7 @@ The way of CUDA is run on the CPU: whoever would make the program wait is seen b
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -29,6 +30,7 @@ from lit_consistency.optimizers import SGD, AdamW, FilteredMuon, Lion, Muon, Sig
 from lit_consistency.optimizers.core.optimizer import GroupOptimizer
 from lit_consistency.optimizers.core.skipping import skips_on_device
 from tests.runs import ROOT, SCRATCH, arguments, equal, weights
+from tests.simulated_cuda import Simulated, simulated_cuda, to_cuda
 from tests.test_module import Poison
 
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "item")
@@ -209,6 +211,28 @@ def test_who_does_not_skip_by_itself_is_read_at_once() -> None:
     adapters = [("layer.lora_A", nn.Parameter(torch.ones(2, 4))), ("layer.lora_B", nn.Parameter(torch.ones(4, 2)))]
     groups = [{"params": [pair], "role": "adapter", "split": None} for pair in adapters]
     assert not skips_on_device(Muon(groups, adapters="paired"))
+
+
+@pytest.mark.parametrize("scale", [1.0, math.inf])
+def test_on_cuda_the_program_reads_what_it_reads_on_the_cpu(scale: float) -> None:
+    found = []
+    for cuda in (False, True):
+        with simulated_cuda() if cuda else contextlib.nullcontext():
+            net = to_cuda(small()) if cuda else small()
+            for i, parameter in enumerate(net.parameters()):
+                gradient = torch.full(parameter.shape, scale * i)
+                parameter.grad = Simulated(gradient) if cuda else gradient
+            optimizer = AdamW(parameter_groups(net))
+            loss, anchor = (torch.tensor(n, dtype=torch.float64) for n in (2.5, 0.25))
+            if cuda:
+                loss, anchor = Simulated(loss), Simulated(anchor)
+            unread = step_report.UnreadReport(7, loss, anchor, optimizer, {"one": True, "none": False}, 1)
+            assert unread.not_finite().device == loss.device
+            found.append((unread.read(), float(unread.not_finite())))
+    assert repr(found[0]) == repr(found[1])
+    report, flag = found[0]
+    assert (report.step, report.loss, report.anchor, report.votes) == (7, 2.5, 0.25, {"one": 1, "none": 0})
+    assert flag == float(not math.isfinite(report.grad_norm)) == float(scale == math.inf)
 
 
 # -------------------- two ranks

@@ -66,6 +66,12 @@ def model_inputs(batch: Mapping[str, Any]) -> dict[str, Tensor]:
     return {name: batch[name] for name in ("tokens", "positions", "documents")[: 3 if batch["packed"] else 1]}
 
 
+def looked_up(batch: Batch) -> dict[str, Any]:
+    """Of a batch on the CPU, where looking costs nothing: whether a row has several documents; what is supervised."""
+    indices, _ = supervised_tokens(batch)
+    return {"packed": bool((batch["documents"] > 0).any()), "indices": pinned(indices)}
+
+
 def supervised_tokens(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """Where a batch is supervised, and by which token.
 
