@@ -254,8 +254,11 @@ class LitLanguageModel(LightningModule):
         self.reports.settle()
         self.method.before_step()
         self.used_rates = self._rates()
-        assert self._step_loss is not None
-        self._step_loss = self.reports.add(self.trainer, optimizer, self._step_loss, self._step_divergence)
+        loss, divergence = self._step_loss, self._step_divergence
+        assert loss is not None
+        if divergence is None and self.anchor is not None and self.trainer.world_size > 1:
+            divergence = torch.zeros_like(loss)  # this rank has no row that is anchored, another may have some
+        self._step_loss = self.reports.add(self.trainer, optimizer, loss, divergence)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The numbers of a step that is logged, and of the last one, are read before it is counted."""

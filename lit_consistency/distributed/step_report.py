@@ -117,9 +117,7 @@ class StepReports:
     def __init__(self) -> None:
         self.latest: StepReport | None = None
         self.votes: dict[str, bool] = {}
-        self._unread: UnreadReport | None = None
-        self._trainer: Any = None
-        self._skips = False  # the optimizer has stepped, or has skipped the step
+        self._unread: _Unread | None = None
 
     def add(self, trainer: Any, optimizer: Optimizer, loss: Tensor, anchor: Tensor | None) -> Tensor:
         """Report on the step that is about to be made; at once where the device does not run behind the program.
@@ -136,16 +134,16 @@ class StepReports:
         Raises:
             NonFiniteError: see ``settle``.
         """
-        self._trainer = trainer
-        unread = UnreadReport(trainer.global_step, loss, anchor, optimizer, self.votes, trainer.world_size)
-        self._unread = unread
+        report = UnreadReport(trainer.global_step, loss, anchor, optimizer, self.votes, trainer.world_size)
         # a gradient scaler waits for the device in every step anyway, and skips steps of its own
-        self._skips = loss.device.type in DEVICES and not self._is_scaled and skips_on_device(optimizer)
-        if self._skips:
-            optimizer.found_inf = unread.not_finite()  # type: ignore[attr-defined]
+        is_scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        skips = loss.device.type in DEVICES and not is_scaled and skips_on_device(optimizer)
+        self._unread = _Unread(report, trainer, is_scaled, skips)
+        if skips:
+            optimizer.found_inf = report.not_finite()  # type: ignore[attr-defined]
         else:
             self.settle()
-        return unread.loss
+        return report.loss
 
     def settle(self) -> None:
         """Read the numbers of the latest step, if they are not read yet; whoever shows or saves something does.
@@ -155,21 +153,24 @@ class StepReports:
         """
         if self._unread is None:
             return
-        unread, self._unread = self._unread, None
+        (unread, trainer, is_scaled, skips), self._unread = self._unread, None
         self.latest = report = unread.read()
         # float16: a gradient that overflowed is skipped by the scaler, which then scales less
-        if math.isfinite(report.loss) and (self._is_scaled or math.isfinite(report.grad_norm)):
+        if math.isfinite(report.loss) and (is_scaled or math.isfinite(report.grad_norm)):
             return
-        if self._skips:
-            uncount_step(self._trainer, report.step)
+        if skips:
+            uncount_step(trainer, report.step)
         raise NonFiniteError(
             f"step {report.step}: loss {report.loss}, gradient norm {report.grad_norm}: not finite; stopped before the "
             "optimizer moved. Lower the learning rate, or look at the rows of this step."
         )
 
-    @property
-    def _is_scaled(self) -> bool:
-        return getattr(self._trainer.precision_plugin, "scaler", None) is not None
+
+class _Unread(NamedTuple):
+    report: UnreadReport
+    trainer: Any
+    is_scaled: bool  # by a gradient scaler
+    skips: bool  # the optimizer has stepped, and skipped the step where the numbers are not finite
 
 
 def uncount_step(trainer: Any, step: int) -> None:

@@ -9,6 +9,7 @@ whole matrices, and architectures with further buffers; there every rank has the
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,8 @@ def _built_in_shards(
 ) -> DocumentMask | None:
     """The sharded model, of which no rank has held more than its shards and one tensor; None if that cannot be."""
     draws = Draws()
-    with torch.device("meta"), draws:
+    # what every weight is read over needs no drawing, which takes longer than reading
+    with torch.device("meta"), draws if weights is None or isinstance(method, LoRA) else nullcontext():
         model = method.build(config)
     rotary = {id(model.cos), id(model.sin)}
     if any(isinstance(module, DoRALinear) for module in model.modules()) or any(

@@ -153,7 +153,7 @@ def adamw_step(
     if not params:
         return
     torch._foreach_add_(list(steps), 1)
-    options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+    options: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
     if are_alike(params, grads, exp_avgs, exp_avg_sqs):
         _adamw_fused([params, grads, exp_avgs, exp_avg_sqs, steps], found_inf=found_inf, **options)
     else:
