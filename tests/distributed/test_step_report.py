@@ -91,9 +91,8 @@ def test_no_step_makes_the_program_wait(optimizer: str, later: None, tmp_path: P
     assert watch.steps[2]
 
 
-@pytest.mark.parametrize(
-    "optimizer", ["adamw", *(pytest.param(name, marks=pytest.mark.slow) for name in ("muon", "lion", "mofo"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "lion", "mofo"])
 def test_reading_later_changes_no_number(optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for name, devices in (("at_once", ()), ("later", ("cpu",))):
@@ -113,7 +112,9 @@ def test_reading_later_changes_no_number(optimizer: str, tmp_path: Path, monkeyp
 def test_what_is_not_finite_stops_with_the_same_words_and_the_same_state(
     what: str, log_every: int, later: None, tmp_path: Path
 ) -> None:
-    cli, poison = poisoned(tmp_path, what, at=2, log_every=log_every)
+    """Nothing is measured or saved behind it, though both are due behind the next one."""
+    due = ["--forgetting.every_n_steps=3", "--checkpoint.every_n_steps=3"]
+    cli, poison = poisoned(tmp_path, what, 2, log_every, *due)
     after = dict(cli.model.named_parameters())
     assert all(torch.equal(after[name], p) or p.isnan().any() for name, p in poison.before.items())
     states = cli.trainer.optimizers[0].state.values()
@@ -123,6 +124,9 @@ def test_what_is_not_finite_stops_with_the_same_words_and_the_same_state(
     record = (tmp_path / "run" / "run.json").read_text()
     assert "NonFiniteError" in record
     assert not (tmp_path / "run" / "model").exists()
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert max(line["step"] for line in lines) <= (2 if log_every == 1 else 0)
 
 
 def poisoned(root: Path, what: str, at: int, log_every: int, *extra: str) -> tuple[ConsistencyCLI, Poison]:
@@ -132,18 +136,6 @@ def poisoned(root: Path, what: str, at: int, log_every: int, *extra: str) -> tup
     with pytest.raises(NonFiniteError, match=f"step {at}: .*stopped before the optimizer moved"):
         cli.execute()
     return cli, poison
-
-
-@pytest.mark.parametrize(
-    "extra", [["--forgetting.every_n_steps=3"], pytest.param(["--checkpoint.every_n_steps=3"], marks=pytest.mark.slow)]
-)
-def test_nothing_is_measured_or_saved_behind_a_step_that_was_none(
-    extra: list[str], later: None, tmp_path: Path
-) -> None:
-    poisoned(tmp_path, "gradient", 2, 5, *extra)
-    assert not list((tmp_path / "run").glob("checkpoints/*"))
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert {line["step"] for line in lines} == {0}
 
 
 @pytest.mark.slow
