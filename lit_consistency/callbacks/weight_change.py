@@ -60,7 +60,7 @@ class WeightChange:
 
 
 PART = 1 << 20
-"""Coordinates that are looked at together: what is made of all of a large embedding would be several times the model."""
+"""Coordinates that are looked at together: what is made of all of a large embedding is several times its bytes."""
 
 
 def _moved_bits(change: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lit_consistency.data.loading.collate import supervised_tokens
+from lit_consistency.data.loading.collate import seen_on_cpu
 from lit_consistency.data.loading.loader import TokenLoader
 from lit_consistency.data.loading.mixed_rows import MixedRows, mix
 from lit_consistency.data.loading.order import Order, warn_of_empty_rows
@@ -187,19 +187,14 @@ class TokenData(LightningDataModule, ABC):
         return TokenLoader(rows, order, num_workers=self.num_workers, on_resume=self._count_anew)
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Notes, while a batch is on the CPU and looking costs nothing, what is asked of it on the way.
-
-        Whether any row holds several documents, which tokens are supervised, and of training whether the optimizer
-        step has any.
-        """
+        """As ``seen_on_cpu``; and counts the steps of training that have nothing to learn."""
         if not int(batch.get("supervised", 1)):
             if not self._empty_micro_batches:
                 rank_zero_warn(
                     "a step without a token to learn: the optimizer moves by what it remembers; see run.json"
                 )
             self._empty_micro_batches += 1
-        indices, _ = supervised_tokens(batch)
-        return {**batch, "packed": bool((batch["documents"] > 0).any()), "indices": indices}
+        return seen_on_cpu(batch)
 
     def val_dataloader(self) -> TokenLoader:
         """Held-out rows in their order, shared among the ranks."""
