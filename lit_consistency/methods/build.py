@@ -25,6 +25,7 @@ from lit_consistency.distributed.fsdp import shard
 from lit_consistency.methods import Full, KLAnchor, LoRA, Method
 from lit_consistency.model import DocumentMask, check_documents, check_finite, init_weights, load_weights
 from lit_consistency.model.tying import is_tied, tie, tied_weights, untying
+from lit_consistency.records.processes import is_first_here
 
 
 def build_model(
@@ -45,7 +46,7 @@ def build_model(
     weights = None
     if checkpoint_dir is not None:
         weights = tied_weights(config, load_weights(checkpoint_dir), checkpoint_dir)
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if is_first_here():
             check_finite(weights, checkpoint_dir)
     with isolate_rng():
         model = None

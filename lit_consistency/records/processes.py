@@ -25,6 +25,12 @@ def this_host() -> str:
     return " ".join(parts)
 
 
+def is_first_here() -> bool:
+    """Whether this process is the first of a run on its machine, which does what one does for all."""
+    # set by Lightning and torchrun, or by srun
+    return os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
+
+
 def start_of(pid: int) -> str | None:
     """When a process started, in words that no later process of this number has; None if it is dead."""
     try:

@@ -20,6 +20,7 @@ from filelock import FileLock
 from lit_consistency.data.tokens.token_files import FORMAT, DamagedShard, Shard, open_shard
 from lit_consistency.records.atomic import remove_leftovers, replaced_folder
 from lit_consistency.records.fingerprints import fingerprint_of
+from lit_consistency.records.processes import is_first_here
 
 
 def default_cache_dir() -> Path:
@@ -53,7 +54,7 @@ def open_or_build(cache_dir: Path, fingerprint: dict[str, Any], build: Callable[
         ValueError, OSError: What `build` raised; nothing is left behind then.
     """
     folder = folder_of(cache_dir, fingerprint)
-    verify = os.environ.get("LOCAL_RANK", "0") == "0"
+    verify = is_first_here()
     with suppress(DamagedShard):
         if (shard := open_shard(folder, fingerprint, verify)) is not None:
             return shard
