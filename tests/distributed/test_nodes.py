@@ -27,7 +27,7 @@ def script(begins: str) -> str:
     (text,) = [block for block in blocks if block.startswith(begins)]
     for many in ("--nproc-per-node 8", "--ntasks-per-node=8", "--trainer.devices 8"):
         text = text.replace(many, f"{many[:-1]}1")
-    text = text.replace("python -m", f"{sys.executable} -m").replace(" --gpus-per-node=8", "")
+    text = text.replace(" python -m", f" {sys.executable} -m").replace(" --gpus-per-node=8", "")
     assert "=8" not in text
     assert " 8" not in text
     return text.replace("--run.name many ", "").replace("--config finetune.yaml ", "")

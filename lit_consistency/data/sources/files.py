@@ -1,9 +1,10 @@
 """Files of text, JSON, CSV and Parquet: which ones a path means, their fingerprints, and their lines.
 
 The fingerprint of a file is its name, size and SHA-256, without its folder, so a folder that moves keeps its tokens.
-Hashing reads every byte once per process; that is the price of noticing a file that was edited and kept its size and
-date. A file of text may be packed by gzip (.gz) or Zstandard (.zst, which pyarrow unpacks); it is unpacked while it is
-read, and its fingerprint is that of the packed file.
+Hashing reads every byte once per process, of more than a gigabyte once for all (``records/known_hashes.py``); that is
+the price of noticing a file that was edited and kept its size and date. A file of text may be packed by gzip (.gz) or
+Zstandard (.zst, which pyarrow unpacks); it is unpacked while it is read, and its fingerprint is that of the packed
+file.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any, TextIO
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_consistency.records.extras import require
-from lit_consistency.records.fingerprints import sha256_once
+from lit_consistency.records.known_hashes import sha256_each
 from lit_consistency.records.shipped import looked_in
 
 PACKED = (".gz", ".zst")
@@ -67,7 +68,11 @@ def find_files(key: str, path: str, suffixes: Sequence[str]) -> list[Path]:
 
 def fingerprint_files(files: Sequence[Path]) -> list[dict[str, Any]]:
     """Name, size in bytes and SHA-256 of each file."""
-    return [{"name": file.name, "size": file.stat().st_size, "sha256": sha256_once(file)} for file in files]
+    hashes = sha256_each(files)
+    return [
+        {"name": file.name, "size": file.stat().st_size, "sha256": digest}
+        for file, digest in zip(files, hashes, strict=True)
+    ]
 
 
 @contextmanager
