@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from lit_consistency.records.atomic import write_json
-from lit_consistency.records.fingerprints import sha256_of_text, sha256_once
+from lit_consistency.records.fingerprints import sha256_of_text, sha256_once, stamp
 
 READ_EACH_TIME = 1 << 30
 """Bytes, which take a second."""
@@ -55,24 +55,19 @@ def _hash_folder(folder: Path, names: dict[str, str]) -> None:
     read = {}
     for name in names:
         file = folder / name
-        stamp = _stamp(file)
+        before = stamp(file)
         entry = known.get(name)
-        if entry is not None and entry[:-1] == stamp:
+        if entry is not None and entry[:-1] == before:
             names[name] = entry[-1]
             continue
         rests = _let_rest(file)
         names[name] = sha256_once(file)
-        if rests and _stamp(file) == stamp:  # else it was written meanwhile
-            read[name] = [*stamp, names[name]]
+        if rests and stamp(file) == before:  # else it was written meanwhile
+            read[name] = [*before, names[name]]
     if read:
         with suppress(OSError):  # a cache that cannot be written costs time alone
             index.parent.mkdir(parents=True, exist_ok=True)
             write_json(index, {**_read(index), **read})
-
-
-def _stamp(file: Path) -> list[int]:
-    stat = file.stat()
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
 def _let_rest(file: Path) -> bool:
