@@ -204,6 +204,7 @@ class ConsistencyCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """A new run never writes into the folder of another; `auto` may begin one again that died early."""
+        self.datamodule.accumulate(self.trainer.world_size)  # before processes are started and text is tokenized
         record = self._get(self.config_init, "run")
         if self.trainer.global_rank == 0:
             record.check_free(continues=record.resumed_from is not None or self.asked_for == "auto")

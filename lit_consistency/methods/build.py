@@ -91,8 +91,9 @@ def check_data(data: Any, config: Config) -> None:
     tokenizer = getattr(data, "tokenizer", None)
     if tokenizer is not None and tokenizer.vocab_size > config.padded_vocab_size:
         raise ValueError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {config.padded_vocab_size}: "
-            "expected the tokenizer of the checkpoint, or overrides.vocab_size"
+            f"data.tokenizer_dir = {tokenizer.folder}: {tokenizer.vocab_size:,} tokens; expected at most "
+            f"{config.padded_vocab_size:,}, the rows of the model's embedding: the tokenizer of the checkpoint (null), "
+            "or a new model with another overrides.vocab_size"
         )
     replay = getattr(data, "replay", None)
     replayed = replay.parts.values() if replay is not None else ()

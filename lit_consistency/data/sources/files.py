@@ -24,11 +24,15 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_consistency.records.extras import require
 from lit_consistency.records.known_hashes import sha256_each
-from lit_consistency.records.shipped import looked_in
+from lit_consistency.records.shipped import looked_in, on_this_machine
 
 PACKED = (".gz", ".zst")
 NAMED = 5
 """Files that a message names; the rest is counted."""
+
+
+LONGEST = 1 << 30
+"""Characters of a document, of which a tokenizer makes a hundred times as many bytes; no book has as many."""
 
 
 def find_files(key: str, path: str, suffixes: Sequence[str]) -> list[Path]:
@@ -45,9 +49,9 @@ def find_files(key: str, path: str, suffixes: Sequence[str]) -> list[Path]:
 
     Raises:
         FileNotFoundError: Nothing is there.
-        ValueError: A file is packed as .zst, and pyarrow is absent.
+        ValueError: The path is an address, or a file is packed as .zst, and pyarrow is absent.
     """
-    given = Path(path).expanduser()
+    given = on_this_machine(key, path).expanduser()
     if given.is_file():
         files, expected = [given], ""
     elif given.is_dir():
@@ -105,9 +109,17 @@ def open_text(file: Path, newline: str | None = None) -> Iterator[TextIO]:
 
 
 def read_text(file: Path) -> str:
-    """The whole file as text; ValueError where it is not UTF-8."""
-    with open_text(file) as stream:
-        return stream.read()
+    """The whole file as text; ValueError where it is not UTF-8, or longer than ``LONGEST``."""
+    text = ""
+    if is_short := file.stat().st_size <= 4 * LONGEST:  # bytes of a character, at most
+        with open_text(file) as stream:
+            text = stream.read()
+    if not is_short or len(text) > LONGEST:
+        raise ValueError(
+            f"{file}: more than {LONGEST:,} characters to be read at once; expected JSON as .jsonl, or a text with a "
+            "separator that stands between its documents"
+        )
+    return text
 
 
 def read_separated(file: Path, separator: str) -> Iterator[str]:
@@ -117,6 +129,11 @@ def read_separated(file: Path, separator: str) -> Iterator[str]:
         while block := stream.read(1 << 24):
             *texts, rest = (rest + block).split(separator)
             yield from texts
+            if len(rest) > LONGEST:
+                raise ValueError(
+                    f"{file}: more than {LONGEST:,} characters without the separator {separator!r}; expected one that "
+                    "stands between its documents"
+                )
     yield rest
 
 
