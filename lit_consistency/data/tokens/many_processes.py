@@ -18,12 +18,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 from lit_consistency.records.processes import available_cores, die_with
 
-A, B = TypeVar("A"), TypeVar("B")
+A = TypeVar("A")
+B = TypeVar("B")
 
 DONE_HERE = 2
 """Batches before others are asked for help: a process is forked in a twentieth of a second, a batch takes about one."""
@@ -52,28 +53,21 @@ def ordered_map(function: Callable[[A], B], batches: Iterable[A]) -> Iterator[B]
     batches = iter(batches)
     for batch in islice(batches, DONE_HERE):
         yield function(batch)
-    n = n_processes()
-    ahead = next(batches, None)
-    if ahead is None:
+    if (n := n_processes()) < 2 or sys.platform == "win32":
+        yield from map(function, batches)
         return
-    yield from (
-        _here(function, ahead, batches) if n < 2 or sys.platform == "win32" else _forked(function, ahead, batches, n)
-    )
+    for batch in batches:  # there is one more
+        yield from _forked(function, chain([batch], batches), n)
 
 
-def _here(function: Callable[[A], B], ahead: A, batches: Iterator[A]) -> Iterator[B]:
-    yield function(ahead)
-    yield from map(function, batches)
-
-
-def _forked(function: Callable[[A], B], ahead: A, batches: Iterator[A], n: int) -> Iterator[B]:
+def _forked(function: Callable[[A], B], batches: Iterable[A], n: int) -> Iterator[B]:
     fork: Any = multiprocessing.get_context("fork")
     pool = ProcessPoolExecutor(n, fork, _begin, (function, os.getpid()))
     pending: deque[Future[B]] = deque()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: of threads, which a child does not use
-            pending.append(pool.submit(_call, ahead))
+            pool.submit(os.getpid)
         for batch in batches:
             pending.append(pool.submit(_call, batch))
             if len(pending) > 2 * n:
