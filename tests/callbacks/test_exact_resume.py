@@ -33,7 +33,7 @@ FIRST = "RUN/checkpoints/step-00000002.ckpt"
     [
         (FIRST, True, False),
         (FIRST, False, True),
-        ("RUN/checkpoints/step-00000001.ckpt", True, True),
+        ("RUN/checkpoints/step-1.ckpt", True, True),
         (None, True, True),
     ],
 )
