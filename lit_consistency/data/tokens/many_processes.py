@@ -4,7 +4,7 @@ Hugging Face's tokenizers spread a batch over threads, but what stands around it
 the lists of tokens) runs in one of them, which from a handful of cores on is what all wait for. So the first batches
 are done here, and where there are more, the others by forked processes, each with one thread; small data never pay for
 them. Results are taken in the order of the batches, so what is written does not depend on the number of processes.
-Without fork (Windows), and on one core, all is done here.
+Where forks are not to be had (Windows) or not to be trusted (macOS), and on one core, all is done here.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def ordered_map(function: Callable[[A], B], batches: Iterable[A]) -> Iterator[B]
     batches = iter(batches)
     for batch in islice(batches, DONE_HERE):
         yield function(batch)
-    if (n := n_processes()) < 2 or sys.platform == "win32":
+    if (n := n_processes()) < 2 or sys.platform != "linux":
         yield from map(function, batches)
         return
     for batch in batches:  # there is one more
