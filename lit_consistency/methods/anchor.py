@@ -312,7 +312,7 @@ class KLAnchor:
         return gpt(tokens, body=body)
 
     @torch.no_grad()
-    def _answers(self, gpt: nn.Module, inputs: dict[str, Tensor], indices: Tensor, k: int) -> TopK | Tensor:
+    def _answers(self, gpt: nn.Module, inputs: dict[str, Any], indices: Tensor, k: int) -> TopK | Tensor:
         """What the base predicts at positions, indices into the flattened batch: the ``k`` likeliest, or (P, V) all."""
         parts: list[Any] = []
 
