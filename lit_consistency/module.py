@@ -286,7 +286,9 @@ class LitLanguageModel(LightningModule):
             return
         loss, self._step_loss = self._step_loss, None
         divergence, self._step_divergence = self._step_divergence, None
-        self.log("loss", loss, prog_bar=True, logger=False)
+        # what `self.log` would do for a number of one step, without its bookkeeping of epochs, in every step
+        trainer.callback_metrics["loss"] = loss
+        trainer.progress_bar_metrics["loss"] = self.step_loss or 0.0
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             optimizer = trainer.optimizers[0]
             of_optimizer = optimizer.log_values() if isinstance(optimizer, GroupOptimizer) else {}
