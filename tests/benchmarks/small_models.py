@@ -112,14 +112,13 @@ def measure(options: list[str], rounds: int) -> dict[str, Any]:
         cli.execute()
     # the first round pays for what is made once, the last one is not filled
     ours, plain = loop.ours[1:-1], loop.plain[1:-1]
-    row = {
+    return {
         "steps": len(ours) * ROUND,
         "ours_ms": round(100 * statistics.median(ours), 2),
         "plain_ms": round(100 * statistics.median(plain), 2),
         "data_ms": round(100 * statistics.median(loop.data[1:-1]), 2),
         "share": round(statistics.median(1 - b / a for a, b in zip(ours, plain, strict=True)), 3),
     }
-    return row
 
 
 def main() -> int:
@@ -133,7 +132,9 @@ def main() -> int:
     row = measure(options, given.rounds)
     bar = Bar("share of a step that is not the model's", row["share"], MOST)
     if given.json:
-        given.json.write_text(json.dumps({"processor": processor(), "torch": torch.__version__, **row}, indent=1) + "\n")
+        given.json.write_text(
+            json.dumps({"processor": processor(), "torch": torch.__version__, **row}, indent=1) + "\n"
+        )
     print(f"{processor()}, torch {torch.__version__}: {json.dumps(row)}\n{'' if bar.met else f'missed: {bar.text}'}")
     return int(given.check and not bar.met)
 
