@@ -26,7 +26,12 @@ import torch
 from lightning.pytorch import Trainer
 
 from lit_consistency.module import LitLanguageModel
-from lit_consistency.records.fingerprints import fingerprint_of, package_sources, sha256_of_parts
+from lit_consistency.records.fingerprints import (
+    fingerprint_of,
+    package_sources,
+    sha256_of_parts,
+    sources_written_at,
+)
 from lit_consistency.records.kept_text import keep, read_kept
 from lit_consistency.stats.intervals import Ratio
 from lit_consistency.tasks.choice import ChoiceTask
@@ -39,6 +44,7 @@ from lit_consistency.tasks.watched import Known
 
 AT_MOST = 500
 """Measurements kept in a folder, some hundred kilobytes each."""
+LOADED_AT = time.time()
 KINDS = (TextTask, ChoiceTask, CompletionTask, GenerationTask)
 
 
@@ -54,14 +60,17 @@ class KnownBases:
         self._saved = 0.0
 
     def of(self, trainer: Trainer, module: LitLanguageModel, batch_tokens: int) -> Known | None:
-        """For ``PreparedTask.measure`` of the model as it is now; None for a new model, which nobody measures twice.
+        """For ``PreparedTask.measure`` of the model as it is now.
+
+        None for a new model, which nobody measures twice, and where a source file was written since this process has
+        read them: what it computes is not what they say.
 
         Args:
             trainer: of the run.
             module: at the start.
             batch_tokens: budget of tokens in one forward, which decides what is computed together.
         """
-        if module.checkpoint_dir is None:
+        if module.checkpoint_dir is None or sources_written_at() > LOADED_AT:
             return None
         return partial(self._measured, {**_of_model(trainer, module), "batch_tokens": batch_tokens})
 
@@ -90,6 +99,7 @@ def _of_model(trainer: Trainer, module: LitLanguageModel) -> dict[str, Any]:
     on_cuda = module.device.type == "cuda"
     return {
         "weights": sha256_of_parts(_bytes(module)),
+        "method": {key: value for key, value in vars(module.method).items() if isinstance(value, int | float | str)},
         "classes": sorted({f"{type(m).__module__}.{type(m).__qualname__}" for m in module.gpt.modules()}),
         "config": {key: str(value) for key, value in asdict(module.config).items() if key not in ("name", "hf_config")},
         "tokenizer": trainer.datamodule.tokenizer.fingerprint(),  # type: ignore[attr-defined]

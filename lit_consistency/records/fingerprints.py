@@ -53,6 +53,11 @@ def package_sources() -> dict[str, str]:
     return {str(file.relative_to(PACKAGE)): sha256_once(file) for file in sorted(PACKAGE.rglob("*.py"))}
 
 
+def sources_written_at() -> float:
+    """When the youngest of them was written, in seconds since 1970."""
+    return max(file.stat().st_mtime for file in PACKAGE.rglob("*.py"))
+
+
 def sha256_of_parts(parts: Iterable[bytes | memoryview]) -> str:
     """SHA-256 of some bytes, each with its length, so that it tells where they were divided."""
     digest = hashlib.sha256()
