@@ -36,7 +36,7 @@ def print_help(args: Sequence[str], command: Callable[[], None]) -> None:
         args: the call, for which ``asks_for_help``.
         command: carries it out.
     """
-    file = _folder() / f"{fingerprints.fingerprint_of(_depends_on(args))}.txt"
+    file = _file(args)
     if (text := read_kept(file)) is None:
         said = io.StringIO()
         try:
@@ -47,7 +47,8 @@ def print_help(args: Sequence[str], command: Callable[[], None]) -> None:
                 print(said.getvalue(), end="")
                 raise
         text = said.getvalue()
-        keep(file, text, AT_MOST)
+        if _file(args) == file:  # no source was written meanwhile
+            keep(file, text, AT_MOST)
     print(text, end="")
     sys.exit(0)
 
@@ -58,10 +59,10 @@ def asks_for_help(args: Sequence[str]) -> bool:
     return words in ("-h", "--help") or OF_CLASS.fullmatch(words) is not None
 
 
-def _folder() -> Path:
+def _file(args: Sequence[str]) -> Path:
     """Beside the tokens of the data; without a home there is no such folder."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base) / "lit_consistency" / "help"
+    return Path(base) / "lit_consistency" / "help" / f"{fingerprints.fingerprint_of(_depends_on(args))}.txt"
 
 
 def _depends_on(args: Sequence[str]) -> dict[str, object]:
