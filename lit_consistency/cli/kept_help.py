@@ -21,6 +21,7 @@ from pathlib import Path
 
 from lit_consistency.records import fingerprints
 from lit_consistency.records.kept_text import keep, read_kept
+from lit_consistency.records.processes import PARENT
 
 LIBRARIES = ("torch", "lightning", "jsonargparse", "litgpt")
 """That the parser is made of: also where they are no distribution but a folder on the path."""
@@ -66,7 +67,7 @@ def _file(args: Sequence[str]) -> Path:
 
 
 def _depends_on(args: Sequence[str]) -> dict[str, object]:
-    variables = {key: value for key, value in os.environ.items() if key.startswith("LIT_CONSISTENCY_")}
+    ours = {key: value for key, value in os.environ.items() if key.startswith("LIT_CONSISTENCY_")}
     return {
         "args": list(args),
         "package": fingerprints.package_sources(),
@@ -75,7 +76,7 @@ def _depends_on(args: Sequence[str]) -> dict[str, object]:
         "python": sys.version,
         "width": shutil.get_terminal_size().columns,
         "terminal": sys.stdout.isatty(),
-        "variables": variables,
+        "variables": {key: value for key, value in ours.items() if key != PARENT},  # it stands for no option
     }
 
 

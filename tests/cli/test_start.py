@@ -68,6 +68,8 @@ def test_kept_help_is_made_again_where_anything_has_changed(
     monkeypatch.setenv("COLUMNS", "80")
     assert said(capsys, "fit", "--help", text="first\n") == "first\n"
     assert said(capsys, "fit", "--help") == "first\n"
+    monkeypatch.setenv("LIT_CONSISTENCY_PARENT", "1 9")  # which every process of a study has
+    assert said(capsys, "fit", "--help") == "first\n"
     assert said(capsys, "validate", "--help", text="other\n") == "other\n"
     for name, value in (("COLUMNS", "90"), ("LIT_CONSISTENCY_FIT__SEED_EVERYTHING", "1")):
         monkeypatch.setenv(name, value)
