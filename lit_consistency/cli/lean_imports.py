@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -54,8 +55,7 @@ class _LeanTorchmetrics(MetaPathFinder):
 @contextmanager
 def _missing(packages: Sequence[str]) -> Iterator[None]:
     """Let lightning_utilities, whom torchmetrics asks what is installed, answer that these packages are not."""
-    from lightning_utilities.core import imports
-
+    imports: Any = import_module("lightning_utilities.core.imports")
     check: Callable[[Any], None] = imports.RequirementCache._check_requirement
     available: Callable[[str], bool] = imports.package_available
 
@@ -64,10 +64,10 @@ def _missing(packages: Sequence[str]) -> Iterator[None]:
         if re.split(r"[^\w-]", requirement.requirement or "")[0] in packages:
             requirement.available, requirement.message = False, f"left out; {WHOLE}=1 brings it back"
 
-    imports.RequirementCache._check_requirement = check_requirement  # type: ignore[method-assign]
+    imports.RequirementCache._check_requirement = check_requirement
     imports.package_available = lambda name: name not in packages and available(name)
     try:
         yield
     finally:
-        imports.RequirementCache._check_requirement = check  # type: ignore[method-assign]
+        imports.RequirementCache._check_requirement = check
         imports.package_available = available
