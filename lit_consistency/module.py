@@ -293,9 +293,11 @@ class LitLanguageModel(LightningModule):
             return
         loss, self._step_loss = self._step_loss, None
         self._step_divergence = None
-        # a bar that reads step reports by itself does not make the program wait for the device in every step
-        in_bar = not getattr(trainer.progress_bar_callback, "reads_reports", False)
-        self.log("loss", loss, prog_bar=in_bar, logger=False)
+        # what `self.log` would do for a number of one step, without its bookkeeping of epochs, in every step
+        trainer.callback_metrics["loss"] = loss
+        # a bar that reads step reports by itself does not make the program wait for the device
+        if not getattr(trainer.progress_bar_callback, "reads_reports", False):
+            trainer.progress_bar_metrics["loss"] = float(loss)
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             optimizer = trainer.optimizers[0]
             of_optimizer = optimizer.log_values() if isinstance(optimizer, GroupOptimizer) else {}

@@ -165,24 +165,6 @@ def test_help_costs_no_import_of_lightning() -> None:
     assert "quickstart.yaml" in result.stdout
 
 
-def test_fit_help_explains_the_options(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["fit", "--help"])
-    assert stop.value.code == 0
-    text = capsys.readouterr().out
-    assert "--KEY.NAME null) removes one" in " ".join(text.split("ARG:   --forgetting.retain ")[1].split()[:200])
-    for explained in (
-        "--world",
-        "checkpoint_dir",
-        "--forgetting.every_n_steps",
-        "--run.name",
-        "--allow_changes",
-        "schedule",
-    ):
-        assert explained in text
-    assert "what is trained; all weights when not given" in " ".join(text.split())
-
-
 def test_overlays_are_composed_left_to_right(run_dir: Path) -> None:
     config = f"--config={ROOT}/configs/optimizers/mofo.yaml"
     cli = build(arguments(run_dir, *SCRATCH, config, "--model.optimizer.init_args.fraction=0.5"))
