@@ -50,6 +50,7 @@ FREE = (
     "trainer.check_val_every_n_epoch",
     "trainer.limit_val_batches",
     "data.init_args.micro_batch_size",
+    "data.init_args.group_by_length",
     "model.activation_checkpointing",
     "model.pretraining_optimizer",
     "data.init_args.num_workers",

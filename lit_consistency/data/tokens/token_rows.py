@@ -32,12 +32,14 @@ class TokenRows(ABC):
 
     Attributes:
         supervised: (n_rows,) int64, how many tokens of each row are learned.
+        lengths: (n_rows,) int64, how many tokens each row has.
         full: Whether rows are padded to `block_size`, so that all batches have one shape.
         block_size: Places of a row.
         replayed: (n_rows,) bool, which of them are replayed; None where nothing is.
     """
 
     supervised: np.ndarray
+    lengths: np.ndarray
     full: bool
     block_size: int
     replayed: np.ndarray | None = None
@@ -74,7 +76,8 @@ class StreamRows(TokenRows):
         n_inputs = max(len(shard.tokens) - 1, 0)
         bounds = np.minimum(np.arange(-(-n_inputs // block_size) + 1) * block_size, n_inputs)
         ends_before = np.searchsorted(shard.offsets[1:] - 1, bounds)
-        self.supervised = np.diff(bounds) - np.diff(ends_before)
+        self.lengths = np.diff(bounds)
+        self.supervised = self.lengths - np.diff(ends_before)
 
     def __getitem__(self, i: int) -> PackedSequence:
         """Row i: places i * block_size and following."""
@@ -115,6 +118,7 @@ class ConversationRows(TokenRows):
         self.full = packing
         lengths = np.diff(shard.offsets) - 1
         self.plan: Plan = pack(lengths, block_size, seed) if packing else alone(len(lengths))
+        self.lengths = np.diff(np.concatenate(([0], np.cumsum(lengths[self.plan.members])))[self.plan.starts])
         first = shard.offsets[:-1]
         # the first token of a conversation is never a target
         learned = np.add.reduceat(self.mask, first, dtype=np.int64) - self.mask[first]
