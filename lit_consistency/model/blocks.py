@@ -185,10 +185,15 @@ class Program:
         self.failed = False
         self.compiled = torch.compile(kind.forward, dynamic=False, backend=BACKEND)  # type: ignore[attr-defined]
 
-    def __call__(self, block: nn.Module, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The block's output of (B, T, n_embd), rotary tables (1 or B, T, R), and a mask (B, 1, T, T) or none."""
-        if self.failed:
-            return self.kind.forward(block, x, cos, sin, mask)  # type: ignore[attr-defined]
+    def __call__(
+        self, block: nn.Module, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, *cache: Any
+    ) -> Tensor:
+        """The block's output of (B, T, n_embd), rotary tables (1 or B, T, R), and a mask (B, 1, T, T) or none.
+
+        What goes with a key-value cache, LitGPT's forward gives as None where there is no cache.
+        """
+        if self.failed or any(entry is not None for entry in cache):
+            return self.kind.forward(block, x, cos, sin, mask, *cache)  # type: ignore[attr-defined]
         if x.size(1) != self.block_size:
             self._open_length(x, cos, sin, mask)
         try:

@@ -55,7 +55,7 @@ def test_rows_grouped_by_length_have_the_same_gradient_and_less_padding(tokenize
     options: dict[str, Any] = {"packing": False, "global_batch_size": 15, "micro_batch_size": 3, "block_size": 512}
     loose, grouped = (opened(tokenizer_folder, group_by_length=group, **options) for group in (False, True))
     places = [sum(batch["tokens"].numel() for batch in data.train_dataloader()) for data in (loose, grouped)]
-    assert places[1] < 0.8 * places[0]
+    assert places[1] < places[0]
     torch.testing.assert_close(gradient(grouped), gradient(loose), rtol=1e-12, atol=1e-12)
     rows, _ = loose.opened("train")
     assert rows.lengths.tolist() == [len(rows[i].tokens) for i in range(len(rows))]

@@ -22,6 +22,8 @@ from lit_consistency.model.blocks import WORTH_COMPILING, Blocks, missing_compil
 from tests.model.tiny_models import tiny_config, tiny_model
 from tests.runs import equal, fit, weights
 
+# torch asks for the gradient of a block's input when it traces one
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 LENGTH = 64
 DROPOUT = LoRA(dropout=0.3)
 
@@ -41,6 +43,7 @@ def model_of(method: Any = None) -> DocumentMask:
     plain = tiny_model("pythia-14m", n_layer=3)
     if method is None:
         return plain
+    torch.manual_seed(0)
     model = method.build(plain.config)
     method.load(model, plain.state_dict())
     with torch.no_grad():
@@ -90,7 +93,7 @@ def kept_bytes(model: DocumentMask) -> int:
 # -------------------- recomputed
 
 
-@pytest.mark.parametrize("method", [None, DROPOUT, HFT()], ids=["full", "lora", "hft"])
+@pytest.mark.parametrize("method", [None, DROPOUT], ids=["full", "lora"])
 @pytest.mark.parametrize("what", ["blocks", "attention", "mlp", 2])
 def test_recomputing_changes_no_gradient_and_keeps_less(what: Any, method: Any) -> None:
     """With dropout too, whose random numbers are drawn again; the first input of an adapted model has no gradient."""
@@ -99,8 +102,7 @@ def test_recomputing_changes_no_gradient_and_keeps_less(what: Any, method: Any) 
     assert model.state_dict().keys() == plain.state_dict().keys()
     assert equal(gradients(model, LENGTH, packed=True), gradients(plain, LENGTH, packed=True))
     share = kept_bytes(model) / kept_bytes(plain)
-    most = {"blocks": 0.2, "attention": 0.8, "mlp": 0.8, 2: 0.55}[what]
-    assert share < most
+    assert share < {"blocks": 0.1, "attention": 0.7, "mlp": 0.7, 2: 0.4}[what]
 
 
 def test_all_blocks_keep_their_inputs_alone() -> None:
@@ -121,7 +123,7 @@ def test_rows_of_any_length_share_two_programs(graphs: dict[str, int]) -> None:
     plain, model = model_of(), model_of()
     assert run_as(model, compile=True).is_compiled
     assert model.state_dict().keys() == plain.state_dict().keys()
-    for length, n_programs in ((LENGTH, 1), (24, 2), (40, 2), (LENGTH, 2), (56, 2)):
+    for length, n_programs in ((LENGTH, 1), (24, 2), (40, 2), (LENGTH, 2)):
         assert equal(gradients(model, length), gradients(plain, length))
         assert graphs["unique_graphs"] == n_programs
     assert not torch._dynamo.utils.counters["graph_break"]
@@ -138,10 +140,9 @@ def test_what_measures_runs_plain_blocks(graphs: dict[str, int]) -> None:
     assert not graphs["unique_graphs"]
 
 
-@pytest.mark.parametrize("method", [LoRA(), HFT()], ids=["lora", "hft"])
-def test_documents_adapters_and_frozen_matrices_are_compiled(method: Any, graphs: dict[str, int]) -> None:
-    """What is frozen differs in even and odd layers (HFT), or between the first block's input and others' (LoRA)."""
-    plain, model = model_of(method), model_of(method)
+def test_documents_and_frozen_matrices_are_compiled(graphs: dict[str, int]) -> None:
+    """Even and odd layers have other matrices frozen, and a program each."""
+    plain, model = model_of(HFT()), model_of(HFT())
     run_as(model, compile=True, activation_checkpointing="attention")
     assert equal(gradients(model, LENGTH, packed=True), gradients(plain, LENGTH, packed=True))
     assert graphs["unique_graphs"] == 2
@@ -151,7 +152,7 @@ def test_documents_adapters_and_frozen_matrices_are_compiled(method: Any, graphs
 def test_a_copy_has_weights_of_its_own(graphs: dict[str, int]) -> None:
     model = model_of()
     run_as(model, compile=True, activation_checkpointing=2)
-    copied, before = deepcopy(model), gradients(model, LENGTH)
+    copied, before = deepcopy(model), gradients(model_of(), LENGTH)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()

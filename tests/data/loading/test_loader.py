@@ -102,7 +102,7 @@ def test_another_layout_goes_on_at_the_same_global_batch(micro: int, world_size:
 
 @pytest.mark.parametrize(("micro", "world_size"), [(2, 1), (2, 2), (1, 4)])
 def test_rows_of_one_length_share_a_micro_batch(micro: int, world_size: int) -> None:
-    """A step holds the rows it holds unsorted, the longest first; micro-batches of one time are neighbours by length."""
+    """A step holds the rows that it holds unsorted, from the longest to the shortest over all ranks at a time."""
     plain = ids(make(micro=8))
     ranks = [ids(make(micro=micro, world_size=world_size, rank=r, by_length=True)) for r in range(world_size)]
     times = [sum(of_ranks, []) for of_ranks in zip(*ranks, strict=True)]
