@@ -80,10 +80,11 @@ class Blocks:
         for i, block in enumerate(gpt.transformer.h):
             part = self._recomputed_part(i, block)
             if part is not None:
-                part.__class__ = recomputed_class(type(part))
+                kind: Any = type(part)
+                part.__class__ = recomputed_class(kind)
         self.is_compiled = self._compiles(gpt.config, device, micro_batches)
         if self.is_compiled:
-            programs: dict[type, Program] = {}
+            programs: dict[Any, Program] = {}
             for block in gpt.transformer.h:
                 kind = type(block)
                 block.program = programs.setdefault(kind, Program(kind, block_size, required=bool(self.compile)))
@@ -141,10 +142,10 @@ def in_training(module: nn.Module) -> bool:
 
 
 @cache
-def recomputed_class(kind: type) -> type:
+def recomputed_class(kind: Any) -> Any:
     """A module's class with a ``forward`` that keeps its inputs alone, from which the backward computes the rest."""
 
-    class OfInputs(kind):  # type: ignore[valid-type, misc]
+    class OfInputs(kind):
         def forward(self, *inputs: Any) -> Any:
             if not in_training(self):
                 return kind.forward(self, *inputs)
@@ -156,10 +157,10 @@ def recomputed_class(kind: type) -> type:
 
 
 @cache
-def compiled_class(kind: type) -> type:
+def compiled_class(kind: Any) -> Any:
     """A block's class with a ``forward`` that runs its ``program``."""
 
-    class Compiled(kind):  # type: ignore[valid-type, misc]
+    class Compiled(kind):
         program: Program
 
         def forward(self, *inputs: Any) -> Any:
@@ -178,12 +179,12 @@ class Program:
         required: whether a compiler that fails is an error; else the blocks run plainly, and a warning says so.
     """
 
-    def __init__(self, kind: type, block_size: int, required: bool) -> None:
+    def __init__(self, kind: Any, block_size: int, required: bool) -> None:
         self.kind = kind
         self.block_size = block_size
         self.required = required
         self.failed = False
-        self.compiled = torch.compile(kind.forward, dynamic=False, backend=BACKEND)  # type: ignore[attr-defined]
+        self.compiled = torch.compile(kind.forward, dynamic=False, backend=BACKEND)
 
     def __call__(
         self, block: nn.Module, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, *cache: Any
@@ -193,7 +194,7 @@ class Program:
         What goes with a key-value cache, LitGPT's forward gives as None where there is no cache.
         """
         if self.failed or any(entry is not None for entry in cache):
-            return self.kind.forward(block, x, cos, sin, mask, *cache)  # type: ignore[attr-defined]
+            return self.kind.forward(block, x, cos, sin, mask, *cache)
         if x.size(1) != self.block_size:
             self._open_length(x, cos, sin, mask)
         try:
