@@ -15,6 +15,7 @@ of a block alone, Korthikanti et al. 2022, arXiv 2205.05198.
 
 from __future__ import annotations
 
+import math
 from functools import cache, partial
 from typing import Any, Literal, cast, get_args
 
@@ -170,6 +171,11 @@ def compiled_class(kind: Any) -> Any:
     return Compiled
 
 
+def largest_prime(most: int) -> int:
+    """The largest prime number that is no more than ``most``; 2 at least."""
+    return next((n for n in range(most, 2, -1) if all(n % divisor for divisor in range(2, math.isqrt(n) + 1))), 2)
+
+
 class Program:
     """The compiled ``forward`` that all blocks of a class share.
 
@@ -182,6 +188,8 @@ class Program:
     def __init__(self, kind: Any, block_size: int, required: bool) -> None:
         self.kind = kind
         self.block_size = block_size
+        # of a length that a width of the model equals, the compiler would conclude that it always does
+        self.usual_length = largest_prime(block_size)
         self.required = required
         self.failed = False
         self.compiled = torch.compile(kind.forward, dynamic=False, backend=BACKEND)
@@ -209,7 +217,7 @@ class Program:
             return self(block, x, cos, sin, mask)
 
     def _open_length(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> None:
-        """Leave the length of a row open, in a program made as for the longest whichever row comes first."""
+        """Leave the length of a row open, in a program that is the same whichever row comes first."""
         lengths = [(x, 1), (cos, 1), (sin, 1), *([(mask, 2), (mask, 3)] if mask is not None else [])]
         for tensor, dim in lengths:
-            torch._dynamo.mark_dynamic(tensor, dim, hint_override=self.block_size)
+            torch._dynamo.mark_dynamic(tensor, dim, hint_override=self.usual_length)
