@@ -23,6 +23,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from litgpt.config import Config
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import ConstraintViolationError
 from torch.utils.checkpoint import checkpoint
 
 from lit_consistency.model.gpt import DocumentMask
@@ -192,6 +193,7 @@ class Program:
         self.usual_length = largest_prime(block_size)
         self.required = required
         self.failed = False
+        self.opens = True
         self.compiled = torch.compile(kind.forward, dynamic=False, backend=BACKEND)
 
     def __call__(
@@ -201,13 +203,22 @@ class Program:
 
         What goes with a key-value cache, LitGPT's forward gives as None where there is no cache.
         """
-        if self.failed or any(entry is not None for entry in cache):
+        is_shorter = x.size(1) != self.block_size
+        if self.failed or (is_shorter and not self.opens) or any(entry is not None for entry in cache):
             return self.kind.forward(block, x, cos, sin, mask, *cache)
-        if x.size(1) != self.block_size:
+        if is_shorter:
             self._open_length(x, cos, sin, mask)
         try:
             with torch._dynamo.config.patch(recompile_limit=PROGRAMS):
                 return self.compiled(block, x, cos, sin, mask)
+        except ConstraintViolationError:
+            # of LoRA's convolution the compiler for CPUs makes a program of one length, whatever it is told
+            rank_zero_warn(
+                f"rows shorter than block_size = {self.block_size} are not compiled and run slower, as the compiler "
+                "cannot leave their length open; `packing: true` makes rows of one length"
+            )
+            self.opens = False
+            return self(block, x, cos, sin, mask)
         except torch._dynamo.exc.TorchDynamoException as error:
             # whatever a compiler fails with, the step can do without it; nothing has moved yet
             if self.required:

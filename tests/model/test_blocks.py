@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from litgpt.model import Block
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import ConstraintViolationError
 
 from lit_consistency.checkpointing.io import checkpoints
 from lit_consistency.methods import HFT, LoRA
@@ -183,6 +185,23 @@ def test_a_compiler_that_fails_is_told_once_and_done_without(
         gradients(required, LENGTH)
 
 
+def test_rows_whose_length_cannot_be_left_open_run_plainly(graphs: dict[str, int]) -> None:
+    """As with LoRA on a CPU; those of the full length are compiled all the same."""
+
+    def fixed(*_: Any) -> Any:
+        raise ConstraintViolationError("the code specialized it to be a constant")
+
+    model = model_of()
+    run_as(model, compile=True)
+    program = model.transformer.h[0].program
+    with mock.patch.object(program, "compiled", fixed), pytest.warns(UserWarning, match="packing: true") as caught:
+        for length in (24, 40):
+            assert equal(gradients(model, length), gradients(model_of(), length))
+    assert len(caught) == 1
+    gradients(model, LENGTH)
+    assert graphs["unique_graphs"] == 1
+
+
 def test_blocks_are_compiled_by_themselves_where_it_pays(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -262,6 +281,7 @@ def test_a_stopped_run_goes_on_as_the_one_that_was_not(graphs: dict[str, int], t
 
 @pytest.mark.slow
 @pytest.mark.skipif(missing_compiler("cpu") is not None, reason=f"{missing_compiler('cpu')}")
+@pytest.mark.filterwarnings("ignore:rows shorter than block_size")  # of LoRA
 @pytest.mark.parametrize(("method", "what"), [(None, "mlp"), (LoRA(), "blocks"), (HFT(), None)])
 def test_generated_code_computes_the_same(what: Any, method: Any) -> None:
     """In float64, where another order of sums shows in the last digits alone."""
