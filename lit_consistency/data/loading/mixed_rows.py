@@ -54,8 +54,13 @@ class MixedRows(TokenRows):
         self.index_in_set = np.concatenate(indexes)
         self.set_of_row = np.repeat(np.arange(len(indexes)), [len(n) for n in indexes])
         self.supervised = np.concatenate([rows.supervised[n] for rows, n in zip(sets, indexes, strict=True)])
-        self.lengths = np.concatenate([rows.lengths[n] for rows, n in zip(sets, indexes, strict=True)])
         self.replayed = self.set_of_row > 0 if replays else None
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Of each row in its own set."""
+        lengths = [rows.lengths for rows in self.sets]
+        return np.array([lengths[k][i] for k, i in zip(self.set_of_row, self.index_in_set, strict=True)])
 
     @property
     def n_of_set(self) -> list[int]:

@@ -32,14 +32,12 @@ class TokenRows(ABC):
 
     Attributes:
         supervised: (n_rows,) int64, how many tokens of each row are learned.
-        lengths: (n_rows,) int64, how many tokens each row has.
         full: Whether rows are padded to `block_size`, so that all batches have one shape.
         block_size: Places of a row.
         replayed: (n_rows,) bool, which of them are replayed; None where nothing is.
     """
 
     supervised: np.ndarray
-    lengths: np.ndarray
     full: bool
     block_size: int
     replayed: np.ndarray | None = None
@@ -54,6 +52,11 @@ class TokenRows(ABC):
     @abstractmethod
     def document(self, i: int, number: int) -> tuple[int, int]:
         """What document ``number`` of row i is: a document of the shard, and its first token that stands in the row."""
+
+    @property
+    @abstractmethod
+    def lengths(self) -> np.ndarray:
+        """(n_rows,) int64, how many tokens each row has."""
 
     def of_epoch(self, epoch: int) -> TokenRows:
         """The rows of an epoch, as many in each: these, unless a subclass has others for every epoch."""
@@ -75,9 +78,14 @@ class StreamRows(TokenRows):
         self.block_size = block_size
         n_inputs = max(len(shard.tokens) - 1, 0)
         bounds = np.minimum(np.arange(-(-n_inputs // block_size) + 1) * block_size, n_inputs)
-        ends_before = np.searchsorted(shard.offsets[1:] - 1, bounds)
-        self.lengths = np.diff(bounds)
-        self.supervised = self.lengths - np.diff(ends_before)
+        ends_before = np.searchsorted(shard.offsets[1:], bounds + 1)
+        self.supervised = np.diff(bounds) - np.diff(ends_before)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """All of ``block_size``, but the last row's."""
+        n_inputs = max(len(self.shard.tokens) - 1, 0)
+        return np.minimum(n_inputs - np.arange(len(self)) * self.block_size, self.block_size)
 
     def __getitem__(self, i: int) -> PackedSequence:
         """Row i: places i * block_size and following."""
@@ -118,12 +126,17 @@ class ConversationRows(TokenRows):
         self.full = packing
         lengths = np.diff(shard.offsets) - 1
         self.plan: Plan = pack(lengths, block_size, seed) if packing else alone(len(lengths))
-        self.lengths = np.diff(np.concatenate(([0], np.cumsum(lengths[self.plan.members])))[self.plan.starts])
         first = shard.offsets[:-1]
         # the first token of a conversation is never a target
         learned = np.add.reduceat(self.mask, first, dtype=np.int64) - self.mask[first]
         cumulative = np.concatenate(([0], np.cumsum(learned[self.plan.members])))
         self.supervised = np.diff(cumulative[self.plan.starts])
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Of all conversations of a row together."""
+        alone = np.diff(self.shard.offsets) - 1
+        return np.diff(np.concatenate(([0], np.cumsum(alone[self.plan.members])))[self.plan.starts])
 
     def __getitem__(self, i: int) -> PackedSequence:
         """Row i of the plan."""
