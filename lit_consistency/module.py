@@ -24,7 +24,7 @@ from lit_consistency.data.tokens.token_files import Shard
 from lit_consistency.distributed.dtensors import KeptShards
 from lit_consistency.distributed.fsdp import data_mesh, gathered
 from lit_consistency.distributed.gradients import clip_gradients
-from lit_consistency.distributed.optimizer_state import carry_optimizer_state, check_class
+from lit_consistency.distributed.optimizer_state import carry_optimizer_state, check_class, warn_of_lost_steps
 from lit_consistency.distributed.step_report import NonFiniteError as NonFiniteError
 from lit_consistency.distributed.step_report import StepReports
 from lit_consistency.inference.own_samples import check_same_texts, open_own_samples, read_anchor
@@ -32,9 +32,10 @@ from lit_consistency.inference.rows import predict_documents, supervised_nll
 from lit_consistency.methods import Full, KLAnchor, Method
 from lit_consistency.methods.anchor import Place
 from lit_consistency.methods.base_folder import base_folder, is_from_scratch
-from lit_consistency.methods.build import begin_anchor, build_model, check_data
+from lit_consistency.methods.build import begin_anchor, blocks_of_run, build_model, check_data
 from lit_consistency.metrics import TokenLoss
 from lit_consistency.model import DocumentMask, TokenNLL, check_checkpoint_dir, linear_loss, model_config
+from lit_consistency.model.blocks import Blocks, Recomputed
 from lit_consistency.optimizers import Constant, Schedule, dry_build, group_table, parameter_groups
 from lit_consistency.optimizers.core.optimizer import GroupOptimizer
 from lit_consistency.optimizers.schedules import Branched
@@ -66,6 +67,11 @@ class LitLanguageModel(LightningModule):
         anchor: a term of the loss that holds the model's predictions near the base's; none when not given.
         pretraining_optimizer: class of the optimizer that pretrained the base, as ``AdamW`` or ``Muon``; when not
             given, the base's provenance is asked, then the name of a public family.
+        compile: whether blocks are compiled for training; when not given, on CUDA in a run that is long enough. Losses
+            change by rounding; the first step takes up to a minute.
+        activation_checkpointing: what the backward computes again instead of keeping it: ``blocks``, their
+            ``attention`` or ``mlp``, every n-th block for a number n. All blocks: memory for their inputs alone, and a
+            third more time. Changes no number.
     """
 
     gpt: DocumentMask  # built by configure_model
@@ -83,6 +89,8 @@ class LitLanguageModel(LightningModule):
         carry_optimizer_state: bool = False,
         anchor: KLAnchor | None = None,
         pretraining_optimizer: str | None = None,
+        compile: bool | None = None,
+        activation_checkpointing: Recomputed | int | None = None,
     ) -> None:
         super().__init__()
         built = dry_build(optimizer)
@@ -109,6 +117,7 @@ class LitLanguageModel(LightningModule):
                 raise ValueError(f"model.{key} without a base, of which it speaks: expected model.checkpoint_dir")
         # fails here, before any work is done, when the name, the folder or an override is wrong
         self.config = self._config(vocab_size=None)
+        self.blocks = Blocks(self.config, compile, activation_checkpointing)
         self.pretraining = pretraining_of_base(self.checkpoint_dir, self.config, pretraining_optimizer)
         self.parameter_table: list[dict[str, Any]] = []
         self.keep_start = False
@@ -194,7 +203,8 @@ class LitLanguageModel(LightningModule):
         mesh, precision = data_mesh(self.device_mesh), str(self.trainer.precision)
         # Lightning makes the run's device the default one here, on which a GPU would draw other weights than a CPU
         with torch.device("cpu"):
-            self.gpt = build_model(self.method, self.config, self.checkpoint_dir, mesh, precision)
+            prepare = blocks_of_run(self)
+            self.gpt = build_model(self.method, self.config, self.checkpoint_dir, mesh, precision, prepare)
             self.method.begin(self.gpt)
             if self.anchor is not None:
                 begin_anchor(self.anchor, self.method, self.config, self.checkpoint_dir, mesh, precision)
@@ -356,7 +366,7 @@ class LitLanguageModel(LightningModule):
         groups = parameter_groups(self.gpt, self.qkv, self.roles)
         self.parameter_table = group_table(groups)
         optimizer = self.optimizer(groups)
-        self._say_rounding(optimizer)
+        warn_of_lost_steps(optimizer)
         if self.carry_optimizer_state:
             assert self.checkpoint_dir is not None
             carry_optimizer_state(optimizer, self.checkpoint_dir)
@@ -365,17 +375,6 @@ class LitLanguageModel(LightningModule):
         self.schedule.check(total)
         scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def _say_rounding(self, optimizer: torch.optim.Optimizer) -> None:
-        """A class that is not ours may keep float32 masters of its own; torch's have none, and nothing says so."""
-        half = {p.dtype for group in optimizer.param_groups for p in group["params"]} & {torch.bfloat16, torch.float16}
-        if half and not isinstance(optimizer, GroupOptimizer):
-            name = f"{type(optimizer).__module__}.{type(optimizer).__name__}"
-            rank_zero_warn(
-                f"{name} moves parameters in {', '.join(sorted(map(str, half)))}: without float32 masters of its own, "
-                f"steps below their gap are lost; `check-optimizer {name}` tells. trainer.precision bf16-mixed keeps "
-                "parameters in float32"
-            )
 
     def total_steps(self) -> int:
         """Optimizer steps of the run; reading ``trainer.estimated_stepping_batches`` would drop loader state."""

@@ -304,10 +304,9 @@ class Forgetting(Callback):
         began = time.perf_counter()
         for share in self.interpolate:
             with module.method.between(module.gpt, module.start, share):
-                numbers, answers = self._numbers(trainer, module, WeightChange(roles(module.gpt)))
-            name = f"{share:g}"
-            self.interpolated[name] = self._against_base(numbers, answers)[0]
-            module.log_now({f"interpolated/{name}/{key}": value for key, value in self.interpolated[name].items()})
+                measured = self._numbers(trainer, module, WeightChange(roles(module.gpt)))
+            self.interpolated[f"{share:g}"] = numbers = self._against_base(*measured)[0]
+            module.log_now({f"interpolated/{share:g}/{key}": value for key, value in numbers.items()})
         self.budget.prepare(time.perf_counter() - began)
 
     def _compare(self, numbers: Mapping[str, float]) -> list[Measurement]:

@@ -308,6 +308,7 @@ class RunRecord(Callback):
             "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
             "world_size": trainer.world_size,
             "precision": str(trainer.precision),
+            "blocks": module.blocks.record(),
             "total_steps": module.total_steps(),
             "versions": current_versions(),
         }

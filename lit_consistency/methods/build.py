@@ -9,6 +9,7 @@ whole matrices, and architectures with further buffers; there every rank has the
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,16 @@ from lit_consistency.model import DocumentMask, check_documents, check_finite, i
 from lit_consistency.model.tying import is_tied, tie, tied_weights, untying
 from lit_consistency.records.processes import is_first_here
 
+Prepare = Callable[[DocumentMask], None]
+
 
 def build_model(
-    method: Method, config: Config, checkpoint_dir: Path | None, mesh: DeviceMesh | None, precision: str
+    method: Method,
+    config: Config,
+    checkpoint_dir: Path | None,
+    mesh: DeviceMesh | None,
+    precision: str,
+    prepare: Prepare | None = None,
 ) -> DocumentMask:
     """The model, with ``requires_grad`` set on what is trained.
 
@@ -43,6 +51,7 @@ def build_model(
         checkpoint_dir: where the weights are; None draws them, a function of the run's seed alone.
         mesh: the devices to shard over, see ``fsdp.data_mesh``; None for a model on one device.
         precision: Lightning's name, as ``bf16-mixed``; it decides the dtype in which sharded blocks compute.
+        prepare: called with the model when it is known what is trained, before it is sharded.
 
     Raises:
         ValueError: the weights do not fit the architecture.
@@ -56,10 +65,10 @@ def build_model(
         torch.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", 0)))
         model = None
         if mesh is not None:
-            model = _built_in_shards(method, config, weights, mesh, precision)
+            model = _built_in_shards(method, config, weights, mesh, precision, prepare)
         if model is None:
             torch.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", 0)))
-            model = _built_in_full(method, config, weights, mesh, precision)
+            model = _built_in_full(method, config, weights, mesh, precision, prepare)
     if weights is not None and (message := untying(config, weights)) and _trains_embedding_or_head(model):
         rank_zero_warn(f"{checkpoint_dir}: {message}")
     return model
@@ -80,6 +89,24 @@ def begin_anchor(
         anchor.begin(None, lambda gpt: method.between(gpt, KeptShards({}), 0.0))
     else:
         anchor.begin(build_model(Full(), config, checkpoint_dir, mesh, precision), None)
+
+
+def blocks_of_run(module: Any) -> Prepare | None:
+    """What makes the model's blocks run as a run wants them; None outside of ``fit``, which alone trains them.
+
+    Args:
+        module: the LightningModule, whose trainer and data say where, on which rows and how long.
+    """
+    trainer = module.trainer
+    if trainer.state.fn != "fit":
+        return None
+
+    def prepare(model: DocumentMask) -> None:
+        block_size = getattr(trainer.datamodule, "block_size", model.config.block_size)
+        micro_batches = module.total_steps() * trainer.accumulate_grad_batches
+        module.blocks.prepare(model, trainer.strategy.root_device.type, block_size, micro_batches)
+
+    return prepare
 
 
 def check_data(data: Any, config: Config) -> None:
@@ -111,7 +138,12 @@ def check_data(data: Any, config: Config) -> None:
 
 
 def _built_in_full(
-    method: Method, config: Config, weights: dict[str, Tensor] | None, mesh: DeviceMesh | None, precision: str
+    method: Method,
+    config: Config,
+    weights: dict[str, Tensor] | None,
+    mesh: DeviceMesh | None,
+    precision: str,
+    prepare: Prepare | None,
 ) -> DocumentMask:
     """The model with drawn weights, over which a checkpoint's are copied where there is one; then it is sharded."""
     model = method.build(config)
@@ -120,6 +152,8 @@ def _built_in_full(
     else:
         method.load(model, weights)
     method.prepare(model)
+    if prepare is not None:
+        prepare(model)
     if mesh is not None:
         shard(model, mesh, precision)
     return model
@@ -131,7 +165,12 @@ def _trains_embedding_or_head(model: DocumentMask) -> bool:
 
 
 def _built_in_shards(
-    method: Method, config: Config, weights: dict[str, Tensor] | None, mesh: DeviceMesh, precision: str
+    method: Method,
+    config: Config,
+    weights: dict[str, Tensor] | None,
+    mesh: DeviceMesh,
+    precision: str,
+    prepare: Prepare | None,
 ) -> DocumentMask | None:
     """The sharded model, of which no rank has held more than its shards and one tensor; None if that cannot be."""
     draws = Draws()
@@ -145,6 +184,8 @@ def _built_in_shards(
         return None
     on_meta = dict(model.named_parameters())
     method.prepare(model)
+    if prepare is not None:
+        prepare(model)
     shard(model, mesh, precision)
     model.to_empty(device=mesh.device_type)
     if is_tied(config):

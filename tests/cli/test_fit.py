@@ -60,6 +60,8 @@ WRONG = {
     "an address of the runs": (["--run.root=gs://bucket/runs"], ["root = gs:/", "an address", "this machine"]),
     "path as a run name": (["--run.name=../escaped"], ["../escaped", "letters, digits"]),
     "accumulation": (["--trainer.accumulate_grad_batches=2"], ["accumulate_grad_batches = 2", "global_batch_size"]),
+    "more than every block": (["--model.activation_checkpointing=2"], ["activation_checkpointing = 2", "n_layer = 1"]),
+    "float8": (["--trainer.precision=transformer-engine"], ["transformer-engine", "expected bf16-mixed", "float8"]),
     "part of an epoch": (["--trainer.limit_train_batches=3"], ["limit_train_batches = 3", "max_steps"]),
     "negative clipping": (["--trainer.gradient_clip_val=-1"], ["gradient_clip_val = -1", "at least 0"]),
     "logging every 0": (["--trainer.log_every_n_steps=0"], ["log_every_n_steps = 0", "at least 1"]),
