@@ -99,17 +99,14 @@ def _between(first: Callable[..., Any], step: ParameterStep, block: Block, works
     limits = bracket(sample, kept, block.numel, smallest)
     low, high = (torch.from_numpy(np.array(limit)) for limit in limits)
     _, grad, mean, square = step.tensors(slice(begin, end))
-    inside = workspace.take("inside", mean.shape, torch.bool)
+    below, inside = (workspace.take(name, mean.shape, torch.uint8) for name in ("below", "inside"))
     scores = mean if step.rule.ranks_momentum else workspace.take("scores", mean.shape, mean.dtype)
-    offset = step.offset(begin)
-    (n_below,) = first(
-        grad, mean, square, step.coefficients, low, high, offset, step.key, inside, scores, step.kind.rule
-    )
-    threshold = threshold_inside(
-        scores.numpy(), inside.numpy(), int(n_below), kept, smallest, equal=limits[0] == limits[1]
-    )
+    numbers = (step.coefficients, low, high, step.offset(begin), step.key)
+    first(grad, mean, square, *numbers, below, inside, scores, step.kind.rule)
+    flags, n_below = inside.view(torch.bool).numpy(), np.count_nonzero(below.view(torch.bool).numpy())
+    threshold = threshold_inside(scores.numpy(), flags, n_below, kept, smallest, equal=limits[0] == limits[1])
     cut = threshold.cut
-    return threshold if int(cut) in (0, EVERYWHERE) else Threshold(threshold.low, threshold.high, cut + offset)
+    return threshold if int(cut) in (0, EVERYWHERE) else threshold._replace(cut=cut + step.offset(begin))
 
 
 def _of_scores(first: Callable[..., Any], step: ParameterStep, block: Block, _: Workspace) -> Threshold:

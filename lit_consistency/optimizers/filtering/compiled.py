@@ -49,9 +49,10 @@ def compiled_two_passes(kind: Kind) -> tuple[Callable[..., Any], Callable[..., A
     param, grad, mean, square, coefficients, threshold, offset, key = _trial(kind)
     scores = torch.zeros_like(mean)
     if kind.device.type == "cpu":
-        low, high, inside = threshold.low, threshold.high, scores.bool()
+        low, high = threshold.low, threshold.high
+        below, inside = scores.to(torch.uint8), scores.to(torch.uint8)
         numbers = (coefficients, low, high, offset, key)
-        first = _compiled(bracket_pass, grad, mean, square, *numbers, inside, scores, kind.rule)
+        first = _compiled(bracket_pass, grad, mean, square, *numbers, below, inside, scores, kind.rule)
     else:
         first = _compiled(means_pass, grad, mean, square, coefficients, offset, key, scores, kind.rule)
     numbers = (coefficients, threshold, offset, key)
