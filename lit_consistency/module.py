@@ -181,14 +181,17 @@ class LitLanguageModel(LightningModule):
 
     # -------------------- model
 
+    def check_data(self, data: Any) -> None:
+        """See that rows and vocabulary fit the model, whose vocabulary is the data's where it is a new one."""
+        tokenizer = getattr(data, "tokenizer", None)
+        self.config = self._config(tokenizer.vocab_size if tokenizer and self.checkpoint_dir is None else None)
+        check_data(data, self.config)
+
     def configure_model(self) -> None:
         """Build the model, load or initialize its weights, and shard it where the strategy says so."""
         if hasattr(self, "gpt"):
             return
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        tokenizer = getattr(data, "tokenizer", None)
-        self.config = self._config(tokenizer.vocab_size if tokenizer and self.checkpoint_dir is None else None)
-        check_data(data, self.config)
+        self.check_data(self.trainer.datamodule)  # type: ignore[attr-defined]
         mesh, precision = data_mesh(self.device_mesh), str(self.trainer.precision)
         # Lightning makes the run's device the default one here, on which a GPU would draw other weights than a CPU
         with torch.device("cpu"):

@@ -29,12 +29,24 @@ class ExactResume(Callback):
 
     Args:
         allow_changes: the configuration may differ from that of the checkpoint, whose values it then replaces.
+        checkpoint: from which this process goes on; None begins a run.
     """
 
-    def __init__(self, allow_changes: bool = False) -> None:
+    def __init__(self, allow_changes: bool = False, checkpoint: str | None = None) -> None:
         self.allow_changes = allow_changes
+        self.checkpoint = checkpoint
         self._checkpoint: dict[str, Any] = {}
         self._configured: list[dict[str, Any]] = []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """All go on from one checkpoint; a node may see a shared folder as it was a minute ago (NFS keeps names)."""
+        first = trainer.strategy.broadcast(self.checkpoint)
+        if not trainer.strategy.reduce_boolean_decision(first == self.checkpoint):
+            raise ValueError(
+                f"ckpt_path: the ranks go on from different checkpoints, rank {trainer.global_rank} from "
+                f"{self.checkpoint or 'the beginning'}; expected one, in a folder that all nodes share: start again, a "
+                "moment later"
+            )
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the states of every rank to the checkpoint, which only the first rank writes."""

@@ -8,7 +8,6 @@ comes when the last step is done lets the run finish, with its last evaluation a
 
 from __future__ import annotations
 
-import os
 import signal
 from types import FrameType
 from typing import Any
@@ -22,20 +21,21 @@ from lit_consistency.callbacks.exact_resume import validation_follows
 from lit_consistency.module import language_model
 
 
-def watched_signals() -> tuple[signal.Signals, ...]:
-    """SIGTERM and SIGINT, and SIGUSR1 except under SLURM, where Lightning requeues the job by it."""
-    usual = (signal.SIGTERM, signal.SIGINT)
-    return usual if "SLURM_JOB_ID" in os.environ or not hasattr(signal, "SIGUSR1") else (*usual, signal.SIGUSR1)
-
-
 class Preemption(Callback):
     """Save and stop at the next optimizer step after a signal; a second SIGINT stops at once.
 
     After the run, ``trainer.interrupted_by`` holds the signal's number; ``trainer.left_out_validation`` says whether a
     validation was due behind the last step, for which the grace of a signal may not be enough.
+
+    Args:
+        requeue_signal: by which SLURM says that the time of a job is nearly over, or None. It is noted from the setup
+            on, as what it would do to a process that does not expect it is end it; then the first step is the last.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, requeue_signal: signal.Signals | None = None) -> None:
+        usual = [signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGUSR1", None), requeue_signal]
+        self.watched = list(dict.fromkeys(number for number in usual if number is not None))
+        self.requeue_signal = requeue_signal
         self.begun = False
         self.received = 0
         self._previous: dict[int, Any] = {}
@@ -43,7 +43,9 @@ class Preemption(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Keep the handlers that stand before Lightning sets its own."""
         if stage == "fit":
-            self._previous = {number: signal.getsignal(number) for number in watched_signals()}
+            self._previous = {number: signal.getsignal(number) for number in self.watched}
+            if self.requeue_signal is not None:
+                signal.signal(self.requeue_signal, self._note)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signals over from Lightning, which has registered its handlers just before."""

@@ -49,6 +49,7 @@ from lit_consistency.records.fingerprints import sha256
 from lit_consistency.records.pretraining import mismatch_line
 from lit_consistency.records.provenance import current_versions, read_provenance
 from lit_consistency.records.run_folder import FINISHED, RunFolder
+from lit_consistency.records.shipped import on_this_machine
 
 
 class RunRecord(Callback):
@@ -80,8 +81,8 @@ class RunRecord(Callback):
             raise ValueError(f"name = {name!r}: expected letters, digits, '.', '_' and '-', at most 100, no path")
         # two runs of one second must not share a folder
         self.name = name or f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
-        self.root = Path(root)
-        self.final_dir = Path(final_dir) if final_dir is not None else None
+        self.root = on_this_machine("root", root)
+        self.final_dir = on_this_machine("final_dir", final_dir) if final_dir is not None else None
         self.overwrite = overwrite
         self.save_model = save_model
         self.save_optimizer_state = save_optimizer_state

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from rich import box
 from rich.console import Console
@@ -119,7 +119,9 @@ def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in columns:
         names = column in ("task", "metric")
-        table.add_column(column, justify="left" if names else "right", no_wrap=not names, overflow="fold")
+        # a task's name gives way: it is the user's, and may be of any length
+        justify: Literal["left", "right"] = "left" if names else "right"
+        table.add_column(column, justify=justify, no_wrap=column != "task", overflow="fold")
     return table
 
 

@@ -35,7 +35,7 @@ class WeightChange:
         """
         sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0, 0.0])
         for name, change, start in changes:
-            bits = pack_bits(change != 0).cpu()
+            bits = _moved_bits(change)
             if name in self._moved:
                 bits |= self._moved[name]
             self._moved[name] = bits
@@ -59,6 +59,15 @@ class WeightChange:
         self._moved = {name: bits.cpu() for name, bits in state.items()}
 
 
+PART = 1 << 20
+"""Coordinates that are looked at together: what is made of all of a large embedding is several times its bytes."""
+
+
+def _moved_bits(change: Tensor) -> Tensor:
+    flat = change.flatten()
+    return torch.cat([pack_bits(flat[first : first + PART] != 0) for first in range(0, max(len(flat), 1), PART)]).cpu()
+
+
 def pack_bits(mask: Tensor) -> Tensor:
     """A bool tensor as uint8 (numel / 8, rounded up), eight coordinates a byte, the last byte filled up with zeros."""
     flat = torch.nn.functional.pad(mask.flatten().to(torch.uint8), (0, -mask.numel() % 8))
@@ -67,7 +76,8 @@ def pack_bits(mask: Tensor) -> Tensor:
 
 def count_bits(bits: Tensor) -> int:
     """Number of true coordinates in the tensor that was packed."""
-    return int(((bits[:, None] & _bit_values(bits.device)) != 0).sum())
+    values = _bit_values(bits.device)
+    return sum(int(((part[:, None] & values) != 0).sum()) for part in bits.split(PART // 8))
 
 
 def _bit_values(device: torch.device) -> Tensor:
@@ -75,5 +85,6 @@ def _bit_values(device: torch.device) -> Tensor:
 
 
 def _squared_norm(tensor: Tensor) -> float:
-    """Summed in float64, without a copy of the tensor in float64."""
-    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
+    """Summed in float64, some of the tensor at a time: a norm of torch in another type copies the whole into it."""
+    parts = tensor.flatten().split(PART)
+    return float(torch.stack([part.double().square().sum() for part in parts]).sum())

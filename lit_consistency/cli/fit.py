@@ -34,6 +34,7 @@ from lit_consistency.callbacks import (
 from lit_consistency.callbacks.exact_resume import FinishingFitLoop
 from lit_consistency.callbacks.front_picture import FrontPicture
 from lit_consistency.callbacks.progress import bar_or_lines
+from lit_consistency.callbacks.requeue import requeue, take_over_requeue
 from lit_consistency.checkpointing.io import AtomicCheckpointIO
 from lit_consistency.cli.branch import begin_branch, saved_branch
 from lit_consistency.cli.fit_parser import Parser
@@ -66,6 +67,7 @@ class ConsistencyCLI(LightningCLI):
     asked_for: str | None = None  # the ckpt_path of the call; `auto` may have found none
     branch: dict[str, Any] | None = None  # where this run has branched off another, see begin_branch
     begins_branch = False
+    requeue_signal: signal.Signals | None = None  # SLURM's, that the time of this job is nearly over
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Callbacks of every run, each with its own key."""
@@ -144,11 +146,15 @@ class ConsistencyCLI(LightningCLI):
         kwargs["logger"] = [*_loggers(record), *added] if self.subcommand == "fit" else added
         kwargs.setdefault("default_root_dir", str(record.directory))
         kwargs |= (sharded := sharded_options(trainer))
-        kwargs["plugins"] = [*_as_list(trainer.get("plugins")), *sharded.get("plugins", []), AtomicCheckpointIO()]
+        plugins, self.requeue_signal = take_over_requeue(_as_list(trainer.get("plugins")))
+        kwargs["plugins"] = [*plugins, *sharded.get("plugins", []), AtomicCheckpointIO()]
         kwargs["callbacks"] = [
             *_as_list(trainer.get("callbacks")),
-            ExactResume(section["allow_changes"] or (self.begins_branch and bool((self.branch or {})["anew"]))),
-            Preemption(),
+            ExactResume(
+                section["allow_changes"] or (self.begins_branch and bool((self.branch or {})["anew"])),
+                section.get("ckpt_path"),
+            ),
+            Preemption(self.requeue_signal),
             PredictionWriter(record),
             KeptModel(),
         ]
@@ -189,10 +195,18 @@ class ConsistencyCLI(LightningCLI):
         with only_writer(record.directory, rank_zero_info):
             super()._run_subcommand(str(self.subcommand))
 
+    def finish(self) -> int | None:
+        """Behind a run: the signal that has stopped it, or None; a job of SLURM is in the queue again by then."""
+        number: int | None = getattr(self.trainer, "interrupted_by", None)
+        if number is not None and number == self.requeue_signal:
+            requeue(self.trainer, continues=self.asked_for == "auto")
+        return number
+
     def before_fit(self) -> None:
         """A new run never writes into the folder of another; `auto` may begin one again that died early."""
+        self.datamodule.accumulate(self.trainer.world_size)  # before processes are started and text is tokenized
         record = self._get(self.config_init, "run")
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if self.trainer.global_rank == 0:
             record.check_free(continues=record.resumed_from is not None or self.asked_for == "auto")
 
 
@@ -215,6 +229,7 @@ def main(args: Sequence[str]) -> None:
         _quiet()
         cli = build(None if list(args) == sys.argv[1:] else list(args))
         cli.execute()
+        number = cli.finish()
     except (ValueError, OSError, MisconfigurationException) as error:
         if os.environ.get("LIT_CONSISTENCY_TRACEBACK") or (cli and _begun(cli)):
             raise
@@ -229,7 +244,6 @@ def main(args: Sequence[str]) -> None:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-    number = getattr(cli.trainer, "interrupted_by", None)
     if number is not None:
         sys.exit(128 + signal.Signals(number).value)
 

@@ -2,8 +2,7 @@
 
 `TokenData` is the LightningDataModule behind `PretrainData` and `SFTData`. It owns the batch arithmetic: the user
 says how many rows an optimizer step takes (`global_batch_size`) and how many fit on a device (`micro_batch_size`);
-the accumulation follows and is set on the Trainer. Set `use_distributed_sampler: false` there all the same; the
-loaders are not DataLoaders, so Lightning puts no sampler of its own into them.
+the accumulation follows and is set on the Trainer. The loaders are no DataLoaders: Lightning puts no sampler into them.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lit_consistency.data.loading.collate import supervised_tokens
+from lit_consistency.data.loading.collate import seen_on_cpu
 from lit_consistency.data.loading.loader import TokenLoader
 from lit_consistency.data.loading.mixed_rows import MixedRows, mix
 from lit_consistency.data.loading.order import Order, warn_of_empty_rows
@@ -30,7 +29,7 @@ from lit_consistency.data.tokens.cache import default_cache_dir, open_or_build
 from lit_consistency.data.tokens.token_files import Shard
 from lit_consistency.data.tokens.token_rows import TokenRows
 from lit_consistency.data.tokens.tokenizer import Tokenizer, store_tokenizer
-from lit_consistency.records.shipped import shipped
+from lit_consistency.records.shipped import on_this_machine, shipped
 
 
 class TokenData(LightningDataModule, ABC):
@@ -84,9 +83,8 @@ class TokenData(LightningDataModule, ABC):
         if isinstance(validation, Mixture) and validation.weights is not None:
             raise ValueError("validation: a mixture with weights; expected none, every row is measured once")
         self.validation_share = validation_share
-        self.train, self.validation = train, validation
-        if validation_share is not None:
-            self.train, self.validation = divide(train, validation_share)
+        parts = (train, validation) if validation_share is None else divide(train, validation_share)
+        self.train, self.validation = parts
         self.replay = replay
         self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size
@@ -95,7 +93,7 @@ class TokenData(LightningDataModule, ABC):
         self.seed = seed
         self.tokenizer_dir = shipped(tokenizer_dir) if tokenizer_dir is not None else None
         self.parse_special_tokens = parse_special_tokens
-        self.cache_dir = Path(cache_dir) if cache_dir is not None else default_cache_dir()
+        self.cache_dir = on_this_machine("cache_dir", cache_dir) if cache_dir is not None else default_cache_dir()
         # fails here, before any work is done, when the folder holds no tokenizer
         self._tokenizer = Tokenizer(self.tokenizer_dir) if self.tokenizer_dir is not None else None
         self._own_tokenizer: Path | None = None
@@ -124,7 +122,7 @@ class TokenData(LightningDataModule, ABC):
         """The folder of the tokenizer: the option's, else the model's, else one in the cache with the data's own."""
         if self.tokenizer_dir is not None:
             return self.tokenizer_dir
-        module = self.trainer.lightning_module if self.trainer is not None else None
+        module = self.trainer and self.trainer.lightning_module
         if (model_dir := getattr(module, "checkpoint_dir", None)) is not None:
             return Path(model_dir)
         if self._own_tokenizer is None:
@@ -149,6 +147,9 @@ class TokenData(LightningDataModule, ABC):
 
     def prepare_data(self) -> None:
         """Tokenizes what is not yet on disk; Lightning lets the other processes of the machine wait meanwhile."""
+        module: Any = self.trainer and self.trainer.lightning_module
+        if hasattr(module, "check_data"):
+            module.check_data(self)  # now: the tokens of a large corpus take hours
         fits = self.trainer is None or self.trainer.state.fn == "fit"
         for name, part in self._parts().items():
             if fits or name == "validation" or not isinstance(part, OwnSamples):  # drawing takes longer than reading
@@ -168,8 +169,7 @@ class TokenData(LightningDataModule, ABC):
         if self.validation is not None:
             self._open("validation")
         elif stage in ("fit", None):
-            # Lightning runs an empty validation loop, with a warning, unless the hook looks as if nobody wrote it;
-            # the Trainer's limit_val_batches would stay zero for data that come with a validation part
+            # Lightning runs an empty validation loop, with a warning, unless the hook looks as if nobody wrote it
             self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
         elif stage == "predict" and not isinstance(self.train, Mixture):
             self._open("train")
@@ -187,19 +187,14 @@ class TokenData(LightningDataModule, ABC):
         return TokenLoader(rows, order, num_workers=self.num_workers, on_resume=self._count_anew)
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Notes, while a batch is on the CPU and looking costs nothing, what is asked of it on the way.
-
-        Whether any row holds several documents, which tokens are supervised, and of training whether the optimizer
-        step has any.
-        """
+        """As ``seen_on_cpu``; and counts the steps of training that have nothing to learn."""
         if not int(batch.get("supervised", 1)):
             if not self._empty_micro_batches:
                 rank_zero_warn(
                     "a step without a token to learn: the optimizer moves by what it remembers; see run.json"
                 )
             self._empty_micro_batches += 1
-        indices, _ = supervised_tokens(batch)
-        return {**batch, "packed": bool((batch["documents"] > 0).any()), "indices": indices}
+        return seen_on_cpu(batch)
 
     def val_dataloader(self) -> TokenLoader:
         """Held-out rows in their order, shared among the ranks."""
@@ -304,8 +299,8 @@ class TokenData(LightningDataModule, ABC):
         shard = open_or_build(self.cache_dir, self._fingerprint(part), lambda folder: self._build(folder, part, name))
         if len(shard.offsets) == 1:
             what = f"data, {name}: nothing to learn from: {part.about()}"
-            if n_dropped := shard.meta.get("n_dropped"):
-                what += f", {n_dropped:,} dropped, of which nothing is left within block_size = {self.block_size}"
+            if n := shard.meta.get("n_dropped"):
+                what += f", {n:,} dropped, of which nothing is left within block_size = {self.block_size}"
             raise ValueError(f"{what}; expected more, or where they are divided another separator or share")
         if unused := shard.meta.get("unused"):
             rank_zero_warn(f"data, {name}: fields that are not used: {say_counts(unused)}")
@@ -313,8 +308,8 @@ class TokenData(LightningDataModule, ABC):
 
     def _own_samples(self, name: str, part: OwnSamples) -> Shard:
         """Texts of the base, which the model draws that is trained: generation is none of the data's business."""
-        module: Any = self.trainer.lightning_module if self.trainer is not None else None
-        if module is None or getattr(module, "checkpoint_dir", None) is None:
+        module: Any = self.trainer and self.trainer.lightning_module
+        if getattr(module, "checkpoint_dir", None) is None:
             raise ValueError(f"data, {name}: OwnSamples without a base that writes them; expected model.checkpoint_dir")
         return module.own_samples(part, self)
 
@@ -347,8 +342,8 @@ class TokenData(LightningDataModule, ABC):
             self._rows["train"] = mixed
 
     def _say_counts(self, name: str) -> None:
-        counts = ", ".join(f"{value:,} {key.removeprefix('n_')}" for key, value in self._counts(name).items())
-        rank_zero_info(f"data, {name}: {counts}")
+        counts = [f"{value:,} {key.removeprefix('n_')}" for key, value in self._counts(name).items()]
+        rank_zero_info(f"data, {name}: {', '.join(counts)}")
 
     def _counts(self, name: str) -> dict[str, Any]:
         rows = self._rows[name]

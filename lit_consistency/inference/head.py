@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from litgpt.model import do_softcapping
 from torch import Tensor, nn
 
-from lit_consistency.model import DocumentMask, plain_head
+from lit_consistency.model import DocumentMask, Spans, plain_head
 from lit_consistency.model.head_loss import logits_by_parts, row_parts
 
 ELEMENTS = 1 << 27
@@ -58,11 +58,11 @@ class Tree(NamedTuple):
 
     Args:
         positions: (B, T) int64, rotary positions; all below block_size, however long the row is.
-        mask: (B, 1, T, T) bool, true where the token of the third axis attends to that of the fourth.
+        mask: (B, 1, T, T) bool, true where the token of the third axis attends to that of the fourth; or spans.
     """
 
     positions: Tensor
-    mask: Tensor
+    mask: Tensor | Spans
 
 
 @torch.no_grad()

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from lit_consistency.data.loading.collate import model_inputs, supervised_tokens
 from lit_consistency.inference.head import Targets, Tree, read_log_probs, score_batch
-from lit_consistency.model import DocumentMask, document_mask
+from lit_consistency.model import DocumentMask
 
 
 def supervised_nll(gpt: DocumentMask, batch: Mapping[str, Any]) -> Tensor:
     """(P,) nll of the batch's supervised tokens in nats, float32, or float64 of a model in float64."""
     indices, targets = supervised_tokens(batch)
     asked = Targets(indices.cpu(), torch.arange(len(indices)), targets.cpu())
-    nll, _ = score_batch(gpt, batch["tokens"], asked, _tree(batch))
+    nll, _ = score_batch(gpt, batch["tokens"], asked, _tree(gpt, batch))
     return nll
 
 
@@ -39,7 +39,7 @@ def predict_documents(gpt: DocumentMask, batch: Mapping[str, Any], first_row: in
         asked = targets[first : first + len(log_probs)].to(log_probs.device)
         parts.append((-log_probs.gather(-1, asked[:, None])[:, 0].cpu(), log_probs.argmax(-1).cpu()))
 
-    read_log_probs(gpt, batch["tokens"], indices, consume, _tree(batch))
+    read_log_probs(gpt, batch["tokens"], indices, consume, _tree(gpt, batch))
     if not parts:
         return []
     nll, greedy = (torch.cat(values) for values in zip(*parts, strict=True))
@@ -53,9 +53,9 @@ def predict_documents(gpt: DocumentMask, batch: Mapping[str, Any], first_row: in
     return predicted
 
 
-def _tree(batch: Mapping[str, Any]) -> Tree | None:
+def _tree(gpt: DocumentMask, batch: Mapping[str, Any]) -> Tree | None:
     """Of rows that hold several documents: each document sees itself only."""
     if not batch["packed"]:
         return None
     inputs = model_inputs(batch)
-    return Tree(inputs["positions"], document_mask(inputs["documents"]))
+    return Tree(inputs["positions"], gpt.attended(inputs["documents"], inputs.get("spans")))

@@ -39,7 +39,7 @@ from lit_consistency.records.fingerprints import sha256
 from lit_consistency.records.model_folder import ADAPTERS, CONFIG
 from lit_consistency.records.provenance import provenance_of, read_provenance
 from lit_consistency.records.run_folder import RunFolder
-from lit_consistency.records.shipped import shipped
+from lit_consistency.records.shipped import on_this_machine, shipped
 
 STEP = re.compile(r"step-(\d+)(\.ckpt)?")
 IN_BASE_NAMES = ("Full", "HFT", "Pull")
@@ -83,7 +83,7 @@ def base_folder(path: Path, option: str = "checkpoint_dir", optimizer_state: boo
         ValueError: the checkpoint is damaged, asks to run code, or was trained by a method that is not known here. Or
             the adapters are damaged, or their base is another model.
     """
-    path = shipped(path)
+    path = shipped(on_this_machine(option, path))
     if is_adapters(path):
         return _merged_once(path)
     named = STEP.fullmatch(path.name)

@@ -25,6 +25,7 @@ from lit_consistency.distributed.fsdp import shard
 from lit_consistency.methods import Full, KLAnchor, LoRA, Method
 from lit_consistency.model import DocumentMask, check_documents, check_finite, init_weights, load_weights
 from lit_consistency.model.tying import is_tied, tie, tied_weights, untying
+from lit_consistency.records.processes import is_first_here
 
 
 def build_model(
@@ -45,7 +46,7 @@ def build_model(
     weights = None
     if checkpoint_dir is not None:
         weights = tied_weights(config, load_weights(checkpoint_dir), checkpoint_dir)
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if is_first_here():
             check_finite(weights, checkpoint_dir)
     with isolate_rng():
         model = None
@@ -90,8 +91,9 @@ def check_data(data: Any, config: Config) -> None:
     tokenizer = getattr(data, "tokenizer", None)
     if tokenizer is not None and tokenizer.vocab_size > config.padded_vocab_size:
         raise ValueError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {config.padded_vocab_size}: "
-            "expected the tokenizer of the checkpoint, or overrides.vocab_size"
+            f"data.tokenizer_dir = {tokenizer.folder}: {tokenizer.vocab_size:,} tokens; expected at most "
+            f"{config.padded_vocab_size:,}, the rows of the model's embedding: the tokenizer of the checkpoint (null), "
+            "or a new model with another overrides.vocab_size"
         )
     replay = getattr(data, "replay", None)
     replayed = replay.parts.values() if replay is not None else ()

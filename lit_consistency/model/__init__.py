@@ -8,6 +8,7 @@ from lit_consistency.model.head_loss import TokenNLL, linear_loss, plain_head
 from lit_consistency.model.initialization import init_weights
 from lit_consistency.model.interpolation import export_interpolated
 from lit_consistency.model.loss import IGNORE, token_nll
+from lit_consistency.model.spans import Spans, find_spans
 from lit_consistency.model.tokenizer_files import copy_tokenizer
 from lit_consistency.records.model_folder import check_checkpoint_dir, weights_hash
 
@@ -15,6 +16,7 @@ __all__ = [
     "GPT",
     "IGNORE",
     "DocumentMask",
+    "Spans",
     "TokenNLL",
     "check_checkpoint_dir",
     "check_documents",
@@ -22,6 +24,7 @@ __all__ = [
     "document_mask",
     "export_hf",
     "export_interpolated",
+    "find_spans",
     "init_weights",
     "check_finite",
     "linear_loss",

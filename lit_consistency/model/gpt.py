@@ -2,9 +2,8 @@
 
 Stock LitGPT takes no attention mask and no position ids outside of its key-value cache, but its blocks take both. The
 mixin passes them, so that several documents share a row and each is computed as if it were alone. Without
-``documents`` the stock forward runs, unchanged. Given up: an explicit mask rules out the flash kernel, and families
-whose attention replaces or adds to the mask (sliding windows, soft-capping) or turns positions per layer are refused
-by ``check_documents``.
+``documents`` the stock forward runs, unchanged. Given up: families whose attention replaces or adds to the mask
+(sliding windows, soft-capping) or turns positions per layer are refused by ``check_documents``.
 
 Shapes: B rows, T tokens, V padded vocabulary, R rotated dimensions of a head.
 Source: the loop over the blocks follows ``GPT.forward`` of litgpt 0.5.13, litgpt/model.py.
@@ -20,6 +19,7 @@ from litgpt.model import GPT as StockGPT
 from litgpt.model import do_softcapping
 from torch import Tensor
 
+from lit_consistency.model.spans import Spans, allow_spans, takes_spans
 from lit_consistency.model.tying import is_tied, tie
 
 
@@ -28,6 +28,7 @@ class DocumentMask(StockGPT):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
+        allow_spans(self)
         if is_tied(config):
             tie(self)
 
@@ -81,14 +82,14 @@ class DocumentMask(StockGPT):
             return [self._logits(chunk) for chunk in x.split(lm_head_chunk_size, dim=1)]
         return self._logits(x)
 
-    def states(self, tokens: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def states(self, tokens: Tensor, positions: Tensor | None = None, mask: Tensor | Spans | None = None) -> Tensor:
         """What the head reads, for a caller of ``body``.
 
         Args:
             tokens: (B, T) int64.
             positions: (B, T) int64, rotary positions, all below block_size however long the row is; None counts from 0.
-            mask: (B, 1, T, T) bool, true where the token of the third axis attends to that of the fourth; None is
-                causal.
+            mask: (B, 1, T, T) bool, true where the token of the third axis attends to that of the fourth; or where the
+                documents lie, for a model that ``takes_spans``; None is causal.
 
         Returns:
             (B, T, n_embd).
@@ -109,10 +110,29 @@ class DocumentMask(StockGPT):
         return self.transformer.ln_f(x)
 
     def document_states(
-        self, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        spans: Spans | None = None,
     ) -> Tensor:
-        """``states`` of rows that hold several documents, or, where ``documents`` is None, one each."""
-        return self.states(tokens) if documents is None else self.states(tokens, positions, document_mask(documents))
+        """``states`` of rows that hold several documents, or, where ``documents`` is None, one each.
+
+        Args:
+            tokens: (B, T) int64.
+            positions: as of ``states``.
+            documents: (B, T) integers naming the document of each token.
+            spans: where they lie, if that is known; used instead where a kernel takes it.
+        """
+        if documents is None:
+            return self.states(tokens)
+        return self.states(tokens, positions, self.attended(documents, spans))
+
+    def attended(self, documents: Tensor, spans: Spans | None) -> Tensor | Spans:
+        """What ``states`` takes for rows of several documents: the spans where a kernel does, else their mask."""
+        if spans is not None and takes_spans(self, documents.device):
+            return spans
+        return document_mask(documents)
 
     def _logits(self, x: Tensor) -> Tensor:
         logits = self.lm_head(x)

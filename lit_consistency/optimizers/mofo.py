@@ -11,8 +11,8 @@ are sharded.
 
 ``selection: sampled`` finds the threshold of a large block from a sample of its new momentum, before one compiled pass
 over memory; the share that moves is then the fraction within about sqrt((1 - fraction) / (fraction * sample_size)),
-relatively. ``exact`` moves exactly K coordinates and takes two passes; a sample tells which few scores the threshold lies among.
-Small runs are not compiled.
+relatively. ``exact`` moves exactly K coordinates and takes two passes; a sample tells which few scores the threshold
+lies among. Small runs are not compiled.
 
 From gradient to weight: ``MoFO.update_group`` here, ``filtering/apply.py`` for a parameter, ``filtering/passes.py`` for
 a coordinate; the thresholds come from ``filtering/blocks.py``. On CUDA ``filtering/cuda.py`` moves whole groups.

@@ -19,13 +19,18 @@ def sha256(file: Path) -> str:
 
 
 def sha256_once(file: Path) -> str:
-    """As ``sha256``; read once a process as long as the file keeps its size and time."""
+    """As ``sha256``; read once a process as long as the file keeps its size and times."""
+    return _sha256_at(str(file), *stamp(file))
+
+
+def stamp(file: Path) -> list[int]:
+    """What the file system says of a file's content: size, times of its last change and of that of its inode, inode."""
     stat = file.stat()
-    return _sha256_at(str(file), stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
 @lru_cache(maxsize=4096)
-def _sha256_at(path: str, inode: int, size: int, mtime_ns: int) -> str:
+def _sha256_at(path: str, *stamp: int) -> str:
     return sha256(Path(path))
 
 

@@ -253,7 +253,8 @@ def _renewed(folder: Path, file: str) -> float | None:
 def _read(folder: Path, file: str) -> dict[str, Any]:
     """What the lease says; one that is damaged, as by a crash of the host, binds nobody."""
     try:
-        content = json.loads((folder / file).read_text(encoding="utf-8"))
+        with open(f"{folder}/{file}", encoding="utf-8") as stream:
+            content = json.load(stream)
     except (FileNotFoundError, ValueError):
         return {}
     return content if isinstance(content, dict) and {"host", "processes", "token"} <= content.keys() else {}

@@ -25,6 +25,19 @@ def this_host() -> str:
     return " ".join(parts)
 
 
+def is_first_here() -> bool:
+    """Whether this process is the first of a run on its machine, which does what one does for all."""
+    # set by Lightning and torchrun, or by srun
+    return os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
+
+
+def available_cores() -> int:
+    """Cores that this process may use: those of its SLURM task or its affinity, not all of the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def start_of(pid: int) -> str | None:
     """When a process started, in words that no later process of this number has; None if it is dead."""
     try:
@@ -77,12 +90,18 @@ def die_with_parent() -> None:
     parent, _, number = os.environ.pop(PARENT, "").partition(" ")
     if not parent and "TORCHELASTIC_RUN_ID" in os.environ:
         parent, number = str(os.getppid()), str(signal.SIGTERM.value)
-    if sys.platform != "linux" or not parent.isdigit() or not number.isdigit():
+    if parent.isdigit() and number.isdigit():
+        die_with(int(parent), int(number))
+
+
+def die_with(parent: int, number: int) -> None:
+    """Ask the kernel, where it is Linux, for a signal to this process when its parent dies."""
+    if sys.platform != "linux":
         return
-    if os.getppid() != int(parent):
-        if start_of(int(parent)) is None:  # it died before it could be watched
-            os.kill(os.getpid(), int(number))
+    if os.getppid() != parent:
+        if start_of(parent) is None:  # it died before it could be watched
+            os.kill(os.getpid(), number)
         return  # started by way of another process, which is not watched
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number), 0, 0, 0)
-    if os.getppid() != int(parent):  # it died before the line above
-        os.kill(os.getpid(), int(number))
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
+    if os.getppid() != parent:  # it died before the line above
+        os.kill(os.getpid(), number)

@@ -7,7 +7,6 @@ rather than refused.
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,6 +18,7 @@ from lit_consistency import __version__
 from lit_consistency.records.atomic import write_text
 from lit_consistency.records.fingerprints import sha256_once
 from lit_consistency.records.model_folder import weights_files
+from lit_consistency.records.processes import is_first_here
 
 FILE = "provenance.yaml"
 FAMILIES = {
@@ -180,7 +180,7 @@ def verify_weights(file: Path) -> None:
     Raises:
         ValueError: it was damaged, or changed.
     """
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    if not is_first_here():
         return
     provenance = read_provenance(file.parent)
     expected = provenance.weights_sha256.get(file.name) if provenance is not None else None

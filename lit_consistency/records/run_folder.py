@@ -118,7 +118,7 @@ class RunFolder:
     def set_damaged_aside(self) -> None:
         """Rename what cannot be read, before it is written anew."""
         for file, parse in ((self.record_file, json.loads), (self.config_file, yaml.safe_load)):
-            if file.is_file() and (why := _damage(file, parse)) is not None:
+            if file.is_file() and (why := _parsed(file, parse)[1]) is not None:
                 set_aside(file, why)
 
     @property
@@ -221,16 +221,18 @@ class RunFolder:
 def _read_mapping(file: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     if not file.is_file():
         return {}
-    if (why := _damage(file, parse)) is not None:
-        warnings.warn(f"{file}: {why}; read as if it were not there", stacklevel=3)
-        return {}
-    return parse(file.read_text(encoding="utf-8"))
+    content, damage = _parsed(file, parse)
+    if damage is not None:
+        warnings.warn(f"{file}: {damage}; read as if it were not there", stacklevel=3)
+    return content
 
 
-def _damage(file: Path, parse: Callable[[str], Any]) -> str | None:
-    """What is wrong with a file that should hold a mapping; None for nothing."""
+def _parsed(file: Path, parse: Callable[[str], Any]) -> tuple[dict[str, Any], str | None]:
+    """What a file holds that should hold a mapping, and what is wrong with it; None for nothing."""
     try:
         content = parse(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError, yaml.YAMLError) as error:
-        return f"damaged ({error})"
-    return None if isinstance(content, dict) else f"damaged (expected a mapping, found {type(content).__name__})"
+        return {}, f"damaged ({error})"
+    if isinstance(content, dict):
+        return content, None
+    return {}, f"damaged (expected a mapping, found {type(content).__name__})"

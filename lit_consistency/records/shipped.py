@@ -38,6 +38,8 @@ FOLDER_KEYS = ("checkpoint_dir", "data_dir", "model", "path", "tokenizer_dir")
 """Keys of which a single word may be a folder; elsewhere it is a name, as that of a stage or a task."""
 VARIANT = re.compile(r"(.+\.ya?ml)([:/].+)?")
 """Of several tasks in a file one is named behind it."""
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+"""Of another machine; a single letter is a drive."""
 STEP = re.compile(r"step-\d+")
 """Of a run, whose checkpoint of this step is found by its number."""
 
@@ -57,6 +59,25 @@ def shipped(path: Path | str) -> Path:
         return path
     found = [root / path for root in _roots() if (root / path).exists()]
     return found[0] if found else path
+
+
+def on_this_machine(key: str, path: Path | str) -> Path:
+    """A path that is no address; ``s3://bucket`` would be a folder called ``s3:``.
+
+    Args:
+        key: the option that the path was given for.
+        path: what was given; a Path has lost one of the two slashes.
+
+    Raises:
+        ValueError: it is an address.
+    """
+    if ADDRESS.match(str(path)):
+        raise ValueError(
+            f"{key} = {path}: an address; expected a path on this machine: copy what lies elsewhere (`aws s3 sync`, "
+            "`gcloud storage rsync`, `rclone copy`) or mount it; sets of the Hugging Face hub are read by HubDataset "
+            "and HubRows"
+        )
+    return Path(path)
 
 
 # -------------------- beside the file that names them

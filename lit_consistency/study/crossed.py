@@ -42,7 +42,10 @@ def crossed_effects(
         found["interaction: matched less mismatched"] = ("interaction", effects.interaction)
     elif effects.matching is not None:
         found["matching: own optimizer less the others"] = ("interaction", effects.matching)
-    for kind, some, of_plan in (("main", effects.main, planned.main), ("simple", effects.simple, planned.simple)):
+    told = [("main", effects.main, planned.main), ("simple", effects.simple, planned.simple)]
+    if min(len(rows[1]), len(columns[1])) == 1:  # then the simple effects are the main ones
+        told.pop()
+    for kind, some, of_plan in told:
         for name, contrast in some.items():
             never = of_plan[name].left_out
             found[name] = (kind, contrast._replace(left_out=contrast.left_out - never))

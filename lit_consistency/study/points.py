@@ -59,6 +59,11 @@ class Point:
         """As recorded."""
         return self.metrics.get(metric, math.nan)
 
+    @cached_property
+    def _known(self) -> dict[Any, float]:
+        """What was read before: tables, effects and pictures of a report ask for the same numbers."""
+        return {}
+
     def learning(self, metric: str) -> float:
         """More is better."""
         value = self.number(metric)
@@ -75,6 +80,12 @@ class Point:
         Raises:
             ValueError: a scale that the metric does not have.
         """
+        key = metric, scale, itself
+        if key not in self._known:
+            self._known[key] = self._forgetting(metric, scale, itself)
+        return self._known[key]
+
+    def _forgetting(self, metric: str, scale: Scale, itself: bool) -> float:
         if self.result.analysed:
             return self._as_it_is(metric, scale)
         if not metric.startswith(JUDGED):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -106,7 +107,7 @@ class Results:
         """What has come out of a cell so far."""
         folder = self.root / name
         state = state_of(folder)
-        stamp = (state, _modified(folder / "run.json"), _modified(folder / "outcome.json"))
+        stamp = (state, _modified(f"{folder}/run.json"), _modified(f"{folder}/outcome.json"))
         known = self._known.get(name)
         if known is None or known[0] != stamp:
             self._known[name] = known = (stamp, _read(folder, state))
@@ -114,16 +115,14 @@ class Results:
 
     def curve(self, name: str) -> list[dict[str, float]]:
         """Rows of numbers over steps, those of one step joined; only steps at which tasks were measured."""
-        rows: dict[int, dict[str, float]] = {}
+        rows: dict[int, dict[str, Any]] = {}
         for line in RunFolder(self.root / name).read_metrics():
-            numbers = {
-                key: _number(value) for key, value in line.items() if key != "step" and not key.startswith("final/")
-            }
-            rows.setdefault(int(line["step"]), {}).update(numbers)
+            rows.setdefault(int(line["step"]), {}).update(line)
         return [
-            {"step": float(step), **numbers}
-            for step, numbers in sorted(rows.items())
-            if any(key.startswith(("learn/", "retain/", "val/")) for key in numbers)
+            {"step": float(step)}
+            | {key: _number(value) for key, value in row.items() if key != "step" and not key.startswith("final/")}
+            for step, row in sorted(rows.items())
+            if any(key.startswith(("learn/", "retain/", "val/")) for key in row)
         ]
 
     def snapshot(self) -> Snapshot:
@@ -233,5 +232,8 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def _modified(file: Path) -> int:
-    return file.stat().st_mtime_ns if file.is_file() else 0
+def _modified(file: str) -> int:
+    try:
+        return os.stat(file).st_mtime_ns
+    except FileNotFoundError:
+        return 0

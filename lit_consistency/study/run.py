@@ -12,12 +12,13 @@ from pathlib import Path
 
 from lit_consistency.records.atomic import publish, write_text
 from lit_consistency.records.model_folder import OPTIMIZER_STATE
+from lit_consistency.records.processes import available_cores
 from lit_consistency.records.run_folder import RunFolder
 from lit_consistency.study.cells import Cell
 from lit_consistency.study.claims import check_claims
 from lit_consistency.study.execute.engine import execute
 from lit_consistency.study.execute.local import Entry
-from lit_consistency.study.execute.options import ExecutionOptions, available_cores
+from lit_consistency.study.execute.options import ExecutionOptions
 from lit_consistency.study.execute.state import State
 from lit_consistency.study.job import Job
 from lit_consistency.study.options import ORDER, SEED, StudyOptions, one_of

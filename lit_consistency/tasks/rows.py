@@ -92,9 +92,8 @@ def _raw_rows(data: TaskData) -> Iterator[tuple[str, str, Any]]:
     if data.part != "all":
         source = TextFiles(str(data.path), data.separator, cast(Part, data.part), data.validation_share)
     if source is not None:
-        texts = enumerate(source.documents(), start=1)
         name = PurePosixPath(data.origin).name  # wherever the files stand, the ids are the same
-        return ((f"{name}:{number}", f"{data.origin}:{number}", {"text": text}) for number, text in texts)
+        return ((f"{name}:{number}", f"{data.origin}:{number}", {"text": text}) for number, text in source.numbered())
     return _file_rows(data)
 
 

@@ -89,5 +89,6 @@ class TaskData:
         """Where the rows come from, for messages."""
         if self.world is not None:
             return f"{type(self.world).__name__}/{self.probes or self.documents or self.pairs}"
-        held = self.source if self.source is not None else self.rows
-        return str(self.path or self.hub) if held is None else type(held).__name__
+        if self.source is not None:
+            return self.source.shown_as
+        return str(self.path or self.hub) if self.rows is None else type(self.rows).__name__

@@ -21,6 +21,7 @@ from lit_consistency.data.worlds.base import World
 from lit_consistency.inference.items import Item
 from lit_consistency.tasks.code.run import needed_walls
 from lit_consistency.tasks.completion import CompletionTask
+from lit_consistency.tasks.excerpt import READ_AT_EACH_START, Excerpt
 from lit_consistency.tasks.formats import load_format
 from lit_consistency.tasks.guards import Finding, check_labels, check_predictions, check_shots, check_truncation
 from lit_consistency.tasks.measured import Measured
@@ -190,9 +191,11 @@ def held_out_task(data: TokenData, tokenizer: Tokenizer, block_size: int) -> Pre
     held_out = data.validation
     assert held_out is not None
     if isinstance(held_out, Source):
+        n_bytes = sum(counts.get("n_bytes", 0) for counts in data.stats().values())
+        is_large = n_bytes > READ_AT_EACH_START
         task: Task = TextTask(
             name="validation",
-            data=TaskData(source=held_out),
+            data=TaskData(source=Excerpt(held_out, HELD_OUT_BYTES, data.cache_dir) if is_large else held_out),
             max_bytes=HELD_OUT_BYTES,
             metrics=("nats_per_token", "bits_per_byte"),
         )

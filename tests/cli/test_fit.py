@@ -53,6 +53,11 @@ WRONG = {
         ["nowhere", "no such folder"],
     ),
     "two origins": (["--model.checkpoint_dir={base}"], ["name", "checkpoint_dir"]),
+    "an address of data": (
+        ["--data.init_args.source=lit_consistency.data.TextFiles", "--data.init_args.source.init_args.path=s3://b/x"],
+        ["path = s3://b/x: an address; expected a path on this machine"],
+    ),
+    "an address of the runs": (["--run.root=gs://bucket/runs"], ["root = gs:/", "an address", "this machine"]),
     "path as a run name": (["--run.name=../escaped"], ["../escaped", "letters, digits"]),
     "accumulation": (["--trainer.accumulate_grad_batches=2"], ["accumulate_grad_batches = 2", "global_batch_size"]),
     "part of an epoch": (["--trainer.limit_train_batches=3"], ["limit_train_batches = 3", "max_steps"]),

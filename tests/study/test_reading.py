@@ -108,6 +108,9 @@ def test_effects_are_differences_within_seeds(tmp_path: Path) -> None:
     turned = crossed_effects(groups, ("optimizer", BASES), ("finetuner", BASES[::-1]), where, study.read)
     assert turned["interaction: matched less mismatched"][1].value == pytest.approx(interaction.value)
     assert turned["finetuner adamw - muon"][1].value == pytest.approx(0.02)
+    # of one base the simple effect is the main one, which is told once
+    of_one = crossed_effects(groups, ("optimizer", BASES[:1]), ("finetuner", BASES), where, study.read)
+    assert list(of_one) == ["finetuner muon - adamw"]
 
 
 def test_a_seed_is_left_out_where_it_was_planned_and_has_no_number(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ SIZES = {
     "mofo_text": {"pretrain": 3, "finetune": 126, "sequence": 12},
     "own": {"finetune": 90},
     "rates": {"finetune": 3},
+    "remedies_text": {"pretrain": 3, "finetune": 45},
     "weight_decay": {"pretrain": 153, "finetune": 0, "robustness": 0, "mechanism": 0},
     "weight_decay_paper": {"pretrain": 60, "finetune": 120, "samples": 120},
     "weight_decay_text": {"pretrain": 42, "finetune": 126},

@@ -122,13 +122,31 @@ def test_the_items_of_the_divergence_are_the_right_answers(loaded: Loaded, tmp_p
 
 def test_held_out_text_is_a_text_task(loaded: Loaded) -> None:
     texts = ["the day", "Wälder", "xyz"]
-    data: Any = SimpleNamespace(validation=ListSource(texts))
+    data: Any = SimpleNamespace(validation=ListSource(texts), stats=dict)
     prepared = held_out_task(data, loaded.tokenizer, 128)
     assert isinstance(prepared.task, TextTask)
     assert prepared.metric == "nats_per_token"
     ids = [loaded.tokenizer.processor.encode(text).ids for text in texts]
     nats = sum(document(loaded.model, loaded.tokenizer.eos_id, tokens, 128) for tokens in ids)
     assert values(prepared, loaded)["nats_per_token"] == pytest.approx(nats / sum(map(len, ids)), rel=1e-6)
+
+
+@pytest.mark.parametrize("n", [3, 40, 900])
+def test_of_a_large_corpus_the_same_is_scored_and_it_is_not_read_again(
+    n: int, loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = ListSource([f"größer {i} " * (1 + i * 7 % 60) for i in range(n)])
+    monkeypatch.setattr("lit_consistency.tasks.watched.HELD_OUT_BYTES", 5000)
+    prepared = []
+    for n_bytes in (0, 1 << 40, 1 << 40):
+        stats = {"train": {"n_bytes": n_bytes}}
+        data: Any = SimpleNamespace(validation=source, cache_dir=tmp_path, stats=lambda stats=stats: stats)
+        prepared.append(held_out_task(data, loaded.tokenizer, 64))
+        if len(prepared) == 2:
+            monkeypatch.setattr(source, "documents", None)
+    asked = [[(q.id, q.place, q.prompt, q.labels) for q in one.encoded.questions] for one in prepared]
+    assert asked[0] == asked[1] == asked[2]
+    assert sum(len(q[3][0].encode()) for q in asked[0]) <= 5000
 
 
 def test_held_out_rows_are_conversations_in_the_style_of_training(loaded: Loaded) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lit_consistency.data.tokens.token_rows import PackedSequence
-from lit_consistency.model import IGNORE
+from lit_consistency.model import IGNORE, find_spans
 
 Batch = dict[str, Tensor]
 
@@ -56,9 +56,23 @@ def collate(rows: Sequence[PackedSequence], length: int | None = None, supervise
     return tensors
 
 
-def model_inputs(batch: Mapping[str, Any]) -> dict[str, Tensor]:
+def seen_on_cpu(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The batch with what is looked up before it leaves the CPU, where looking costs nothing.
+
+    Returns:
+        With ``packed``, whether any row holds several documents; where it is true, ``spans``, where they lie; and
+        ``indices`` (P,) int64 of the supervised tokens in the flattened batch B x T.
+    """
+    documents = batch["documents"]
+    packed = bool((documents > 0).any())
+    spans = {"spans": find_spans(documents)} if packed else {}
+    return {**batch, "packed": packed, "indices": supervised_tokens(batch)[0], **spans}
+
+
+def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
     """What ``DocumentMask.document_states`` is given: one document a row, padded on the right, needs no mask."""
-    return {name: batch[name] for name in ("tokens", "positions", "documents")[: 3 if batch["packed"] else 1]}
+    names = ("tokens", "positions", "documents", "spans") if batch["packed"] else ("tokens",)
+    return {name: batch[name] for name in names if name in batch}
 
 
 def supervised_tokens(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

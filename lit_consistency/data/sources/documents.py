@@ -50,6 +50,15 @@ class Source(ABC):
     def fingerprint(self) -> dict[str, Any]:
         """Says in JSON what the documents depend on: kind, options, files with size and sha256."""
 
+    def numbered(self) -> Iterator[tuple[int, str]]:
+        """Yields every document with its number, counted from 1."""
+        yield from enumerate(self.documents(), start=1)
+
+    @property
+    def shown_as(self) -> str:
+        """What names and messages call the documents."""
+        return type(self).__name__
+
     def default_tokenizer(self) -> Tokenizer | None:
         """The tokenizer that belongs to the text, or None; used where neither the user nor the model names one."""
         return None

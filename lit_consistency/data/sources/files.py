@@ -1,9 +1,10 @@
 """Files of text, JSON, CSV and Parquet: which ones a path means, their fingerprints, and their lines.
 
 The fingerprint of a file is its name, size and SHA-256, without its folder, so a folder that moves keeps its tokens.
-Hashing reads every byte once per process; that is the price of noticing a file that was edited and kept its size and
-date. A file of text may be packed by gzip (.gz) or Zstandard (.zst, which pyarrow unpacks); it is unpacked while it is
-read, and its fingerprint is that of the packed file.
+Hashing reads every byte once per process, of more than a gigabyte once for all (``records/known_hashes.py``); that is
+the price of noticing a file that was edited and kept its size and date. A file of text may be packed by gzip (.gz) or
+Zstandard (.zst, which pyarrow unpacks); it is unpacked while it is read, and its fingerprint is that of the packed
+file.
 """
 
 from __future__ import annotations
@@ -22,12 +23,16 @@ from typing import Any, TextIO
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_consistency.records.extras import require
-from lit_consistency.records.fingerprints import sha256_once
-from lit_consistency.records.shipped import looked_in
+from lit_consistency.records.known_hashes import sha256_each
+from lit_consistency.records.shipped import looked_in, on_this_machine
 
 PACKED = (".gz", ".zst")
 NAMED = 5
 """Files that a message names; the rest is counted."""
+
+
+LONGEST = 1 << 30
+"""Characters of a document, of which a tokenizer makes a hundred times as many bytes; no book has as many."""
 
 
 def find_files(key: str, path: str, suffixes: Sequence[str]) -> list[Path]:
@@ -44,9 +49,9 @@ def find_files(key: str, path: str, suffixes: Sequence[str]) -> list[Path]:
 
     Raises:
         FileNotFoundError: Nothing is there.
-        ValueError: A file is packed as .zst, and pyarrow is absent.
+        ValueError: The path is an address, or a file is packed as .zst, and pyarrow is absent.
     """
-    given = Path(path).expanduser()
+    given = on_this_machine(key, path).expanduser()
     if given.is_file():
         files, expected = [given], ""
     elif given.is_dir():
@@ -67,7 +72,11 @@ def find_files(key: str, path: str, suffixes: Sequence[str]) -> list[Path]:
 
 def fingerprint_files(files: Sequence[Path]) -> list[dict[str, Any]]:
     """Name, size in bytes and SHA-256 of each file."""
-    return [{"name": file.name, "size": file.stat().st_size, "sha256": sha256_once(file)} for file in files]
+    hashes = sha256_each(files)
+    return [
+        {"name": file.name, "size": file.stat().st_size, "sha256": digest}
+        for file, digest in zip(files, hashes, strict=True)
+    ]
 
 
 @contextmanager
@@ -100,9 +109,17 @@ def open_text(file: Path, newline: str | None = None) -> Iterator[TextIO]:
 
 
 def read_text(file: Path) -> str:
-    """The whole file as text; ValueError where it is not UTF-8."""
-    with open_text(file) as stream:
-        return stream.read()
+    """The whole file as text; ValueError where it is not UTF-8, or longer than ``LONGEST``."""
+    text = ""
+    if is_short := file.stat().st_size <= 4 * LONGEST:  # bytes of a character, at most
+        with open_text(file) as stream:
+            text = stream.read()
+    if not is_short or len(text) > LONGEST:
+        raise ValueError(
+            f"{file}: more than {LONGEST:,} characters to be read at once; expected JSON as .jsonl, or a text with a "
+            "separator that stands between its documents"
+        )
+    return text
 
 
 def read_separated(file: Path, separator: str) -> Iterator[str]:
@@ -112,6 +129,11 @@ def read_separated(file: Path, separator: str) -> Iterator[str]:
         while block := stream.read(1 << 24):
             *texts, rest = (rest + block).split(separator)
             yield from texts
+            if len(rest) > LONGEST:
+                raise ValueError(
+                    f"{file}: more than {LONGEST:,} characters without the separator {separator!r}; expected one that "
+                    "stands between its documents"
+                )
     yield rest
 
 

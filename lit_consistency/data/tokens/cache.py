@@ -8,7 +8,6 @@ made anew. It gives up cleaning: old shards stay until the user removes them.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,15 +19,13 @@ from filelock import FileLock
 from lit_consistency.data.tokens.token_files import FORMAT, DamagedShard, Shard, open_shard
 from lit_consistency.records.atomic import remove_leftovers, replaced_folder
 from lit_consistency.records.fingerprints import fingerprint_of
+from lit_consistency.records.known_hashes import cache_folder
+from lit_consistency.records.processes import is_first_here
 
 
 def default_cache_dir() -> Path:
-    """`$XDG_CACHE_HOME/lit_consistency/tokens`, by default under `~/.cache`.
-
-    Source: https://specifications.freedesktop.org/basedir-spec/latest/
-    """
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "lit_consistency" / "tokens"
+    """`$XDG_CACHE_HOME/lit_consistency/tokens`, by default under `~/.cache`."""
+    return cache_folder() / "tokens"
 
 
 def digest(fingerprint: dict[str, Any]) -> str:
@@ -53,7 +50,7 @@ def open_or_build(cache_dir: Path, fingerprint: dict[str, Any], build: Callable[
         ValueError, OSError: What `build` raised; nothing is left behind then.
     """
     folder = folder_of(cache_dir, fingerprint)
-    verify = os.environ.get("LOCAL_RANK", "0") == "0"
+    verify = is_first_here()
     with suppress(DamagedShard):
         if (shard := open_shard(folder, fingerprint, verify)) is not None:
             return shard

@@ -73,7 +73,7 @@ class StreamRows(TokenRows):
         self.block_size = block_size
         n_inputs = max(len(shard.tokens) - 1, 0)
         bounds = np.minimum(np.arange(-(-n_inputs // block_size) + 1) * block_size, n_inputs)
-        ends_before = np.searchsorted(shard.offsets[1:] - 1, bounds)
+        ends_before = np.searchsorted(shard.offsets[1:], bounds + 1)
         self.supervised = np.diff(bounds) - np.diff(ends_before)
 
     def __getitem__(self, i: int) -> PackedSequence:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lit_consistency.records.processes import available_cores
 from lit_consistency.study.job import Job
 
 SMALLEST_SHARE = 1e-6
@@ -238,13 +239,6 @@ class Capacity:
             return dict.fromkeys(whole[:n], 1.0) if len(whole) >= n else None
         fitting = {device: free for device, free in self.free_devices.items() if free > devices - SMALLEST_SHARE}
         return {min(fitting, key=fitting.__getitem__): devices} if fitting else None
-
-
-def available_cores() -> int:
-    """Cores that this process may use: those of its SLURM task or its affinity, not all of the machine."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def visible_devices() -> list[str]:

@@ -21,16 +21,11 @@ from dataclasses import replace
 from typing import Any
 
 from lit_consistency.records.extras import require
+from lit_consistency.records.processes import available_cores
 from lit_consistency.study.execute.follower import LOOK_AGAIN, Driver
 from lit_consistency.study.execute.forkserver import GRACE
 from lit_consistency.study.execute.local import Entry, LocalProcesses, ProcessFailed
-from lit_consistency.study.execute.options import (
-    Capacity,
-    ExecutionOptions,
-    RayOptions,
-    available_cores,
-    check_jobs,
-)
+from lit_consistency.study.execute.options import Capacity, ExecutionOptions, RayOptions, check_jobs
 from lit_consistency.study.execute.progress import ProgressReport, Throughput
 from lit_consistency.study.execute.retries import Retries
 from lit_consistency.study.execute.state import State, last_lines, read_attempts, signal_name

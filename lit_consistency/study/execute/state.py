@@ -77,7 +77,8 @@ class Attempt:
 def read_attempts(folder: Path) -> list[Attempt]:
     """The attempts at a job, the latest last; empty where none was made by a worker."""
     try:
-        text = (folder / FILE).read_text(encoding="utf-8")
+        with open(f"{folder}/{FILE}", encoding="utf-8") as file:
+            text = file.read()
     except FileNotFoundError:
         return []
     return [Attempt(**{**attempt, "state": State(attempt["state"])}) for attempt in json.loads(text)["attempts"]]

@@ -40,6 +40,19 @@ def test_a_folder_says_which_of_its_files_it_leaves_out(folder: Path) -> None:
         TextFiles(str(folder))
 
 
+@pytest.mark.parametrize(("separator", "n"), [(None, 11), (None, 41), ("|", 11)])
+def test_a_document_too_long_for_memory_is_refused_by_its_file(
+    separator: str | None, n: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lit_consistency.data.sources.files.LONGEST", 10)
+    file = tmp_path / "a.txt"
+    file.write_text("x" * 10 + ("|" if separator else ""))
+    assert list(TextFiles(str(file), separator).documents()) == ["x" * 10]
+    file.write_text("x" * n)
+    with pytest.raises(ValueError, match=r"a.txt: more than 10 characters .*; expected .*stands between its documents"):
+        list(TextFiles(str(file), separator).documents())
+
+
 def test_packed_text_is_read(folder: Path) -> None:
     with gzip.open(folder / "d.txt.gz", "wt", encoding="utf-8") as stream:
         stream.write("größer")
