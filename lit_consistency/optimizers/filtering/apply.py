@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from lit_consistency.optimizers.filtering.threshold import (
     EVERYWHERE,
     Threshold,
     bracket,
+    count_ones,
     number_kept,
     row_thresholds,
     sampled_columns,
@@ -67,7 +67,8 @@ def move_exactly(
     for step in compiled:
         first, second = compiled_two_passes(step.kind)
         for block in step.blocks:
-            threshold = (_between if step.exp_avg.is_cpu else _of_scores)(first, step, block, workspace)
+            on_cpu = step.exp_avg.is_cpu
+            threshold = _between(first, step, block, workspace) if on_cpu else _of_scores(first, step, block)
             step.thresholds.append(threshold)
             _run_on_block(second, step, block, threshold)
         step.step.add_(1)
@@ -95,21 +96,21 @@ def _between(first: Callable[..., Any], step: ParameterStep, block: Block, works
     begin, end = step.local_range(block)
     kept, smallest = number_kept(step.fraction, block.numel), step.rule.smallest
     columns = sampled_columns(block.numel)
-    sample = step.scores(slice(begin + columns.start, end, columns.step)).numpy()
-    limits = bracket(sample, kept, block.numel, smallest)
-    low, high = (torch.from_numpy(np.array(limit)) for limit in limits)
+    sample = step.scores(slice(begin + columns.start, end, columns.step))
+    low, high = bracket(sample, kept, block.numel, smallest)
     _, grad, mean, square = step.tensors(slice(begin, end))
     below, inside = (workspace.take(name, mean.shape, torch.uint8) for name in ("below", "inside"))
     scores = mean if step.rule.ranks_momentum else workspace.take("scores", mean.shape, mean.dtype)
     numbers = (step.coefficients, low, high, step.offset(begin), step.key)
     first(grad, mean, square, *numbers, below, inside, scores, step.kind.rule)
-    flags, n_below = inside.view(torch.bool).numpy(), np.count_nonzero(below.view(torch.bool).numpy())
-    threshold = threshold_inside(scores.numpy(), flags, n_below, kept, smallest, equal=limits[0] == limits[1])
+    threshold = threshold_inside(
+        scores, inside.view(torch.bool), count_ones(below), kept, smallest, equal=bool(low == high)
+    )
     cut = threshold.cut
     return threshold if int(cut) in (0, EVERYWHERE) else threshold._replace(cut=cut + step.offset(begin))
 
 
-def _of_scores(first: Callable[..., Any], step: ParameterStep, block: Block, _: Workspace) -> Threshold:
+def _of_scores(first: Callable[..., Any], step: ParameterStep, block: Block) -> Threshold:
     """The same on other devices, of all scores."""
     begin, end = step.local_range(block)
     _, grad, mean, square = step.tensors(slice(begin, end))

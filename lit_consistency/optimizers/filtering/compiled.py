@@ -47,15 +47,13 @@ def compiled_one_pass(kind: Kind) -> Callable[..., Any]:
 def compiled_two_passes(kind: Kind) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """``bracket_pass`` on a CPU, else ``means_pass``, and ``param_pass``, likewise."""
     param, grad, mean, square, coefficients, threshold, offset, key = _trial(kind)
-    scores = torch.zeros_like(mean)
+    scores, numbers = torch.zeros_like(mean), (coefficients, threshold, offset, key)
     if kind.device.type == "cpu":
-        low, high = threshold.low, threshold.high
-        below, inside = scores.to(torch.uint8), scores.to(torch.uint8)
-        numbers = (coefficients, low, high, offset, key)
-        first = _compiled(bracket_pass, grad, mean, square, *numbers, below, inside, scores, kind.rule)
+        limits = (threshold.low, threshold.high, offset, key)
+        flags = (scores.to(torch.uint8), scores.to(torch.uint8))
+        first = _compiled(bracket_pass, grad, mean, square, coefficients, *limits, *flags, scores, kind.rule)
     else:
         first = _compiled(means_pass, grad, mean, square, coefficients, offset, key, scores, kind.rule)
-    numbers = (coefficients, threshold, offset, key)
     return first, _compiled(param_pass, param, grad, mean, square, *numbers, kind.rule)
 
 

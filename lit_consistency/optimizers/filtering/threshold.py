@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -119,18 +118,16 @@ def threshold_of_row(scores: Tensor, k: int, smallest: bool = False) -> Threshol
     Returns:
         Threshold of shape ().
     """
-    row, columns = scores.numpy(), len(scores)
-    low, high = bracket(row[sampled_columns(columns)].copy(), k, columns, smallest)
-    inside, n_below = np.empty(columns, np.bool_), 0
-    less, within = np.empty(PIECE, np.bool_), np.empty(PIECE, np.bool_)
+    columns = len(scores)
+    low, high = bracket(scores[sampled_columns(columns)].clone(), k, columns, smallest)
+    inside, n_below = torch.empty(columns, dtype=torch.bool), 0
     for start in range(0, columns, PIECE):
-        piece = row[start : start + PIECE]
-        less, within = less[: len(piece)], within[: len(piece)]
-        n_below += np.count_nonzero(np.less(piece, low, out=less))
-        np.less_equal(piece, high, out=within)
+        piece = scores[start : start + PIECE]
+        less = piece < low
+        n_below += count_ones(less.view(torch.uint8))
         # what is less is within the upper bound, and a NaN is neither
-        np.not_equal(less, within, out=inside[start : start + PIECE])
-    return threshold_inside(row, inside, n_below, k, smallest, equal=low == high)
+        torch.ne(less, piece <= high, out=inside[start : start + PIECE])
+    return threshold_inside(scores, inside, n_below, k, smallest, equal=bool(low == high))
 
 
 def sampled_columns(columns: int) -> slice:
@@ -142,11 +139,11 @@ def sampled_columns(columns: int) -> slice:
     return slice(stride // 2, columns, stride)
 
 
-def bracket(sample: np.ndarray, k: int, columns: int, smallest: bool) -> tuple[np.generic, np.generic]:
-    """Two scores between which the k-th of all columns nearly always lies.
+def bracket(sample: Tensor, k: int, columns: int, smallest: bool) -> tuple[Tensor, Tensor]:
+    """Two scores between which the k-th of all columns nearly always lies, of shape ().
 
     Args:
-        sample: (sampled,), at least 0; its order is lost.
+        sample: (sampled,), at least 0, contiguous; its order is lost.
         k: 1 <= k <= columns.
         columns: number of scores that were sampled from.
         smallest: whether the k smallest are asked for.
@@ -155,19 +152,20 @@ def bracket(sample: np.ndarray, k: int, columns: int, smallest: bool) -> tuple[n
     spread = DEVIATIONS * math.sqrt(n_sampled * share * (1 - share)) + DEVIATIONS
     first, last = math.floor(share * n_sampled - spread), math.ceil(share * n_sampled + spread)
     _integers(sample).partition(sorted({min(max(rank, 0), n_sampled - 1) for rank in (first, last)}))
-    low = sample[first] if first >= 0 else sample.dtype.type(0)
-    high = sample[last] if last < n_sampled else sample.dtype.type(math.inf)
-    return low, sample.dtype.type(math.inf) if np.isnan(high) else high
+    low = sample[first] if first >= 0 else torch.zeros((), dtype=sample.dtype)
+    # a NaN is no bound
+    bounded = last < n_sampled and not bool(sample[last].isnan())
+    return low, sample[last] if bounded else torch.full((), math.inf, dtype=sample.dtype)
 
 
 def threshold_inside(
-    row: np.ndarray, inside: np.ndarray, n_below: int, k: int, smallest: bool, equal: bool = False
+    row: Tensor, inside: Tensor, n_below: int, k: int, smallest: bool, equal: bool = False
 ) -> Threshold:
     """The threshold of a row from the scores in a bracket, or from all of them where it is not among these.
 
     Args:
         row: (columns,), of which the absolute values are the scores; only read.
-        inside: (columns,), which of them are in the bracket.
+        inside: (columns,), bool: which of them are in the bracket.
         n_below: number of scores below it.
         k: 1 <= k <= columns.
         smallest: choose the smallest, and of equal ones the last.
@@ -178,19 +176,21 @@ def threshold_inside(
     """
     columns, rank = len(row), (k - 1 if smallest else len(row) - k) - n_below
     # of equal scores, often zeros and many, no list is made
-    places = np.flatnonzero(inside) if not equal else np.empty(0, np.int64)
-    n_inside = np.count_nonzero(inside) if equal else len(places)
+    places = torch.empty(0, dtype=torch.int64) if equal else _places(inside)
+    n_inside = count_ones(inside.view(torch.uint8)) if equal else len(places)
     if not 0 <= rank < n_inside:
-        places, n_below, rank, equal = np.arange(columns), 0, rank + n_below, False
+        places, n_below, rank, equal = torch.arange(columns), 0, rank + n_below, False
     if equal:
-        kth, n_less, n_ties = np.abs(row[inside.argmax()]), n_below, n_inside
+        threshold, n_less, n_ties = row[int(inside.numpy().argmax())].abs(), n_below, n_inside
     else:
-        candidates = np.abs(row[places])
-        kth = np.partition(_integers(candidates), rank)[rank : rank + 1].view(row.dtype)[0]
-        n_less = n_below + np.count_nonzero(candidates < kth)
-        places = places[candidates == kth]
+        candidates = row[places].abs()
+        ordered = candidates.clone()
+        _integers(ordered).partition(rank)
+        threshold = ordered[rank].clone()
+        n_less = n_below + int((candidates < threshold).count_nonzero())
+        places = places[candidates == threshold]
         n_ties = len(places)
-    threshold, cut = torch.from_numpy(np.array(kth)), 0 if smallest else EVERYWHERE
+    cut = 0 if smallest else EVERYWHERE
     # NaN is neither less nor equal, and takes its place among the k
     missing = k - (n_less if smallest else columns - n_less - n_ties)
     if 0 < missing < n_ties:
@@ -200,21 +200,35 @@ def threshold_inside(
     return Threshold(threshold, threshold, torch.tensor(cut))
 
 
-def _place_of(flags: np.ndarray, number: int) -> int:
+def count_ones(flags: Tensor) -> int:
+    """How many of (n,) contiguous uint8, zeros and ones, are ones; eight at a time, from a multiple of 8 bytes on."""
+    whole = len(flags) // 512 * 512
+    count = int(flags[whole:].sum())
+    if whole:
+        # no byte of the sum of 64 words is above 64
+        count += int(flags[:whole].view(torch.int64).view(64, -1).sum(0).view(torch.uint8).sum())
+    return count
+
+
+def _places(flags: Tensor) -> Tensor:
+    """Indices of flags that are set; torch takes four times as long for few of many."""
+    return torch.from_numpy(flags.numpy().nonzero()[0])
+
+
+def _place_of(flags: Tensor, number: int) -> int:
     """Where flag 0, 1, ... of those that are set stands."""
     for start in range(0, len(flags), PIECE):
         piece = flags[start : start + PIECE]
-        count = np.count_nonzero(piece)
+        count = int(piece.count_nonzero())
         if number < count:
-            return start + int(np.flatnonzero(piece)[number])
+            return start + int(_places(piece)[number])
         number -= count
     raise AssertionError
 
 
-def _integers(scores: Any) -> np.ndarray:
+def _integers(scores: Tensor) -> Any:
     """Their bits, in the order of floats that are at least 0, NaN after infinity; NumPy sorts these faster."""
-    row = np.asarray(scores)
-    return row.view(np.int64 if row.dtype == np.float64 else np.int32)
+    return scores.view(torch.int64 if scores.dtype == torch.float64 else torch.int32).numpy()
 
 
 # -------------------- rows side by side
