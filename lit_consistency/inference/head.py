@@ -19,6 +19,7 @@ from litgpt.model import do_softcapping
 from torch import Tensor, nn
 
 from lit_consistency.model import DocumentMask, Spans, plain_head
+from lit_consistency.model.head_loss import logits_by_parts, row_parts
 
 ELEMENTS = 1 << 27
 """Logits at a time where they come whole. On a CPU 768 rows by 512 columns stay in its cache, twice as fast."""
@@ -108,24 +109,23 @@ def read_log_probs(
         tree: as of ``score_batch``; read by this package's models only.
     """
 
-    def read(states: Tensor, head: Head) -> None:
-        n_rows = max(ELEMENTS // head.n_vocab, 1)
-        for first in range(0, len(indices), n_rows):
-            logits = head.columns(states[indices[first : first + n_rows].to(states.device)], 0, head.n_vocab)
-            precise = torch.promote_types(logits.dtype, torch.float32)
-            consume(torch.log_softmax(logits, dim=-1, dtype=precise), first)
+    def read(logits: Tensor, first: int) -> None:
+        precise = torch.promote_types(logits.dtype, torch.float32)
+        consume(torch.log_softmax(logits, dim=-1, dtype=precise), first)
 
     def body(gpt: DocumentMask) -> Tensor:
-        states = gpt.states(tokens, *(tree or ()))
+        states = gpt.states(tokens, *(tree or ())).flatten(0, 1)
         # within the call, as a sharded head is whole only there
-        read(states.flatten(0, 1), _head(gpt))
+        for rows, logits in logits_by_parts(states[indices.to(states.device)], gpt, ELEMENTS):
+            read(logits, rows.start)
         return states
 
     if isinstance(model, DocumentMask):
         model(tokens, body=body)
-    else:
-        logits = model(tokens).flatten(0, 1)
-        read(logits, Head(logits.size(-1), lambda rows, start, end: rows[:, start:end], in_blocks=True))
+        return
+    every = model(tokens).flatten(0, 1)
+    for rows in row_parts(len(indices), every.size(-1), ELEMENTS):
+        read(every[indices[rows].to(every.device)], rows.start)
 
 
 def _head(gpt: DocumentMask) -> Head:

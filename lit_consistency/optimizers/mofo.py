@@ -11,7 +11,8 @@ are sharded.
 
 ``selection: sampled`` finds the threshold of a large block from a sample of its new momentum, before one compiled pass
 over memory; the share that moves is then the fraction within about sqrt((1 - fraction) / (fraction * sample_size)),
-relatively. ``exact`` moves exactly K coordinates and takes two passes and a partition. Small runs are not compiled.
+relatively. ``exact`` moves exactly K coordinates and takes two passes; a sample tells which few scores the threshold
+lies among. Small runs are not compiled.
 
 From gradient to weight: ``MoFO.update_group`` here, ``filtering/apply.py`` for a parameter, ``filtering/passes.py`` for
 a coordinate; the thresholds come from ``filtering/blocks.py``. On CUDA ``filtering/cuda.py`` moves whole groups.
@@ -46,17 +47,17 @@ from lit_consistency.optimizers.core.optimizer import (
     require_roles,
 )
 from lit_consistency.optimizers.core.workspace import Workspace
-from lit_consistency.optimizers.filtering.apply import kind_of, move_exactly, move_held, move_sampled
+from lit_consistency.optimizers.filtering.apply import move_exactly, move_held, move_sampled
 from lit_consistency.optimizers.filtering.blocks import ParameterStep, blocks_of
+from lit_consistency.optimizers.filtering.compiled import compiled_one_pass, compiled_two_passes
 from lit_consistency.optimizers.filtering.cuda import DeviceFilter, Job, Kind
 from lit_consistency.optimizers.filtering.density import SelectionStats
 from lit_consistency.optimizers.filtering.passes import (
     FILTERS,
+    Coefficients,
     Filter,
     Rule,
     coefficients_of,
-    compiled_one_pass,
-    compiled_two_passes,
     key_of,
 )
 from lit_consistency.optimizers.groups import ROLES
@@ -167,6 +168,7 @@ class MoFO(GroupOptimizer):
         unfiltered: list[Entry] = []
         filtered: list[tuple[Entry, ParameterStep]] = []
         on_device: defaultdict[Kind, list[Job]] = defaultdict(list)
+        numbers: dict[Any, Any] = {}
         for entry in entries:
             # the device is asked once, after a start or a resume
             taken = self._steps_taken.get(entry.param)
@@ -178,7 +180,7 @@ class MoFO(GroupOptimizer):
             elif kind := self._kind_on_device(group, entry):
                 on_device[kind].append(Job(entry, number, fraction))
             else:
-                filtered.append((entry, _parameter_step(group, entry, number, fraction)))
+                filtered.append((entry, _parameter_step(group, entry, number, fraction, numbers)))
         update_adamw(unfiltered, group)
         for entry in unfiltered:
             self._stats.add_unfiltered(group["role"], entry)
@@ -258,7 +260,7 @@ class MoFO(GroupOptimizer):
         if small or self._compiler_failed or step.mask is not None or (exact and sharded):
             return False
         try:
-            (compiled_two_passes if exact else compiled_one_pass)(kind_of(step))
+            (compiled_two_passes if exact else compiled_one_pass)(step.kind)
         except Exception as error:
             # whatever a compiler fails with, the step can do without it; nothing has moved yet
             if self.compile == "always":
@@ -269,13 +271,25 @@ class MoFO(GroupOptimizer):
         return True
 
 
-def _parameter_step(group: Mapping[str, Any], entry: Entry, number: int, fraction: float) -> ParameterStep:
-    """What a parameter's step of this number needs, with flat tensors, and the choice that is kept for later steps."""
+def _parameter_step(
+    group: Mapping[str, Any], entry: Entry, number: int, fraction: float, numbers: dict[Any, Any]
+) -> ParameterStep:
+    """What a parameter's step of this number needs, with flat tensors, and the choice that is kept for later steps.
+
+    ``numbers`` keeps the step's coefficients for the group's next parameters.
+    """
     state = adamw_state(entry)
     param, grad, mean, square = (
         tensor.reshape(-1) for tensor in (entry.target, entry.grad, state["exp_avg"], state["exp_avg_sq"])
     )
-    options = {key: group[key] for key in ("lr", "betas", "eps", "weight_decay")}
+    alike = (number, mean.dtype, param.device)
+    if alike not in numbers:
+        options = {key: group[key] for key in ("lr", "betas", "eps", "weight_decay")}
+        coefficients = coefficients_of(number, **options, dtype=mean.dtype, device=param.device)
+        numbers[alike] = coefficients, Coefficients(*coefficients.unbind()), key_of(0, "", 0, param.device)
+    coefficients, by, key = numbers[alike]
+    if group["filter"] == "random":
+        key = key_of(group["seed"], entry.name, number, param.device)
     size = group["sample_size"] if group["selection"] == "sampled" else None
     step = ParameterStep(
         param,
@@ -283,8 +297,9 @@ def _parameter_step(group: Mapping[str, Any], entry: Entry, number: int, fractio
         mean,
         square,
         step=state["step"],
-        coefficients=coefficients_of(number, **options, dtype=mean.dtype, device=param.device),
-        key=key_of(group["seed"], entry.name, number, param.device),
+        coefficients=coefficients,
+        by=by,
+        key=key,
         rule=Rule(group["filter"], group["decay_unselected"]),
         fraction=fraction,
         layout=layout_of(entry.name, entry.param),

@@ -182,7 +182,7 @@ def test_one_program_serves_all_blocks() -> None:
     with mock.patch.dict(training.TINY, {"n_layer": 6}):
         model = training.new_model(training.SIZES["124M"].settings, "bf16-mixed", "blocks", place)
     batches = training.forever([training.random_batch(2, 64, 256, "cpu", 0)])
-    step = training.training_step(model, "bf16-mixed", "blocks", batches, place)
+    step = training.training_step(model, "bf16-mixed", batches, place)
     step()
     step()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1

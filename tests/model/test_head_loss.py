@@ -144,3 +144,17 @@ def test_logits_by_parts_are_the_logits(rows_at_a_time: int) -> None:
         states, expected = model.states(tokens).flatten(0, 1), model(tokens).flatten(0, 1)
     for where, logits in logits_by_parts(states, model):
         torch.testing.assert_close(logits, expected[where])
+
+
+@pytest.mark.parametrize("cap", [None, 2.0])
+@pytest.mark.parametrize("bias", [False, True])
+def test_logits_of_a_plain_head_are_those_of_its_module(bias: bool, cap: float | None) -> None:
+    """Bit by bit where there is no bias: they are made in one buffer, which the next part overwrites."""
+    gpt, (states, _) = head(torch.float32, bias, cap), rows(7, torch.float32)
+    expected = gpt.lm_head(states).detach()
+    expected = expected if cap is None else torch.tanh(expected / cap) * cap
+    parts = [(where, logits.clone()) for where, logits in logits_by_parts(states.detach(), gpt, elements=3 * V)]
+    assert [len(logits) for _, logits in parts] == [3, 3, 1]
+    torch.testing.assert_close(torch.cat([logits for _, logits in parts]), expected, rtol=1e-6, atol=1e-6)
+    if not bias and cap is None:
+        assert all(torch.equal(logits, gpt.lm_head(states[where])) for where, logits in parts)

@@ -19,15 +19,17 @@ from lit_consistency.optimizers.filtering.blocks import (
     sampled_thresholds,
     sharded_exact_thresholds,
 )
-from lit_consistency.optimizers.filtering.passes import (
-    Coefficients,
-    Kind,
-    compiled_one_pass,
-    compiled_two_passes,
-    indices,
-    score,
+from lit_consistency.optimizers.filtering.compiled import compiled_one_pass, compiled_two_passes
+from lit_consistency.optimizers.filtering.threshold import (
+    EVERYWHERE,
+    Threshold,
+    bracket,
+    count_ones,
+    number_kept,
+    row_thresholds,
+    sampled_columns,
+    threshold_inside,
 )
-from lit_consistency.optimizers.filtering.threshold import Threshold, number_kept, threshold_in_place
 
 
 def move_sampled(compiled: Sequence[ParameterStep], eager: Sequence[ParameterStep], options: Mapping[str, Any]) -> None:
@@ -43,10 +45,9 @@ def move_sampled(compiled: Sequence[ParameterStep], eager: Sequence[ParameterSte
     before = _take_whole_step(eager, options)
     sampled_thresholds([*compiled, *eager])
     for step in compiled:
-        kind = kind_of(step)
-        program = compiled_one_pass(kind)
+        program = compiled_one_pass(step.kind)
         for block, threshold in zip(step.blocks, step.thresholds, strict=True):
-            _run_on_block(program, kind, step, block, threshold)
+            _run_on_block(program, step, block, threshold)
         step.step.add_(1)
         step.means_updated = True
     for step, old in zip(eager, before, strict=True):
@@ -61,14 +62,17 @@ def move_exactly(
 ) -> None:
     """One step with exactly K coordinates of each block, likewise; sharded parameters are all in ``eager``.
 
-    ``workspace`` keeps the scores of the largest parameter from step to step.
+    ``workspace`` keeps memory for what is known of the largest block's scores from step to step.
     """
-    if compiled:
-        largest = max((step.exp_avg for step in compiled), key=len)
-        cpu = largest.device.type == "cpu"
-        scratch = workspace.take("scores", largest.shape, largest.dtype) if cpu else torch.empty_like(largest)
-        for step in compiled:
-            _move_in_two_passes(step, scratch)
+    for step in compiled:
+        first, second = compiled_two_passes(step.kind)
+        for block in step.blocks:
+            on_cpu = step.exp_avg.is_cpu
+            threshold = _between(first, step, block, workspace) if on_cpu else _of_scores(first, step, block)
+            step.thresholds.append(threshold)
+            _run_on_block(second, step, block, threshold)
+        step.step.add_(1)
+        step.means_updated = True
     if eager:
         before = _take_whole_step(eager, options)
         sharded = eager[0].layout.group is not None
@@ -87,58 +91,53 @@ def move_held(steps: Sequence[ParameterStep], options: Mapping[str, Any]) -> Non
 # -------------------- compiled
 
 
-def kind_of(step: ParameterStep) -> Kind:
-    """The kind of compiled program that moves a parameter."""
-    param, grad, mean, _ = step.tensors()
-    # on a CPU a second call is cheaper than comparing indices, see _run_on_block
-    rule = step.rule._replace(indexed=param.device.type != "cpu")
-    return Kind(param.device, param.dtype, grad.dtype, mean.dtype, rule)
+def _between(first: Callable[..., Any], step: ParameterStep, block: Block, workspace: Workspace) -> Threshold:
+    """Move the means of a block on a CPU; the exact threshold, of scores that a sample says it lies among."""
+    begin, end = step.local_range(block)
+    kept, smallest = number_kept(step.fraction, block.numel), step.rule.smallest
+    columns = sampled_columns(block.numel)
+    sample = step.scores(slice(begin + columns.start, end, columns.step))
+    low, high = bracket(sample, kept, block.numel, smallest)
+    _, grad, mean, square = step.tensors(slice(begin, end))
+    below, inside = (workspace.take(name, mean.shape, torch.uint8) for name in ("below", "inside"))
+    scores = mean if step.rule.ranks_momentum else workspace.take("scores", mean.shape, mean.dtype)
+    numbers = (step.coefficients, low, high, step.offset(begin), step.key)
+    first(grad, mean, square, *numbers, below, inside, scores, step.kind.rule)
+    threshold = threshold_inside(
+        scores, inside.view(torch.bool), count_ones(below), kept, smallest, equal=bool(low == high)
+    )
+    cut = threshold.cut
+    return threshold if int(cut) in (0, EVERYWHERE) else threshold._replace(cut=cut + step.offset(begin))
 
 
-def _move_in_two_passes(step: ParameterStep, scratch: Tensor) -> None:
-    """Means and scores, the exact threshold of the scores, then the parameter; block by block."""
-    kind = kind_of(step)
-    first, second = compiled_two_passes(kind)
-    for block in step.blocks:
-        begin, end = step.local_range(block)
-        _, grad, mean, square = step.tensors(slice(begin, end))
-        scores, offset = scratch[: end - begin], step.offset(begin)
-        first(grad, mean, square, step.coefficients, offset, step.key, scores, kind.rule)
-
-        def again(start: int, stop: int, begin: int = begin) -> Tensor:
-            _, grad, mean, square = step.tensors(slice(begin + start, begin + stop))
-            # only the random filter looks at the index
-            index = indices(grad, step.offset(begin + start)) if step.rule.filter == "random" else step.key
-            by = Coefficients(*step.coefficients.unbind())
-            return score(step.rule.filter, grad, mean, square, by, index, step.key)
-
-        kept = number_kept(step.fraction, end - begin)
-        low, high, cut = threshold_in_place(scores, kept, step.rule.smallest, again)
-        step.thresholds.append(Threshold(low, high, cut + offset))
-        _run_on_block(second, kind, step, block, step.thresholds[-1])
-    step.step.add_(1)
-    step.means_updated = True
+def _of_scores(first: Callable[..., Any], step: ParameterStep, block: Block) -> Threshold:
+    """The same on other devices, of all scores."""
+    begin, end = step.local_range(block)
+    _, grad, mean, square = step.tensors(slice(begin, end))
+    scores, offset = torch.empty_like(mean), step.offset(begin)
+    first(grad, mean, square, step.coefficients, offset, step.key, scores, step.kind.rule)
+    threshold = row_thresholds(scores[None], number_kept(step.fraction, block.numel), step.rule.smallest).rows()[0]
+    return Threshold(threshold.low, threshold.high, threshold.cut + offset)
 
 
-def _run_on_block(
-    program: Callable[..., None], kind: Kind, step: ParameterStep, block: Block, threshold: Threshold
-) -> None:
+def _run_on_block(program: Callable[..., Any], step: ParameterStep, block: Block, threshold: Threshold) -> None:
     """Run a compiled pass on a block, on each side of the index where ties end if the pass compares no indices."""
     begin, end = step.local_range(block)
+    smallest, (low, high, cut) = step.rule.smallest, threshold
     pieces = [(begin, end, threshold)]
-    if not kind.rule.indexed:
-        low, high, cut = threshold
+    if not step.kind.rule.indexed:
         middle = min(end, max(begin, int(cut) - step.layout.begin))
-        # beyond a number is from the next number on
-        if step.rule.smallest:
-            before, after = torch.nextafter(low, torch.full_like(low, -torch.inf)), high
-        else:
-            before, after = low, torch.nextafter(high, torch.full_like(high, torch.inf))
-        pieces = [(begin, middle, Threshold(before, before, cut)), (middle, end, Threshold(after, after, cut))]
+        pieces = []
+        if begin < middle:
+            # beyond a number is from the next number on
+            before = torch.nextafter(low, torch.full_like(low, -torch.inf)) if smallest else low
+            pieces.append((begin, middle, Threshold(before, before, cut)))
+        if middle < end:
+            after = high if smallest else torch.nextafter(high, torch.full_like(high, torch.inf))
+            pieces.append((middle, end, Threshold(after, after, cut)))
     for start, stop, limit in pieces:
-        if start < stop:
-            tensors = step.tensors(slice(start, stop))
-            program(*tensors, step.coefficients, limit, step.offset(start), step.key, kind.rule)
+        tensors = step.tensors(slice(start, stop))
+        program(*tensors, step.coefficients, limit, step.offset(start), step.key, step.kind.rule)
 
 
 # -------------------- pass by pass
@@ -179,5 +178,5 @@ def _take_back_unselected(step: ParameterStep, before: Tensor) -> None:
 def _take_back(step: ParameterStep, where: slice, before: Tensor, selected: Tensor) -> None:
     """Give coordinates that are not selected their values before the step, or these decayed."""
     param, *_ = step.tensors(where)
-    left = before * Coefficients(*step.coefficients.unbind()).shrinkage if step.rule.decay_unselected else before
+    left = before * step.by.shrinkage if step.rule.decay_unselected else before
     param.copy_(torch.where(selected, param, left))

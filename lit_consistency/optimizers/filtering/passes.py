@@ -1,11 +1,8 @@
-"""MoFO's step as passes over flat tensors: means, scores, and what the chosen coordinates do; compiled where wanted.
+"""MoFO's step as passes over flat tensors: means, scores, and what the chosen coordinates do.
 
 Every function reads its tensors coordinate by coordinate, so that a compiler makes one pass over memory of each, and
 so that it does not matter in which pieces a block comes. Hyperparameters are tensors, because a compiler makes a new
-program for every new Python number.
-
-With a compiler the step reads and writes each tensor once, as fast as AdamW's fused kernel; without one it is about
-four times as slow. Given up: bit-equality of the compiled step with the other, whose sums are rounded in another order.
+program for every new Python number; ``compiled.py`` makes the programs.
 
 Source: Chen et al. 2025, arXiv 2407.20999, algorithm 1; the formula stands in ``mofo.py``.
 """
@@ -13,22 +10,18 @@ Source: Chen et al. 2025, arXiv 2407.20999, algorithm 1; the formula stands in `
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import cache
-from types import FunctionType
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from lit_consistency.optimizers.core.rounding import seed_of
-from lit_consistency.optimizers.filtering.threshold import EVERYWHERE, Threshold, chosen
+from lit_consistency.optimizers.filtering.threshold import Threshold, chosen
 
 Filter = Literal["momentum", "gradient", "adam_update", "second_moment", "random", "complement"]
 FILTERS: tuple[str, ...] = get_args(Filter)
 WORD = 2**32 - 1
-# of the tensors a program is first run on: a compiler spreads work over threads and blocks by the size it sees first
-TRIAL = 2**20
 
 
 class Rule(NamedTuple):
@@ -47,6 +40,11 @@ class Rule(NamedTuple):
     def reads_square(self) -> bool:
         """Whether the score depends on v."""
         return self.filter in ("adam_update", "second_moment")
+
+    @property
+    def ranks_momentum(self) -> bool:
+        """Whether the score is abs(m), which need not be kept beside m."""
+        return self.filter in ("momentum", "complement")
 
 
 class Coefficients(NamedTuple):
@@ -214,6 +212,43 @@ def means_pass(
         exp_avg_sq.copy_(square)
 
 
+def bracket_pass(
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    coefficients: Tensor,
+    low: Tensor,
+    high: Tensor,
+    offset: Tensor,
+    key: Tensor,
+    below: Tensor,
+    inside: Tensor,
+    scores: Tensor,
+    rule: Rule,
+) -> None:
+    """As ``means_pass``, for a threshold between two scores low and high, of shape ().
+
+    ``below`` and ``inside``, uint8 (coordinates,), are filled with 1 where a score is less than low, or between both,
+    and else with 0; ``scores`` only where they are not abs(m). Given up: masks, which a compiler writes to memory one
+    by one, and a sum of them, which takes as long as all the rest.
+    """
+    by = Coefficients(*coefficients.unbind())
+    mean, square = new_mean(grad, exp_avg, by), exp_avg_sq
+    if rule.reads_square:
+        square = new_square(grad, exp_avg_sq, by)
+    ranked = score(rule.filter, grad, mean, square, by, indices(grad, offset), key)
+    one, zero = torch.ones_like(ranked), torch.zeros_like(ranked)
+    less = torch.where(ranked < low, one, zero)
+    below.copy_(less.to(torch.uint8))
+    # what is less is within the upper bound, and a NaN is neither
+    inside.copy_((torch.where(ranked <= high, one, zero) - less).to(torch.uint8))
+    if not rule.ranks_momentum:
+        scores.copy_(ranked)
+    exp_avg.copy_(mean)
+    if rule.reads_square:
+        exp_avg_sq.copy_(square)
+
+
 def param_pass(
     param: Tensor,
     grad: Tensor,
@@ -260,57 +295,3 @@ def _mix(word: Tensor) -> Tensor:
     for _ in range(2):
         word = ((word ^ (word >> 16)) * 0x119DE1F3) & WORD
     return word ^ (word >> 16)
-
-
-# -------------------- compiled
-
-
-class Kind(NamedTuple):
-    """What a program is made for, whatever the sizes of its tensors."""
-
-    device: torch.device
-    param: torch.dtype
-    grad: torch.dtype
-    state: torch.dtype
-    rule: Rule
-
-
-@cache
-def compiled_one_pass(kind: Kind) -> Callable[..., None]:
-    """``one_pass``, compiled and run once on zeros, so that a failing compiler touches nothing.
-
-    Raises:
-        Exception: of the compiler.
-    """
-    program = _compiled(one_pass)
-    param, grad, mean, square, coefficients, threshold, offset, key = _trial(kind)
-    program(param, grad, mean, square, coefficients, threshold, offset, key, kind.rule)
-    return program
-
-
-@cache
-def compiled_two_passes(kind: Kind) -> tuple[Callable[..., None], Callable[..., None]]:
-    """``means_pass`` and ``param_pass``, likewise."""
-    first, second = _compiled(means_pass), _compiled(param_pass)
-    param, grad, mean, square, coefficients, threshold, offset, key = _trial(kind)
-    first(grad, mean, square, coefficients, offset, key, torch.zeros_like(mean), kind.rule)
-    second(param, grad, mean, square, coefficients, threshold, offset, key, kind.rule)
-    return first, second
-
-
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    # a code object of its own for every kind: torch refuses to compile one code object more than eight times
-    own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__)
-    own.__kwdefaults__ = function.__kwdefaults__
-    return torch.compile(own, dynamic=True, fullgraph=True)
-
-
-def _trial(kind: Kind) -> tuple[Any, ...]:
-    """Arguments of ``one_pass`` before the rule, to run a program on for the first time."""
-    param, grad, mean, square = (
-        torch.zeros(TRIAL, dtype=dtype, device=kind.device) for dtype in (kind.param, kind.grad, kind.state, kind.state)
-    )
-    number = torch.ones((), dtype=kind.state, device=kind.device)
-    offset, key = (torch.zeros(shape, dtype=torch.int64, device=kind.device) for shape in ((), (2,)))
-    threshold = Threshold(number, number, offset + EVERYWHERE)
-    return param, grad, mean, square, number.expand(7).clone(), threshold, offset, key

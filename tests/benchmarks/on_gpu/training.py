@@ -1,7 +1,7 @@
 """Steps of training by themselves, without loader, logger and callbacks: pretraining, and packed rows of conversations.
 
-A step is that of ``LitLanguageModel``: forward under the precision, the loss of single tokens, backward, the norm of
-the gradients, the optimizer.
+A step is that of ``LitLanguageModel``: forward under the precision, the loss that takes its gradients there, backward,
+the norm of the gradients, the optimizer.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from litgpt.config import Config
 from torch import Tensor
 
 from lit_consistency.callbacks.throughput import flops_per_token
-from lit_consistency.data.loading.collate import EMPTY, Batch, collate
+from lit_consistency.data.loading.collate import EMPTY, Batch, collate, model_inputs, supervised_tokens
 from lit_consistency.data.loading.order import MicroBatch, Order
 from lit_consistency.data.tokens.token_files import Shard
 from lit_consistency.data.tokens.token_rows import ConversationRows
 from lit_consistency.distributed.gradients import gradient_norm
-from lit_consistency.model import GPT, IGNORE, init_weights, token_nll
+from lit_consistency.inference.rows import supervised_nll
+from lit_consistency.model import GPT, IGNORE, DocumentMask, TokenNLL, init_weights, linear_loss
 from lit_consistency.optimizers import AdamW, parameter_groups
 from tests.benchmarks.measure import seconds
 from tests.benchmarks.on_gpu.place import Place, Row, bar, or_skip, peak_flops, peak_gib, release
@@ -54,14 +55,8 @@ SIZES = {
         0.45,
     ),
 }
-# the first of a size compiles the blocks for the second; what is uncompiled costs no time to compile and comes last
-VARIANTS = [
-    ("bf16-mixed", "blocks and loss"),
-    ("bf16-mixed", "blocks"),
-    ("bf16-true", "blocks and loss"),
-    ("bf16-mixed", "no"),
-    ("bf16-true", "no"),
-]
+# what is uncompiled costs no time to compile and comes last
+VARIANTS = [("bf16-mixed", "blocks"), ("bf16-true", "blocks"), ("bf16-mixed", "no"), ("bf16-true", "no")]
 
 
 def new_model(settings: dict[str, Any], precision: str, compiled: str, place: Place) -> GPT:
@@ -89,18 +84,21 @@ def backend(place: Place) -> str:
     return "eager" if place.tiny else "inductor"
 
 
-def training_step(model: GPT, precision: str, compiled: str, batches: Iterator[Batch], place: Place) -> Step:
+def training_step(model: GPT, precision: str, batches: Iterator[Batch], place: Place) -> Step:
     """One optimizer step of one micro-batch after the other; returns its loss per supervised token."""
     optimizer = AdamW(parameter_groups(model), lr=1e-4, weight_decay=0.1)
-    nll_of = token_nll
-    if compiled == "blocks and loss":
-        nll_of = torch.compile(token_nll, dynamic=False, backend=backend(place))
 
     def step() -> Tensor:
         batch = next(batches)
+        indices, targets = supervised_tokens(batch)
+
+        def body(gpt: DocumentMask) -> Tensor:
+            states = gpt.document_states(**model_inputs(batch)).flatten(0, 1)
+            scale = 1 / batch["supervised"].clamp(min=1).double()
+            return linear_loss(states[indices], gpt, TokenNLL(targets), scale)[0]
+
         with autocast(precision, place.device):
-            nll = nll_of(forward(model, batch), batch["targets"])
-        loss = nll.sum() / batch["supervised"].clamp(min=1)
+            loss = model(batch["tokens"], body=body)
         loss.backward()
         gradient_norm(optimizer)
         optimizer.step()
@@ -108,13 +106,6 @@ def training_step(model: GPT, precision: str, compiled: str, batches: Iterator[B
         return loss.detach()
 
     return step
-
-
-def forward(model: GPT, batch: Batch) -> Tensor:
-    """Logits, as ``LitLanguageModel`` asks for them."""
-    if batch["packed"]:
-        return model(batch["tokens"], positions=batch["positions"], documents=batch["documents"])
-    return model(batch["tokens"])
 
 
 def autocast(precision: str, device: str) -> contextlib.AbstractContextManager[Any]:
@@ -162,7 +153,7 @@ def _steps(size: Size, precision: str, compiled: str, micro_batch: int, place: P
     model = new_model(size.settings, precision, compiled, place)
     block_size = model.config.block_size
     batches = [random_batch(micro_batch, block_size, model.config.padded_vocab_size, place.device, i) for i in range(4)]
-    step = training_step(model, precision, compiled, forever(batches), place)
+    step = training_step(model, precision, forever(batches), place)
     began = time.monotonic()
     first = step().item()
     first_step = time.monotonic() - began
@@ -188,9 +179,9 @@ def _steps(size: Size, precision: str, compiled: str, micro_batch: int, place: P
 def random_batch(rows: int, length: int, n_vocab: int, device: str, seed: int) -> Batch:
     """Rows of one document each, all supervised."""
     tokens = torch.randint(n_vocab, (rows, length + 1), generator=torch.Generator().manual_seed(seed)).to(device)
-    supervised = torch.tensor(rows * length, device=device)
+    supervised, indices = torch.tensor(rows * length, device=device), torch.arange(rows * length, device=device)
     batch: dict[str, Any] = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "supervised": supervised}
-    return batch | {"packed": False}
+    return batch | {"packed": False, "indices": indices}
 
 
 # -------------------- packing
@@ -204,7 +195,7 @@ def packing(place: Place) -> Iterator[Row]:
     shard = conversations(48 if place.tiny else 1024, block_size, n_vocab)
     rates: dict[str, float] = {}
     nats: dict[str, float] = {}
-    for packed, compiled in ((True, "no"), (False, "no"), (True, "blocks and loss")):
+    for packed, compiled in ((True, "no"), (False, "no"), (True, "blocks")):
         layout = "packed" if packed else "one a row"
         labels = {"layout": layout, "compiled": compiled}
         need = 1 if place.tiny else 10
@@ -232,7 +223,7 @@ def _epoch(size: Size, shard: Shard, block_size: int, packed: bool, compiled: st
         nats = _nats(model, every, place.device)
         if compiled != "no":
             compile_blocks(model, place)
-        step = training_step(model, "bf16-mixed", compiled, forever(batches), place)
+        step = training_step(model, "bf16-mixed", forever(batches), place)
         for _ in batches[:4]:
             step()
         took = seconds(step, place.device, repeats=len(batches))
@@ -254,6 +245,8 @@ def _batch(rows: ConversationRows, chosen: MicroBatch, packed: bool, device: str
     some = [rows[i] if i >= 0 else EMPTY for i in chosen.rows]
     batch: dict[str, Any] = collate(some, rows.block_size if packed else None, supervised)
     several = bool((batch["documents"] > 0).any())
+    # as the data module does, so that no step waits for the device to count them
+    batch["indices"] = (batch["targets"] != IGNORE).flatten().nonzero()[:, 0]
     return {name: tensor.to(device) for name, tensor in batch.items()} | {"packed": several}
 
 
@@ -263,8 +256,9 @@ def _nats(model: GPT, batches: Sequence[Batch], device: str) -> float:
     total, count = torch.zeros((), dtype=torch.float64, device=device), 0
     for batch in batches:
         with autocast("bf16-mixed", device):
-            total += token_nll(forward(model, batch), batch["targets"]).sum(dtype=torch.float64)
-        count += int((batch["targets"] != IGNORE).sum())
+            nll = supervised_nll(model, batch)
+        total += nll.sum(dtype=torch.float64)
+        count += len(nll)
     return float(total) / count
 
 
