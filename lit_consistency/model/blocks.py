@@ -27,6 +27,7 @@ from torch.fx.experimental.symbolic_shapes import ConstraintViolationError
 from torch.utils.checkpoint import checkpoint
 
 from lit_consistency.model.gpt import DocumentMask
+from lit_consistency.model.spans import Spans
 
 Recomputed = Literal["blocks", "attention", "mlp"]
 
@@ -197,9 +198,9 @@ class Program:
         self.compiled = torch.compile(kind.forward, dynamic=False, backend=BACKEND)
 
     def __call__(
-        self, block: nn.Module, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, *cache: Any
+        self, block: nn.Module, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | Spans | None = None, *cache: Any
     ) -> Tensor:
-        """The block's output of (B, T, n_embd), rotary tables (1 or B, T, R), and a mask (B, 1, T, T) or none.
+        """The block's output of (B, T, n_embd), rotary tables (1 or B, T, R), and a mask (B, 1, T, T), spans or none.
 
         What goes with a key-value cache, LitGPT's forward gives as None where there is no cache.
         """
@@ -227,8 +228,8 @@ class Program:
             self.failed = True
             return self(block, x, cos, sin, mask)
 
-    def _open_length(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> None:
+    def _open_length(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | Spans | None) -> None:
         """Leave the length of a row open, in a program that is the same whichever row comes first."""
-        lengths = [(x, 1), (cos, 1), (sin, 1), *([(mask, 2), (mask, 3)] if mask is not None else [])]
+        lengths = [(x, 1), (cos, 1), (sin, 1), *([(mask, 2), (mask, 3)] if isinstance(mask, Tensor) else [])]
         for tensor, dim in lengths:
             torch._dynamo.mark_dynamic(tensor, dim, hint_override=self.usual_length)

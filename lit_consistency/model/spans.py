@@ -29,9 +29,12 @@ LARGEST_HEAD = 256
 class Spans(NamedTuple):
     """Where the documents of a batch lie, its rows laid end to end.
 
+    Both come in few sizes, so that a compiled block has few programs: behind the last document stand empty ones, as
+    many as make N a power of two.
+
     Args:
         starts: (N + 1,) int32, first token of each document and of each row's padding; at last B * T.
-        longest: tokens of the longest of them. On the CPU, where a kernel's grid is chosen.
+        longest: none has more tokens: a power of two. On the CPU, where a kernel's grid is chosen.
     """
 
     starts: Tensor
@@ -47,8 +50,14 @@ def find_spans(documents: Tensor) -> Spans:
     is_first = torch.ones_like(documents, dtype=torch.bool)
     is_first[:, 1:] = documents[:, 1:] != documents[:, :-1]
     firsts = is_first.flatten().nonzero()[:, 0]
-    starts = torch.cat([firsts, firsts.new_tensor([documents.numel()])])
-    return Spans(starts.int(), int(starts.diff().max()))
+    n_empty = power_of_two(len(firsts)) - len(firsts)
+    starts = torch.cat([firsts, firsts.new_full((n_empty + 1,), documents.numel())])
+    return Spans(starts.int(), power_of_two(documents.size(1)))
+
+
+def power_of_two(least: int) -> int:
+    """The smallest that is no less than a number from 1 on."""
+    return 1 << (least - 1).bit_length()
 
 
 class _BySpans(nn.Module):
