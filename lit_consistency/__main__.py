@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from lit_consistency.cli.commands import FILES, TRAINING
+from lit_consistency.cli.kept_help import asks_for_help, print_help
 from lit_consistency.cli.output import outlive_readers
 from lit_consistency.records.processes import die_with_parent
 
@@ -54,11 +55,17 @@ def main(args: Sequence[str] | None = None) -> None:
     elif command in FILES:
         if any(word.partition("=")[0] in ("--config", "-c") for word in args):
             args = _checked_configurations(args)
-        run = import_module(f"lit_consistency.cli.{FILES[command]}").main
-        run(args if command in TRAINING else args[1:])
+        if command in TRAINING and asks_for_help(args):
+            print_help(args, lambda: _run(args))
+        _run(args)
     else:
         print(f"error: command {command!r}: expected one of {', '.join(FILES)}; see --help", file=sys.stderr)
         sys.exit(2)
+
+
+def _run(args: list[str]) -> None:
+    run = import_module(f"lit_consistency.cli.{FILES[args[0]]}").main
+    run(args if args[0] in TRAINING else args[1:])
 
 
 def _checked_configurations(args: list[str]) -> list[str]:

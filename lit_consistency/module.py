@@ -7,7 +7,6 @@ number is not finite, and clipping that leaves orthogonalized updates alone.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -24,26 +23,25 @@ from lit_consistency.data.loading.collate import model_inputs, supervised_tokens
 from lit_consistency.data.tokens.token_files import Shard
 from lit_consistency.distributed.dtensors import KeptShards
 from lit_consistency.distributed.fsdp import data_mesh, gathered
-from lit_consistency.distributed.gradients import clip_gradients, gradient_norm
-from lit_consistency.distributed.optimizer_state import carry_optimizer_state, check_class
+from lit_consistency.distributed.gradients import clip_gradients
+from lit_consistency.distributed.optimizer_state import carry_optimizer_state, check_class, warn_of_lost_steps
+from lit_consistency.distributed.step_report import NonFiniteError as NonFiniteError
+from lit_consistency.distributed.step_report import StepReports
 from lit_consistency.inference.own_samples import check_same_texts, open_own_samples, read_anchor
 from lit_consistency.inference.rows import predict_documents, supervised_nll
 from lit_consistency.methods import Full, KLAnchor, Method
 from lit_consistency.methods.anchor import Place
 from lit_consistency.methods.base_folder import base_folder, is_from_scratch
-from lit_consistency.methods.build import begin_anchor, build_model, check_data
+from lit_consistency.methods.build import begin_anchor, blocks_of_run, build_model, check_data
 from lit_consistency.metrics import TokenLoss
 from lit_consistency.model import DocumentMask, TokenNLL, check_checkpoint_dir, linear_loss, model_config
+from lit_consistency.model.blocks import Blocks, Recomputed
 from lit_consistency.optimizers import Constant, Schedule, dry_build, group_table, parameter_groups
 from lit_consistency.optimizers.core.optimizer import GroupOptimizer
 from lit_consistency.optimizers.schedules import Branched
 from lit_consistency.records.pretraining import pretraining_of_base
 
 OptimizerFactory = Callable[[list[dict]], torch.optim.Optimizer]
-
-
-class NonFiniteError(RuntimeError):
-    """A loss or a gradient was not finite; the optimizer has not moved."""
 
 
 class LitLanguageModel(LightningModule):
@@ -69,6 +67,11 @@ class LitLanguageModel(LightningModule):
         anchor: a term of the loss that holds the model's predictions near the base's; none when not given.
         pretraining_optimizer: class of the optimizer that pretrained the base, as ``AdamW`` or ``Muon``; when not
             given, the base's provenance is asked, then the name of a public family.
+        compile: whether blocks are compiled for training; when not given, on CUDA in a run that is long enough. Losses
+            change by rounding; the first step takes up to a minute.
+        activation_checkpointing: what the backward computes again instead of keeping it: ``blocks``, their
+            ``attention`` or ``mlp``, every n-th block for a number n. All blocks: memory for their inputs alone, and a
+            third more time. Changes no number.
     """
 
     gpt: DocumentMask  # built by configure_model
@@ -86,6 +89,8 @@ class LitLanguageModel(LightningModule):
         carry_optimizer_state: bool = False,
         anchor: KLAnchor | None = None,
         pretraining_optimizer: str | None = None,
+        compile: bool | None = None,
+        activation_checkpointing: Recomputed | int | None = None,
     ) -> None:
         super().__init__()
         built = dry_build(optimizer)
@@ -112,15 +117,15 @@ class LitLanguageModel(LightningModule):
                 raise ValueError(f"model.{key} without a base, of which it speaks: expected model.checkpoint_dir")
         # fails here, before any work is done, when the name, the folder or an override is wrong
         self.config = self._config(vocab_size=None)
+        self.blocks = Blocks(self.config, compile, activation_checkpointing)
         self.pretraining = pretraining_of_base(self.checkpoint_dir, self.config, pretraining_optimizer)
         self.parameter_table: list[dict[str, Any]] = []
         self.keep_start = False
         self.start = KeptShards({})
         self.evaluated = nn.ModuleDict({stage: TokenLoss() for stage in ("val", "test")})
-        self.step_loss: float | None = None  # of the latest optimizer step, over all ranks
+        self.reports = StepReports()
         self._step_loss: Tensor | None = None
         self._step_divergence: Tensor | None = None
-        self._grad_norm: Tensor | None = None
         self.used_rates: dict[str, float] = {}  # learning rate of each group in the latest optimizer step
 
     def _config(self, vocab_size: int | None) -> Any:
@@ -159,7 +164,9 @@ class LitLanguageModel(LightningModule):
         """Open what the anchor reads; what the base has written is the same on every rank."""
         if stage == "fit":
             self._read_anchor()
-            check_same_texts(self.anchor, self.trainer.datamodule)  # type: ignore[attr-defined]
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            check_same_texts(self.anchor, data)
+            data.asked_by_model = None if self.anchor is None else self.anchor.look_up
 
     def _read_anchor(self) -> None:
         if self.anchor is not None:
@@ -168,6 +175,7 @@ class LitLanguageModel(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Which texts the anchor reads; other hardware may have drawn others."""
+        self.reports.settle()
         if self.anchor is not None:
             checkpoint["anchor"] = self.anchor.fingerprint()
 
@@ -195,7 +203,8 @@ class LitLanguageModel(LightningModule):
         mesh, precision = data_mesh(self.device_mesh), str(self.trainer.precision)
         # Lightning makes the run's device the default one here, on which a GPU would draw other weights than a CPU
         with torch.device("cpu"):
-            self.gpt = build_model(self.method, self.config, self.checkpoint_dir, mesh, precision)
+            prepare = blocks_of_run(self)
+            self.gpt = build_model(self.method, self.config, self.checkpoint_dir, mesh, precision, prepare)
             self.method.begin(self.gpt)
             if self.anchor is not None:
                 begin_anchor(self.anchor, self.method, self.config, self.checkpoint_dir, mesh, precision)
@@ -204,6 +213,7 @@ class LitLanguageModel(LightningModule):
 
     def merged_state(self) -> dict[str, Tensor]:
         """The trained weights under the base model's names: full tensors on the CPU of rank 0, none on other ranks."""
+        self.reports.settle()
         weights = gathered(self.gpt.state_dict(), keep=self.global_rank == 0)
         return self.method.merged_state(self.gpt, weights) if weights else {}
 
@@ -253,24 +263,28 @@ class LitLanguageModel(LightningModule):
         return self.anchor.strength * divergence
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Refuse to move on a number that is not finite, on every rank alike."""
+        """Refuse to move on a number that is not finite, on every rank alike; see ``distributed/step_report.py``."""
+        self.reports.settle()
         self.method.before_step()
-        norm = gradient_norm(optimizer)
-        self._grad_norm = torch.zeros((), device=self.device) if norm is None else norm
         self.used_rates = self._rates()
-        # float16: a gradient that overflowed is skipped by the scaler, which then scales less
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        loss = self.trainer.strategy.reduce(self._step_loss, reduce_op="sum")
-        assert isinstance(loss, Tensor)
-        self._step_loss = loss
-        self.step_loss = loss.item()
-        if self._step_divergence is not None:
-            self._step_divergence = self.trainer.strategy.reduce(self._step_divergence, reduce_op="sum")
-        if not (math.isfinite(self.step_loss) and (scaled or math.isfinite(self._grad_norm.item()))):
-            raise NonFiniteError(
-                f"step {self.trainer.global_step}: loss {self.step_loss}, gradient norm {self._grad_norm.item()}: not "
-                "finite; stopped before the optimizer moved. Lower the learning rate, or look at the rows of this step."
-            )
+        loss, divergence = self._step_loss, self._step_divergence
+        assert loss is not None
+        if divergence is None and self.anchor is not None and self.trainer.world_size > 1:
+            divergence = torch.zeros_like(loss)  # this rank has no row that is anchored, another may have some
+        self._step_loss = self.reports.add(self.trainer, optimizer, loss, divergence)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """The numbers of a step that is logged, and of the last one, are read before it is counted."""
+        super().optimizer_step(*args, **kwargs)
+        step = self.trainer.global_step + 1
+        if step % self.trainer.log_every_n_steps == 0 or step >= self.total_steps():  # type: ignore[attr-defined]
+            self.reports.settle()
+
+    @property
+    def step_loss(self) -> float | None:
+        """Loss of the latest optimizer step, over all ranks."""
+        self.reports.settle()
+        return None if self.reports.latest is None else self.reports.latest.loss
 
     def configure_gradient_clipping(
         self,
@@ -288,17 +302,19 @@ class LitLanguageModel(LightningModule):
         if self._step_loss is None or (batch_idx + 1) % trainer.accumulate_grad_batches != 0:
             return
         loss, self._step_loss = self._step_loss, None
-        divergence, self._step_divergence = self._step_divergence, None
-        self.log("loss", loss, prog_bar=True, logger=False)
+        self._step_divergence = None
+        # what `self.log` would do for a number of one step, without its bookkeeping of epochs, in every step
+        trainer.callback_metrics["loss"] = loss
+        # a bar that reads step reports by itself does not make the program wait for the device
+        if not getattr(trainer.progress_bar_callback, "reads_reports", False):
+            trainer.progress_bar_metrics["loss"] = float(loss)
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             optimizer = trainer.optimizers[0]
             of_optimizer = optimizer.log_values() if isinstance(optimizer, GroupOptimizer) else {}
-            numbers = {"train/loss": loss.item(), **self.used_rates, **of_optimizer, **self.method.log_values()}
-            if self._grad_norm is not None:
-                numbers["train/grad_norm"] = self._grad_norm.item()
-            if divergence is not None:
-                numbers["train/anchor"] = divergence.item()
-            self.log_now(numbers)
+            assert (report := self.reports.latest) is not None
+            numbers = {"train/loss": report.loss, **self.used_rates, **of_optimizer, **self.method.log_values()}
+            numbers["train/grad_norm"] = report.grad_norm
+            self.log_now(numbers if report.anchor is None else numbers | {"train/anchor": report.anchor})
 
     def _rates(self) -> dict[str, float]:
         """Learning rate of each group, named by role."""
@@ -350,7 +366,7 @@ class LitLanguageModel(LightningModule):
         groups = parameter_groups(self.gpt, self.qkv, self.roles)
         self.parameter_table = group_table(groups)
         optimizer = self.optimizer(groups)
-        self._say_rounding(optimizer)
+        warn_of_lost_steps(optimizer)
         if self.carry_optimizer_state:
             assert self.checkpoint_dir is not None
             carry_optimizer_state(optimizer, self.checkpoint_dir)
@@ -359,17 +375,6 @@ class LitLanguageModel(LightningModule):
         self.schedule.check(total)
         scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def _say_rounding(self, optimizer: torch.optim.Optimizer) -> None:
-        """A class that is not ours may keep float32 masters of its own; torch's have none, and nothing says so."""
-        half = {p.dtype for group in optimizer.param_groups for p in group["params"]} & {torch.bfloat16, torch.float16}
-        if half and not isinstance(optimizer, GroupOptimizer):
-            name = f"{type(optimizer).__module__}.{type(optimizer).__name__}"
-            rank_zero_warn(
-                f"{name} moves parameters in {', '.join(sorted(map(str, half)))}: without float32 masters of its own, "
-                f"steps below their gap are lost; `check-optimizer {name}` tells. trainer.precision bf16-mixed keeps "
-                "parameters in float32"
-            )
 
     def total_steps(self) -> int:
         """Optimizer steps of the run; reading ``trainer.estimated_stepping_batches`` would drop loader state."""

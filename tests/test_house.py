@@ -114,6 +114,7 @@ def test_optimizers_import_only_torch() -> None:
     allowed |= {"triton"}  # comes with torch where there is CUDA; two files import it, and are imported only there
     for path in (PACKAGE / "optimizers").rglob("*.py"):
         assert {name.split(".")[0] for name in imports(path)} <= allowed | {
+            "contextlib",
             "functools",
             "io",
             "itertools",

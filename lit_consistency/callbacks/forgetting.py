@@ -25,6 +25,7 @@ from lit_consistency.callbacks.budget import ForgettingBudget, Reaction
 from lit_consistency.callbacks.changes import CHANGES, changes_since, tags
 from lit_consistency.callbacks.divergence import Divergence
 from lit_consistency.callbacks.interpolation import check_between
+from lit_consistency.callbacks.known_bases import KnownBases
 from lit_consistency.callbacks.listeners import tell_listeners
 from lit_consistency.callbacks.monitors import check_monitors
 from lit_consistency.callbacks.retained import RetainedSets
@@ -105,6 +106,7 @@ class Forgetting(Callback):
         self.interpolate = interpolate or []
         self.interpolated: dict[str, dict[str, float]] = {}
         self._skipped_at = -1
+        self.known: KnownBases | None = None  # RunRecord sets it
         self.changes: dict[str, Estimate] = {}
         self._tasks: dict[str, PreparedTask] = {}
         self._measured: dict[str, Measured] = {}
@@ -245,9 +247,10 @@ class Forgetting(Callback):
         """Every task's numbers with their errors: ``KIND/NAME`` is that by which it is judged, see ``_tags``."""
         numbers: dict[str, float] = {}
         answers: dict[str, Measured] = {}
+        known = self.known.of(trainer, module, self.batch_tokens) if self.known and not self.base else None
         with evaluation_mode(module), trainer.precision_plugin.forward_context():
             for key, task in self._tasks.items():
-                measured = task.measure(module, batch_tokens=self.batch_tokens, device=module.device)
+                measured = task.measure(module, batch_tokens=self.batch_tokens, device=module.device, known=known)
                 answers[key] = measured
                 self._floors[key] = measured.floor(task.metric)
                 for metric, estimate in measured.estimates().items():
@@ -279,6 +282,7 @@ class Forgetting(Callback):
         return numbers | {f"retained/{name}": share for name, share in shares.items()}, changes
 
     def _measure(self, trainer: Trainer, module: LitLanguageModel) -> None:
+        module.reports.settle()
         if module.device.type == "cuda":
             torch.cuda.synchronize(module.device)  # what training has still to do there is not our time
         began = time.perf_counter()
@@ -290,7 +294,7 @@ class Forgetting(Callback):
         self.latest, self.measured_at = self.latest | self.bounds.used(self.changes), trainer.global_step
         module.log_now(self.latest)
         tell_listeners(trainer, module, self.measurements(), self.latest)
-        self.budget.spend(time.perf_counter() - began)
+        self.budget.spend(time.perf_counter() - began + (self.known.take_saved() if self.known else 0.0))
         module.log_now(self.budget.numbers())  # by themselves: no other run, and no other rank, has the same
 
     def _measure_between(self, trainer: Trainer, module: LitLanguageModel) -> None:
@@ -300,10 +304,9 @@ class Forgetting(Callback):
         began = time.perf_counter()
         for share in self.interpolate:
             with module.method.between(module.gpt, module.start, share):
-                numbers, answers = self._numbers(trainer, module, WeightChange(roles(module.gpt)))
-            name = f"{share:g}"
-            self.interpolated[name] = self._against_base(numbers, answers)[0]
-            module.log_now({f"interpolated/{name}/{key}": value for key, value in self.interpolated[name].items()})
+                measured = self._numbers(trainer, module, WeightChange(roles(module.gpt)))
+            self.interpolated[f"{share:g}"] = numbers = self._against_base(*measured)[0]
+            module.log_now({f"interpolated/{share:g}/{key}": value for key, value in numbers.items()})
         self.budget.prepare(time.perf_counter() - began)
 
     def _compare(self, numbers: Mapping[str, float]) -> list[Measurement]:

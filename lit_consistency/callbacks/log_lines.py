@@ -46,6 +46,8 @@ class LogLines(ProgressBar, MeasurementListener):
         clock: seconds since 1970.
     """
 
+    reads_reports = True
+
     def __init__(self, say: Callable[[str], None] = print_line, clock: Callable[[], float] = time.time) -> None:
         super().__init__()
         self.say = say

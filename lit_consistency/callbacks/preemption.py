@@ -13,7 +13,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
@@ -58,24 +57,32 @@ class Preemption(Callback):
             raise KeyboardInterrupt
         self.received = number
 
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Tell the other ranks, with the numbers of the step."""
+        if trainer.world_size > 1:
+            said = {_vote(number): number == self.received for number in self._previous}
+            language_model(pl_module).reports.votes.update(said)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """At a step boundary: the ranks agree whether to stop, and do."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches != 0:
             return
-        number = self._agree(pl_module.device)
+        number = self._agreed(trainer, pl_module)
         if number and trainer.global_step < language_model(pl_module).total_steps():
             rank_zero_info(f"{signal.Signals(number).name}: saving at step {trainer.global_step}, then stopping")
             _stop(trainer, number)
 
-    def _agree(self, device: torch.device) -> int:
-        """The greatest signal number that any rank has received; 0 for none."""
-        if not dist.is_initialized():
+    def _agreed(self, trainer: Trainer, pl_module: LightningModule) -> int:
+        """The greatest number of a signal that any rank had received when it reported on a step; 0 for none."""
+        if trainer.world_size == 1:
             return self.received
-        flag = torch.tensor(self.received, device=device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return int(flag)
+        report = language_model(pl_module).reports.latest
+        votes = {} if report is None else report.votes
+        return max((number for number in self._previous if votes.get(_vote(number))), default=0)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Restore the handlers."""
@@ -89,6 +96,10 @@ class Preemption(Callback):
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
+
+
+def _vote(number: int) -> str:
+    return f"signal/{number}"
 
 
 def _stop(trainer: Trainer, number: int) -> None:

@@ -50,9 +50,17 @@ class EndColumn(ProgressColumn):
 class RunProgress(RichProgressBar, MeasurementListener):
     """One bar for the whole run, with ``120/500`` optimizer steps, the time left, the epoch and the loss."""
 
+    reads_reports = True  # the loss is taken from the reports of the steps, which nobody waits for
+
     def __init__(self) -> None:
         super().__init__()
         self._pace = Pace(0)
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """The loss of the latest step that has been read, and what Lightning shows."""
+        report = language_model(pl_module).reports.latest
+        loss: dict[str, Any] = {} if report is None else {"loss": report.loss}
+        return loss | super().get_metrics(trainer, pl_module)
 
     def configure_columns(self, trainer: Trainer) -> list[Any]:
         """What stands in the line; Lightning puts the numbers behind it."""

@@ -23,6 +23,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from lit_consistency.callbacks.forgetting import Forgetting
 from lit_consistency.callbacks.hyperparameters import end_session, hyperparameters, log_hyperparameters
+from lit_consistency.callbacks.known_bases import KnownBases
 from lit_consistency.callbacks.run_model import (
     bytes_of,
     check_saved,
@@ -66,6 +67,8 @@ class RunRecord(Callback):
             for; ``false`` saves neither.
         save_optimizer_state: write the optimizer's state beside every model that is saved, twice as large as it with
             AdamW, so that a run with ``model.carry_optimizer_state`` can go on with it.
+        reuse_base: take what the watched tasks measured of the same base from ``ROOT/.measured``, where a run on one
+            device has left it; the numbers and items are the same, bit for bit.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class RunRecord(Callback):
         overwrite: bool = False,
         save_model: bool | Literal["adapters"] = True,
         save_optimizer_state: bool = False,
+        reuse_base: bool = True,
     ) -> None:
         if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
             raise ValueError(f"name = {name!r}: expected letters, digits, '.', '_' and '-', at most 100, no path")
@@ -86,6 +90,7 @@ class RunRecord(Callback):
         self.overwrite = overwrite
         self.save_model = save_model
         self.save_optimizer_state = save_optimizer_state
+        self.reuse_base = reuse_base
         self.config_yaml = ""
         self.allow_changes = False
         self.resumed_from: str | None = None
@@ -150,6 +155,8 @@ class RunRecord(Callback):
         self.name = trainer.strategy.broadcast(self.name)
         if stage == "fit":
             check_saved(language_model(pl_module), self.save_model, self.save_optimizer_state)
+            if self.reuse_base and trainer.world_size == 1 and (forgetting := find_callback(trainer, Forgetting)):
+                forgetting.known = KnownBases(self.root / ".measured")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Everything is set up and nothing has been trained: write what is being run."""
@@ -301,6 +308,7 @@ class RunRecord(Callback):
             "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
             "world_size": trainer.world_size,
             "precision": str(trainer.precision),
+            "blocks": module.blocks.record(),
             "total_steps": module.total_steps(),
             "versions": current_versions(),
         }

@@ -15,6 +15,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
+from torch.optim import Optimizer
 
 from lit_consistency.callbacks.best_model import BestRule
 from lit_consistency.callbacks.exact_resume import make_up_validation, validation_follows
@@ -28,8 +29,8 @@ from lit_consistency.records.atomic import remove_leftovers
 from lit_consistency.records.run_folder import RunFolder
 from lit_consistency.records.series import check_series, series_steps
 
-ASKED_EVERY = 10
-"""Steps between two times at which the ranks are told by the first what its clock says."""
+MINUTES = "checkpoint/minutes"
+"""What the first rank tells the others with the numbers of a step: its clock says that it is time."""
 
 
 class StepCheckpoint(Checkpoint):
@@ -151,10 +152,20 @@ class StepCheckpoint(Checkpoint):
         """Whether it is time for a checkpoint, on all ranks alike, whose clocks differ."""
         if not self.every_n_minutes:
             return False
-        over = time.monotonic() - self._saved_time > 60 * self.every_n_minutes
         if trainer.world_size == 1:
-            return over
-        return trainer.global_step % ASKED_EVERY == 0 and bool(trainer.strategy.broadcast(over))
+            return self._clock_is_over()
+        report = language_model(trainer.lightning_module).reports.latest
+        # a report of before the last checkpoint does not know of it
+        return report is not None and report.step >= self._saved_at and report.votes.get(MINUTES, 0) > 0
+
+    def _clock_is_over(self) -> bool:
+        return time.monotonic() - self._saved_time > 60 * self.every_n_minutes
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """The clock of the first rank holds for all."""
+        if self.every_n_minutes and trainer.world_size > 1:
+            votes = language_model(pl_module).reports.votes
+            votes[MINUTES] = trainer.is_global_zero and self._clock_is_over()
 
     def _save_end(self, trainer: Trainer) -> None:
         """Save a step that nobody knew to be the last, as when a callback has stopped the run."""

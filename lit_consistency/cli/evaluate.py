@@ -19,6 +19,7 @@ Measure a model on tasks: log-likelihood, multiple choice, minimal pairs, genera
 
   evaluate --model checkpoints/ORG/MODEL --tasks piqa blimp --output results/base
   evaluate --model checkpoints/ORG/MODEL --tasks rte --format default io instruct --shots 0 4
+  evaluate --model checkpoints/ORG/MODEL --tasks suite --devices 4
   evaluate --compare results/base results/finetuned
   evaluate --compare results/base results/finetuned --gate gate.yaml    # exits with 0 (ship), 3 (do not) or 4
 """
@@ -46,6 +47,13 @@ OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
         "padded tokens in one forward, or cached ones when generating; lower it when memory runs out",
     ),
     ("device", str, "auto", "auto, cpu, cuda, cuda:1, ..."),
+    (
+        "devices",
+        int,
+        1,
+        "processes that share the questions, each with a GPU of its own, or on CPUs; -1: all GPUs. Under torchrun its "
+        "processes do, and this stays 1",
+    ),
     ("precision", str, "auto", "auto (that of the weights file), float32, bfloat16, float16"),
     (
         "output",

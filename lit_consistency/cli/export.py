@@ -1,6 +1,7 @@
 """``python -m lit_consistency export --checkpoint_dir DIR --to hf --out_dir OUT``; adapters, and models between two.
 
-Which of several models is written may be left to a budget on forgetting, see dial.py.
+Which of several models is written may be left to a budget on forgetting, see dial.py. The rooms below are imported when
+the options have been read, so that ``--help`` and a mistake do not wait for torch.
 """
 
 from __future__ import annotations
@@ -10,14 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_consistency.cli.parser import ShortErrors, command_parser
-from lit_consistency.data.tokens.prompts import chat_template, end_of_turn
-from lit_consistency.data.tokens.tokenizer import Tokenizer
-from lit_consistency.methods.adapters import is_adapters, merge_adapters
-from lit_consistency.methods.base_folder import base_folder
-from lit_consistency.methods.peft import export_peft
-from lit_consistency.model.export import MAX_SHARD_SIZE, export_hf
-from lit_consistency.model.interpolation import export_interpolated
-from lit_consistency.records.model_folder import VOCABULARIES
+from lit_consistency.records.model_folder import MAX_SHARD_SIZE, VOCABULARIES
 
 COMMAND = "python -m lit_consistency export"
 OF_BUDGET = ("learn", "retain", "most", "dial_dir", "limit")
@@ -36,6 +30,10 @@ def main(argv: list[str]) -> None:
 
             print(f"wrote {export_best(arguments, ' '.join([COMMAND, *argv]), _turn_ends)}", file=sys.stderr)
             return
+        from lit_consistency.methods.base_folder import base_folder
+        from lit_consistency.model.export import export_hf
+        from lit_consistency.model.interpolation import export_interpolated
+
         base_dir, shares = arguments["with"], _shares(arguments.interpolate)
         if _export_adapters(arguments):
             print(f"wrote {out_dir}", file=sys.stderr)
@@ -79,6 +77,9 @@ def _turn_ends(checkpoint_dir: Path) -> tuple[int, ...]:
     """The token with which the chat template ends a turn; transformers and vLLM go on past it unless they are told."""
     if not any((checkpoint_dir / name).is_file() for name in VOCABULARIES):
         return ()
+    from lit_consistency.data.tokens.prompts import chat_template, end_of_turn
+    from lit_consistency.data.tokens.tokenizer import Tokenizer
+
     tokenizer = Tokenizer(checkpoint_dir)
     if tokenizer.chat_template is None or tokenizer.backend != "huggingface":
         return ()
@@ -87,6 +88,10 @@ def _turn_ends(checkpoint_dir: Path) -> tuple[int, ...]:
 
 def _export_adapters(arguments: Any) -> bool:
     """Write adapters merged, or for PEFT; false where the call asks for neither."""
+    from lit_consistency.methods.adapters import is_adapters, merge_adapters
+    from lit_consistency.methods.base_folder import base_folder
+    from lit_consistency.methods.peft import export_peft
+
     to, adapters, base = arguments.to, arguments.checkpoint_dir, arguments["with"]
     if arguments.base_model is not None and to != "peft":
         raise ValueError(f"base_model with --to {to}: expected --to peft, whose configuration names it")

@@ -1,17 +1,18 @@
-"""``python -m lit_consistency import ORG/MODEL``: a model of the hub, or of a folder, in LitGPT's format."""
+"""``python -m lit_consistency import ORG/MODEL``: a model of the hub, or of a folder, in LitGPT's format.
+
+The rooms below are imported when the options have been read, so that ``--help`` and a mistake do not wait for torch.
+"""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-
-from rich.console import Console
-from rich.progress import Progress
+from typing import TYPE_CHECKING
 
 from lit_consistency.cli.parser import ShortErrors, command_parser
-from lit_consistency.model.from_hf import Imported, import_model
-from lit_consistency.model.from_hf.hub import REPOSITORY, fetch
-from lit_consistency.model.tying import is_tied
+
+if TYPE_CHECKING:
+    from lit_consistency.model.from_hf import Imported
 
 COMMAND = "python -m lit_consistency import"
 CHECKPOINTS = Path("checkpoints")
@@ -21,6 +22,12 @@ def main(argv: list[str]) -> None:
     """Write what ``argv``, all that follows ``import``, asks for; a user's error exits with 2."""
     parser = _parser()
     arguments = parser.parse_args(argv)
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from lit_consistency.model.from_hf import import_model
+    from lit_consistency.model.from_hf.hub import REPOSITORY, fetch
+
     source, revision = arguments.source, arguments.revision
     try:
         if Path(source).is_dir():
@@ -51,6 +58,8 @@ def main(argv: list[str]) -> None:
 
 
 def _summary(imported: Imported) -> str:
+    from lit_consistency.model.tying import is_tied
+
     config = imported.config
     tied = ", embedding and head are one weight (tied)" if is_tied(config) else ""
     return f"{config.name}, {imported.n_parameters:,} parameters in {imported.dtype}{tied}"

@@ -50,13 +50,15 @@ FREE = (
     "trainer.check_val_every_n_epoch",
     "trainer.limit_val_batches",
     "data.init_args.micro_batch_size",
+    "data.init_args.group_by_length",
+    "model.activation_checkpointing",
     "model.pretraining_optimizer",
     "data.init_args.num_workers",
     "data.init_args.cache_dir",
 )
 
 # options that came later, with the value under which a run computes what it did before there were any
-ADDED = {"model.carry_optimizer_state": False, "model.anchor": None, "branch_from": None}
+ADDED = {"model.carry_optimizer_state": False, "model.anchor": None, "model.compile": None, "branch_from": None}
 
 
 def find_checkpoint(section: Mapping[str, Any]) -> Path | None:

@@ -43,6 +43,11 @@ def check_trainer(trainer: Mapping[str, Any]) -> None:
             "trainer.logger = false: expected loggers to add, or it unset; metrics.jsonl and TensorBoard stay, since "
             "resuming, reports and claims read them"
         )
+    if str(precision := trainer.get("precision")).startswith("transformer-engine"):
+        raise ValueError(
+            f"trainer.precision = {precision}: expected bf16-mixed, bf16-true, 32-true, 64-true, 16-mixed or 16-true; "
+            "float8 puts layers in the place of the model's whose weights no optimizer here knows"
+        )
     check_strategy(trainer.get("strategy"))
     check_callbacks(trainer.get("callbacks"))
     if trainer.get("max_steps") in (-1, None) and trainer.get("max_epochs") in (-1, None):

@@ -39,6 +39,8 @@ class SFTData(TokenData):
             the style of its prompt_style.yaml, else `default`; rows of a task or a world are taken as they are asked.
         loss_on: `completion` learns every answer and its end-of-turn token, `all` the prompt too.
         packing: Several conversations in a row; attention and positions stay within each.
+        group_by_length: Where nothing is packed, rows of about one length share a micro-batch, so that less of it is
+            padding. Which rows a step takes stays as it is, so results change by rounding alone.
         too_long: `truncate` cuts a conversation of more than `block_size + 1` tokens at its end and counts it,
             `refuse` stops with its file and row.
         **kwargs: See ``TokenData``: batch sizes, block size, workers, seed, folders.
@@ -53,6 +55,7 @@ class SFTData(TokenData):
         loss_on: LossOn = "completion",
         packing: bool = True,
         too_long: TooLong = "truncate",
+        group_by_length: bool = False,
         **kwargs: Any,
     ) -> None:
         if prompt_style is not None:
@@ -63,7 +66,10 @@ class SFTData(TokenData):
         ):
             if value not in allowed:
                 raise ValueError(f"{key} = {value!r}: expected {' or '.join(allowed)}")
+        if group_by_length and packing:
+            raise ValueError("group_by_length = true with packing = true, whose rows are full: expected one of them")
         super().__init__(rows, validation, replay, **kwargs)
+        self.group_by_length = group_by_length
         self._prompt_style = prompt_style
         self.loss_on: LossOn = loss_on
         self.packing = packing

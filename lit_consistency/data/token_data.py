@@ -1,8 +1,8 @@
 """What all training data share: tokens on disk, batches of one shape of mapping, the order, the position.
 
 `TokenData` is the LightningDataModule behind `PretrainData` and `SFTData`. It owns the batch arithmetic: the user
-says how many rows an optimizer step takes (`global_batch_size`) and how many fit on a device (`micro_batch_size`);
-the accumulation follows and is set on the Trainer. The loaders are no DataLoaders: Lightning puts no sampler into them.
+says how many rows an optimizer step takes (`global_batch_size`); how many a device takes at once and the accumulation
+follow (see `micro_batch_size`). The loaders are no DataLoaders: Lightning puts no sampler into them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lit_consistency.data.loading.collate import seen_on_cpu
 from lit_consistency.data.loading.loader import TokenLoader
 from lit_consistency.data.loading.mixed_rows import MixedRows, mix
-from lit_consistency.data.loading.order import Order, warn_of_empty_rows
+from lit_consistency.data.loading.order import Order, micro_batches, rows_at_once, warn_of_empty_rows
 from lit_consistency.data.loading.replay import Replay
 from lit_consistency.data.sources.conversations import say_counts
 from lit_consistency.data.sources.documents import Source
@@ -42,7 +42,7 @@ class TokenData(LightningDataModule, ABC):
         validation_share: In place of ``validation``, the share of what is trained on that is held out: of documents,
             or of prompts with all their answers, so that no prompt is on both sides.
         global_batch_size: Rows of one optimizer step, over all devices.
-        micro_batch_size: Rows a device takes at once; divides the global batch.
+        micro_batch_size: Rows a device takes at once; None: the most that divide its share and hold 4,096 tokens.
         block_size: Tokens of a row, at most the model's block_size.
         num_workers: Processes that prepare batches.
         seed: Seed of the order of rows, and of their packing; None takes the run's seed.
@@ -58,7 +58,7 @@ class TokenData(LightningDataModule, ABC):
         validation: Source | Rows | None = None,
         replay: Replay | None = None,
         global_batch_size: int = 32,
-        micro_batch_size: int = 8,
+        micro_batch_size: int | None = None,
         block_size: int = 512,
         num_workers: int = 0,
         seed: int | None = None,
@@ -69,10 +69,10 @@ class TokenData(LightningDataModule, ABC):
     ) -> None:
         super().__init__()
         _at_least(1, global_batch_size=global_batch_size, micro_batch_size=micro_batch_size, block_size=block_size)
-        _at_least(0, num_workers=num_workers, seed=seed or 0)
+        _at_least(0, num_workers=num_workers, seed=seed)
         if num_workers > (most := max(64, 4 * (os.cpu_count() or 1))):
             raise ValueError(f"num_workers = {num_workers}: expected at most {most}, four for each processor here")
-        if global_batch_size % micro_batch_size:
+        if micro_batch_size and global_batch_size % micro_batch_size:
             raise ValueError(
                 f"global_batch_size = {global_batch_size}: expected a multiple of micro_batch_size = {micro_batch_size}"
             )
@@ -100,6 +100,8 @@ class TokenData(LightningDataModule, ABC):
         self._shards: dict[str, Shard] = {}
         self._rows: dict[str, TokenRows] = {}
         self._empty_micro_batches = 0
+        self.asked_by_model: Any = None  # from a batch to what the model wants to know of it while it is on the CPU
+        self.group_by_length = False
 
     # -------------------- what a subclass says
 
@@ -181,9 +183,8 @@ class TokenData(LightningDataModule, ABC):
         """Rows in the order of the seed; its position is saved with checkpoints."""
         world_size, rank = self._ranks()
         rows = self._rows["train"]
-        order = Order(
-            len(rows), self.global_batch_size, self.micro_batch_size, world_size, rank, seed=self._order_seed()
-        )
+        at_once, by_length = self.rows_at_once(world_size), self.group_by_length
+        order = Order(len(rows), self.global_batch_size, at_once, world_size, rank, self._order_seed(), by_length)
         return TokenLoader(rows, order, num_workers=self.num_workers, on_resume=self._count_anew)
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
@@ -194,7 +195,7 @@ class TokenData(LightningDataModule, ABC):
                     "a step without a token to learn: the optimizer moves by what it remembers; see run.json"
                 )
             self._empty_micro_batches += 1
-        return seen_on_cpu(batch)
+        return seen_on_cpu(batch) | (self.asked_by_model(batch) if self.asked_by_model else {})
 
     def val_dataloader(self) -> TokenLoader:
         """Held-out rows in their order, shared among the ranks."""
@@ -202,8 +203,8 @@ class TokenData(LightningDataModule, ABC):
 
     def _in_order(self, name: str) -> TokenLoader:
         world_size, rank = self._ranks()
-        rows = self._rows[name]
-        order = Order(len(rows), self.micro_batch_size * world_size, self.micro_batch_size, world_size, rank, seed=None)
+        rows, at_once = self._rows[name], self.rows_at_once(world_size)
+        order = Order(len(rows), at_once * world_size, at_once, world_size, rank, seed=None)
         return TokenLoader(rows, order, training=False, num_workers=self.num_workers)
 
     def test_dataloader(self) -> TokenLoader:
@@ -243,19 +244,17 @@ class TokenData(LightningDataModule, ABC):
         """Optimizer steps of one pass over the training rows; the last may be smaller. Known after `setup`."""
         return -(-len(self._rows["train"]) // self.global_batch_size)
 
+    def rows_at_once(self, world_size: int) -> int:
+        """Rows of a micro-batch, as given or as they follow."""
+        return self.micro_batch_size or rows_at_once(self.global_batch_size // world_size, self.block_size)
+
     def accumulate(self, world_size: int) -> int:
         """Micro-batches per optimizer step and rank.
 
         Raises:
             ValueError: The global batch does not divide among the ranks.
         """
-        at_once = self.micro_batch_size * world_size
-        if self.global_batch_size % at_once:
-            raise ValueError(
-                f"data.global_batch_size = {self.global_batch_size}: expected a multiple of "
-                f"data.micro_batch_size * devices = {self.micro_batch_size} * {world_size} = {at_once}"
-            )
-        return self.global_batch_size // at_once
+        return micro_batches(self.global_batch_size, self.micro_batch_size, self.rows_at_once(world_size), world_size)
 
     def fingerprint(self) -> dict[str, Any]:
         """What the batches depend on, as JSON; the micro-batch and the number of ranks are not among it."""
@@ -376,6 +375,8 @@ class TokenData(LightningDataModule, ABC):
                 f"data.micro_batch_size, from which {wanted} follows"
             )
         self.trainer.accumulate_grad_batches = wanted
+        if self.micro_batch_size is None:
+            rank_zero_info(f"data: {wanted} micro-batches a step, of {self.rows_at_once(self._ranks()[0])} rows")
 
     def _count_anew(self, saved: int, consumed: int, begun_anew: bool) -> None:
         """Makes Lightning count from where the loader goes on; by its count, it tells the ends of steps and epochs."""
@@ -389,7 +390,7 @@ class TokenData(LightningDataModule, ABC):
             loop._batches_that_stepped -= 1
 
 
-def _at_least(least: int, **options: int) -> None:
+def _at_least(least: int, **options: int | None) -> None:
     for key, value in options.items():
-        if value < least:
+        if value is not None and value < least:
             raise ValueError(f"{key} = {value}: expected at least {least}")

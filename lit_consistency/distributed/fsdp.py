@@ -2,7 +2,7 @@
 
 Gradients are reduced in float32 and in every micro-batch, so that accumulation needs no second copy of them. Under
 ``bf16-mixed`` the shards stay in float32 and the blocks compute in bfloat16, the residual stream included, where
-autocast on one device would keep that in float32. Given up: tensor parallelism and activation checkpointing.
+autocast on one device would keep that in float32. Given up: tensor parallelism.
 
 Source: Zhao et al. 2023, PyTorch FSDP, arXiv 2304.11277; torch.distributed.fsdp.fully_shard of torch 2.9 and later.
 """

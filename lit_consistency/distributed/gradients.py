@@ -2,16 +2,53 @@
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from lit_consistency.distributed.dtensors import full_tensor, local_shard
 
 
-def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor | None:
-    """Euclidean norm of all gradients, shape (), the same on every rank; None where there is none."""
+def norm_parts(optimizer: torch.optim.Optimizer, world_size: int) -> dict[str, Tensor]:
+    """What of the Euclidean norm of all gradients this rank knows, to be summed over the ranks; see ``norm_of``.
+
+    Args:
+        optimizer: whose parameters' gradients are meant, in shards or whole and then the same on every rank.
+        world_size: number of ranks.
+
+    Returns:
+        Float64 of shape (): ``norm`` of the gradients that are whole, ``squares`` of those in shards, a part each; a
+        kind that does not occur is missing.
+    """
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    return _total_norm(gradients) if gradients else None
+    whole = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
+    in_shards: defaultdict[int, list[Tensor]] = defaultdict(list)
+    for gradient in gradients:
+        if isinstance(gradient, DTensor):
+            in_shards[_holders(gradient)].append(local_shard(gradient))
+    parts = {"norm": _total_norm(whole).double() / world_size} if whole else {}
+    if in_shards:
+        squares = [_total_norm(shards).double() ** 2 / holders for holders, shards in in_shards.items()]
+        parts["squares"] = torch.stack(squares).sum()
+    return parts
+
+
+def norm_of(parts: Mapping[str, Tensor]) -> Tensor:
+    """The norm, shape (), from the sums of ``norm_parts`` over the ranks; 0, on the CPU, where there is no gradient."""
+    if "squares" not in parts:
+        return parts.get("norm", torch.zeros((), dtype=torch.float64))
+    squares = parts["squares"]
+    return (squares + parts["norm"] ** 2 if "norm" in parts else squares).sqrt()
+
+
+def _holders(tensor: DTensor) -> int:
+    """Number of ranks that hold the same shard."""
+    sizes = [tensor.device_mesh.size(i) for i, placement in enumerate(tensor.placements) if placement.is_replicate()]
+    return math.prod(sizes)
 
 
 def clip_gradients(optimizer: torch.optim.Optimizer, limit: float, by_value: bool) -> None:

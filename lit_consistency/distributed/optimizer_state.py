@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lit_consistency.checkpointing.sharded import named_state
 from lit_consistency.distributed.dtensors import full_tensor, shard_like, zeros_sharded_as
 from lit_consistency.model.tensors import write_tensors
-from lit_consistency.optimizers.core.optimizer import PROGRESS
+from lit_consistency.optimizers.core.optimizer import PROGRESS, GroupOptimizer
 from lit_consistency.records.provenance import verify_weights
 
 FILE = "optimizer_state.safetensors"
@@ -140,3 +141,15 @@ def _progress(group: Mapping[str, Any]) -> dict[str, Any]:
 
 def _names(group: Mapping[str, Any]) -> list[str]:
     return group.get("param_names") or [str(i) for i in range(len(group["params"]))]
+
+
+def warn_of_lost_steps(optimizer: torch.optim.Optimizer) -> None:
+    """A class that is not ours may keep float32 masters of its own; torch's have none, and nothing says so."""
+    half = {p.dtype for group in optimizer.param_groups for p in group["params"]} & {torch.bfloat16, torch.float16}
+    if half and not isinstance(optimizer, GroupOptimizer):
+        name = f"{type(optimizer).__module__}.{type(optimizer).__name__}"
+        rank_zero_warn(
+            f"{name} moves parameters in {', '.join(sorted(map(str, half)))}: without float32 masters of its own, "
+            f"steps below their gap are lost; `check-optimizer {name}` tells. trainer.precision bf16-mixed keeps "
+            "parameters in float32"
+        )

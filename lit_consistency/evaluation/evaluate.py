@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from lit_consistency.data.tokens.tokenizer import Tokenizer
+from lit_consistency.distributed.ranks import check_devices, together
 from lit_consistency.evaluation.compare import compare_folders
 from lit_consistency.evaluation.gate import WORDS, exit_status, judge, read_gate
 from lit_consistency.evaluation.harness.export import export_tasks
@@ -56,6 +58,7 @@ class Options:
     seed: int = 0
     batch_tokens: int = 16384
     device: str = "auto"
+    devices: int = 1
     precision: str = "auto"
     output: Path | None = None
     item_format: str = "jsonl"
@@ -113,6 +116,8 @@ class Options:
 def evaluate(options: Options) -> list[Result]:
     """Measure a model on tasks; prints the table and, with ``output``, writes the results.
 
+    On several devices every process asks its share of the questions, and the first one prints and writes.
+
     Raises:
         FileNotFoundError: a model, task or data file is missing.
         ValueError: something does not fit; names key or file and row. A ``GuardError`` under ``strict``.
@@ -120,6 +125,7 @@ def evaluate(options: Options) -> list[Result]:
     options = replace(options, model=base_folder(options.model, "model"))
     check_checkpoint_dir(options.model)
     find_device(options.device)
+    number = check_devices(options.devices, options.device)
     if options.item_format == "parquet":
         require("pyarrow", "--item_format parquet")
     tasks = _tasks(options)
@@ -129,10 +135,15 @@ def evaluate(options: Options) -> list[Result]:
     results = [cell.result for cell in cells if cell.result is not None]
     harness: dict[str, Any] = {}
     if len(results) < len(cells) or options.harness:
-        loaded = load_model(options.model, options.device, options.precision)
-        if options.harness:  # first: a name that lm-eval does not know costs no scoring
-            harness = _harness(loaded, options)
-        results = _measure_all(cells, loaded, options, console)
+        with together(number, options.device, partial(evaluate, replace(options, devices=1))) as rank:
+            loaded = load_model(options.model, rank.device, options.precision)
+            if options.harness:  # first: a name that lm-eval does not know costs no scoring
+                harness = _harness(loaded, options)
+            if rank.number > 0:
+                options, console = replace(options, output=None), Console(quiet=True)
+            results = _measure_all(cells, loaded, options, console)
+        if rank.number > 0:
+            return results
     if results:
         print_results(results, f"{options.model}")
     if options.output is not None:

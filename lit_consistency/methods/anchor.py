@@ -36,6 +36,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from lit_consistency.data.loading.collate import pinned
 from lit_consistency.data.loading.mixed_rows import draw
 from lit_consistency.data.sources.own_samples import OwnSamples
 from lit_consistency.data.tokens.token_files import Shard
@@ -81,6 +82,20 @@ class Asked(NamedTuple):
     indices: Tensor
     base: TopK | Tensor
     total: Tensor
+
+
+class Places(NamedTuple):
+    """Where a micro-batch is anchored.
+
+    Attributes:
+        rows: (R,) int64, the rows that the base reads; of some of them nothing may be asked.
+        in_rows: (P,) int64, positions as indices into the flattened rows.
+        indices: (P,) int64, the same as indices into the flattened batch.
+    """
+
+    rows: Tensor
+    in_rows: Tensor
+    indices: Tensor
 
 
 class Divergence(Reduction):
@@ -228,20 +243,31 @@ class KLAnchor:
         """The base's answers along a micro-batch's own rows, before the model's; None where nothing is asked there."""
         if self.on == "own":
             return None
-        wanted, total = batch["targets"] != IGNORE, batch["supervised"]
-        if (replayed := batch.get("replayed")) is not None:
-            of_replay = batch["supervised_replayed"]
-            wanted = wanted & (replayed if self.on == "replayed" else ~replayed)[:, None]
+        rows, in_rows, indices = batch["anchored"] if "anchored" in batch else self.places(batch)
+        total = batch["supervised"]
+        if (of_replay := batch.get("supervised_replayed")) is not None:
             total = of_replay if self.on == "replayed" else total - of_replay
-        rows = wanted.any(-1)
-        if not rows.any():
+        if not len(rows):
             if not is_sharded(gpt):
                 return None
-            rows[0] = True  # all ranks gather the base's shards together
+            rows = rows.new_zeros(1)  # all ranks gather the base's shards together
         chosen = {key: batch[key][rows] for key in ("tokens", "positions", "documents")}
         inputs = chosen if batch["packed"] else {"tokens": chosen["tokens"]}
-        base = self._answers(gpt, inputs, wanted[rows].flatten().nonzero()[:, 0], self.k)
-        return Asked(wanted.flatten().nonzero()[:, 0], base, total.clamp(min=1))
+        return Asked(indices, self._answers(gpt, inputs, in_rows, self.k), total.clamp(min=1))
+
+    def look_up(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """What ``ask`` wants to know of a batch that is still on the CPU; of training, and not along own samples."""
+        if self.on == "own" or "supervised" not in batch:
+            return {}
+        return {"anchored": tuple(map(pinned, self.places(batch)))}
+
+    def places(self, batch: Mapping[str, Any]) -> Places:
+        """Where a micro-batch's own rows are anchored; a device would be waited for."""
+        wanted = batch["targets"] != IGNORE
+        if (replayed := batch.get("replayed")) is not None:
+            wanted = wanted & (replayed if self.on == "replayed" else ~replayed)[:, None]
+        rows = wanted.any(-1).nonzero()[:, 0]
+        return Places(rows, wanted[rows].flatten().nonzero()[:, 0], wanted.flatten().nonzero()[:, 0])
 
     def along_rows(self, states: Tensor, gpt: DocumentMask, asked: Asked) -> Tensor:
         """This micro-batch's share of the step's mean divergence, shape (): the sum of all shares is the mean.
@@ -267,15 +293,15 @@ class KLAnchor:
             # all ranks gather the shards together, also for the gradient
             return gpt(torch.zeros(1, 1, dtype=torch.int64, device=device)).sum() * 0.0
         fed = [texts.tokens[texts.offsets[i] : texts.offsets[i + 1] - 1].astype(np.int64) for i in mine]
-        tokens = nn.utils.rnn.pad_sequence([torch.from_numpy(row) for row in fed], batch_first=True).to(device)
+        tokens = nn.utils.rnn.pad_sequence([torch.from_numpy(row) for row in fed], batch_first=True)
         is_token = torch.arange(tokens.size(1)) < torch.from_numpy(self._lengths[mine])[:, None]
-        indices = is_token.flatten().nonzero()[:, 0].to(device)
+        tokens, indices = _sent(tokens, device), _sent(is_token.flatten().nonzero()[:, 0], device)
         if self._own.base is None:
             base = self._answers(gpt, {"tokens": tokens}, indices, 0)
         else:
             starts = texts.offsets[mine] - mine
             at = np.concatenate([np.arange(start, start + len(row)) for start, row in zip(starts, fed, strict=True)])
-            ids, log_probs, log_rest = (torch.from_numpy(table[at]).to(device) for table in self._own.base)
+            ids, log_probs, log_rest = (_sent(torch.from_numpy(table[at]), device) for table in self._own.base)
             base = TopK(ids.long(), log_probs, log_rest)
         total = int(self._lengths[numbers].sum())
 
@@ -286,7 +312,7 @@ class KLAnchor:
         return gpt(tokens, body=body)
 
     @torch.no_grad()
-    def _answers(self, gpt: nn.Module, inputs: dict[str, Tensor], indices: Tensor, k: int) -> TopK | Tensor:
+    def _answers(self, gpt: nn.Module, inputs: dict[str, Any], indices: Tensor, k: int) -> TopK | Tensor:
         """What the base predicts at positions, indices into the flattened batch: the ``k`` likeliest, or (P, V) all."""
         parts: list[Any] = []
 
@@ -302,6 +328,10 @@ class KLAnchor:
             none = torch.empty(0, device=indices.device)
             return TopK(indices.view(0, 1), none.view(0, 1), none)
         return TopK(*map(torch.cat, zip(*parts, strict=True))) if k else torch.cat(parts)
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    return (pinned(tensor) if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def is_sharded(model: nn.Module) -> bool:

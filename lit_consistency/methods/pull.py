@@ -116,12 +116,15 @@ class Pull(Full):
 
     @torch.no_grad()
     def _pull_back(self, optimizer: Optimizer, *_: Any) -> None:
+        found_inf = getattr(optimizer, "found_inf", None)
         for group in optimizer.param_groups:
             pull = float(group["lr"]) * self.strength
             for i, parameter in enumerate(group["params"]):
                 if pull and parameter in self._bound:
                     moving = master_or_parameter(optimizer, parameter)
                     pulled = towards(local(moving), local(self._bound[parameter]), self.norm, pull)
+                    if found_inf is not None:  # the optimizer may have skipped the step
+                        pulled = torch.where(found_inf > 0, local(moving), pulled)
                     if parameter.dtype == torch.bfloat16 and rounds_by_chance(optimizer):
                         # to the nearest, every pull would be lost that is below half of bfloat16's gap
                         name = f"{group['param_names'][i] if 'param_names' in group else i}/pull"

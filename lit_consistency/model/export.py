@@ -31,12 +31,15 @@ from lit_consistency.model.to_hf import embedding_is_head, hf_config, hf_weights
 from lit_consistency.model.tokenizer_files import copy_tokenizer, read_generation_config, read_tokenizer_config
 from lit_consistency.records.atomic import new_folder, write_json, write_text
 from lit_consistency.records.model_card import model_card
-from lit_consistency.records.model_folder import VOCABULARIES, check_checkpoint_dir, licence_texts
+from lit_consistency.records.model_folder import (
+    MAX_SHARD_SIZE,
+    VOCABULARIES,
+    check_checkpoint_dir,
+    licence_texts,
+)
 from lit_consistency.records.provenance import Provenance, read_provenance
 from lit_consistency.records.run_folder import RunFolder
 
-MAX_SHARD_SIZE = "5GB"
-"""That of transformers up to version 4: any file system and any upload takes it."""
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 

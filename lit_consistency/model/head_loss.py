@@ -132,7 +132,9 @@ def linear_loss(
         The scaled sum (), with gradient to states and head; and the numbers (R,), without.
     """
     head, cap = plain_head(gpt), gpt.config.final_logit_softcapping
-    scale = torch.as_tensor(scale, dtype=torch.float64, device=states.device)
+    if not isinstance(scale, Tensor):  # filled in on the device, where a copied number would make the program wait
+        scale = torch.full((), scale, dtype=torch.float64, device=states.device)
+    scale = scale.to(states.device, torch.float64)
     if head is not None:
         return _LinearLoss.apply(states, head.weight, head.bias, reduction, cap, scale)
     n_vocab = gpt.config.padded_vocab_size

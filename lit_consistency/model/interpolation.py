@@ -25,10 +25,10 @@ from torch import Tensor
 
 from lit_consistency.model.checkpoint import load_weights, save_model
 from lit_consistency.model.configuration import model_config
-from lit_consistency.model.export import MAX_SHARD_SIZE, save_hf
+from lit_consistency.model.export import save_hf
 from lit_consistency.model.to_hf import finite, hf_config
 from lit_consistency.records.atomic import check_free
-from lit_consistency.records.model_folder import VOCABULARIES, check_checkpoint_dir, weights_hash
+from lit_consistency.records.model_folder import MAX_SHARD_SIZE, VOCABULARIES, check_checkpoint_dir, weights_hash
 from lit_consistency.records.provenance import Provenance, read_provenance
 
 UNCOMPARED = ("name", "hf_config")

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -31,6 +30,7 @@ from lit_consistency.optimizers.core.optimizer import (
     state_dtype,
     zeros_of_state,
 )
+from lit_consistency.optimizers.core.skipping import unchanged_where
 from lit_consistency.optimizers.groups import ROLES
 
 # gradient elements cast to float32 at a time: 1 MiB of them on a CPU, where they stay in the cache
@@ -56,6 +56,7 @@ class AdamW(GroupOptimizer):
     """
 
     elements_at_once = 2**24
+    heeds_found_inf = True
 
     def __init__(
         self,
@@ -75,16 +76,17 @@ class AdamW(GroupOptimizer):
 
     def update_group(self, group: dict[str, Any], entries: list[Entry]) -> None:
         """One AdamW step of the group."""
-        update_adamw(entries, group)
+        update_adamw(entries, group, self.found_inf)
 
 
-def update_adamw(entries: Sequence[Entry], group: Mapping[str, Any]) -> None:
+def update_adamw(entries: Sequence[Entry], group: Mapping[str, Any], found_inf: Tensor | None = None) -> None:
     """One AdamW step of ``entries`` with the hyperparameters of ``group``, in place.
 
     Args:
         entries: parameters that have a gradient; ``step``, ``exp_avg`` and ``exp_avg_sq`` are made in their state at
             the first step.
         group: ``lr``, ``betas``, ``eps``, ``weight_decay``.
+        found_inf: flag of a step that changes nothing.
     """
     if not entries:
         return
@@ -103,6 +105,7 @@ def update_adamw(entries: Sequence[Entry], group: Mapping[str, Any]) -> None:
         betas=group["betas"],
         eps=group["eps"],
         weight_decay=group["weight_decay"],
+        found_inf=found_inf,
     )
 
 
@@ -127,6 +130,7 @@ def adamw_step(
     betas: tuple[float, float],
     eps: float,
     weight_decay: float,
+    found_inf: Tensor | None = None,
 ) -> None:
     r"""One AdamW step of each parameter.
 
@@ -144,26 +148,35 @@ def adamw_step(
         betas: the two decay rates.
         eps: added to the denominator.
         weight_decay: the coefficient of the decoupled weight decay.
+        found_inf: flag of a step that changes nothing, float32 of shape (), which the kernel reads; None for no flag.
     """
     if not params:
         return
     torch._foreach_add_(list(steps), 1)
-    fuse = partial(_adamw_fused, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+    options: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
     if are_alike(params, grads, exp_avgs, exp_avg_sqs):
-        fuse([params, grads, exp_avgs, exp_avg_sqs, steps])
-        return
+        _adamw_fused([params, grads, exp_avgs, exp_avg_sqs, steps], found_inf=found_inf, **options)
+    else:
+        _adamw_by_kinds(zip(params, grads, exp_avgs, exp_avg_sqs, steps, strict=True), found_inf, options)
+    if found_inf is not None:
+        torch._foreach_sub_(list(steps), [found_inf] * len(steps))
+
+
+def _adamw_by_kinds(rows: Iterable[Row], found_inf: Tensor | None, options: dict[str, Any]) -> None:
+    """``adamw_step`` of tensors of several dtypes, devices or memory layouts, whose counters have grown."""
     # the fused kernel wants one dtype and one device in each call
     fused: defaultdict[tuple[torch.device, torch.dtype, torch.dtype], list[Row]] = defaultdict(list)
-    for row in zip(params, grads, exp_avgs, exp_avg_sqs, steps, strict=True):
+    for row in rows:
         if can_fuse(*row[:4]):
             fused[row[0].device, row[0].dtype, row[1].dtype].append(row)
         else:
-            _adamw_eager(*row, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
-    for (device, dtype, grad_dtype), rows in fused.items():
-        for portion in [rows] if grad_dtype == dtype else _portions(rows, device):
+            with unchanged_where(found_inf, (row[0], row[2], row[3])):
+                _adamw_eager(*row, **options)
+    for (device, dtype, grad_dtype), alike in fused.items():
+        for portion in [alike] if grad_dtype == dtype else _portions(alike, device):
             columns = [list(column) for column in zip(*portion, strict=True)]
             columns[1] = [grad.to(dtype) for grad in columns[1]]
-            fuse(columns)
+            _adamw_fused(columns, found_inf=found_inf, **options)
 
 
 def are_alike(params: Sequence[Tensor], *others: Sequence[Tensor]) -> bool:
@@ -211,7 +224,13 @@ def _portions(rows: Sequence[Row], device: torch.device) -> Iterator[list[Row]]:
 
 
 def _adamw_fused(
-    columns: Sequence[Sequence[Tensor]], *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
+    columns: Sequence[Sequence[Tensor]],
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    found_inf: Tensor | None,
 ) -> None:
     """``adamw_step`` of tensors of one dtype and device, a list for each of ``Row``, whose counters have grown."""
     params, grads, exp_avgs, exp_avg_sqs, steps = map(list, columns)
@@ -229,6 +248,7 @@ def _adamw_fused(
         eps=eps,
         amsgrad=False,
         maximize=False,
+        found_inf=found_inf,
     )
 
 

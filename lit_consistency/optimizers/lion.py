@@ -25,6 +25,7 @@ from lit_consistency.optimizers.core.optimizer import (
     state_dtype,
     zeros_of_state,
 )
+from lit_consistency.optimizers.core.skipping import unchanged_where
 from lit_consistency.optimizers.groups import ROLES
 
 
@@ -43,6 +44,7 @@ class Lion(GroupOptimizer):
     """
 
     elements_at_once = 2**24
+    heeds_found_inf = True
 
     def __init__(
         self,
@@ -63,22 +65,27 @@ class Lion(GroupOptimizer):
 
     def update_group(self, group: dict[str, Any], entries: list[Entry]) -> None:
         """One Lion step of the group."""
-        update_by_sign(entries, group, group["betas"])
+        update_by_sign(entries, group, group["betas"], self.found_inf)
 
 
-def update_by_sign(entries: Sequence[Entry], group: dict[str, Any], betas: tuple[float, float]) -> None:
+def update_by_sign(
+    entries: Sequence[Entry], group: dict[str, Any], betas: tuple[float, float], found_inf: Tensor | None = None
+) -> None:
     """One step of ``entries`` with the hyperparameters of ``group``, in place.
 
     Args:
         entries: parameters that have a gradient; ``exp_avg`` is made in their state at the first step.
         group: ``lr``, ``weight_decay``.
         betas: as of ``sign_step``.
+        found_inf: flag of a step that changes nothing.
     """
     for entry in entries:
         if "exp_avg" not in entry.state:
             entry.state["exp_avg"] = zeros_of_state(entry.param)
         exp_avg = local(entry.state["exp_avg"])
-        sign_step(entry.target, entry.grad, exp_avg, lr=group["lr"], betas=betas, weight_decay=group["weight_decay"])
+        options = {"lr": group["lr"], "betas": betas, "weight_decay": group["weight_decay"]}
+        with unchanged_where(found_inf, [entry.target, exp_avg]):
+            sign_step(entry.target, entry.grad, exp_avg, **options)
 
 
 def sign_step(

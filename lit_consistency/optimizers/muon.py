@@ -45,6 +45,7 @@ from lit_consistency.optimizers.core.optimizer import (
     require_roles,
     zeros_of_state,
 )
+from lit_consistency.optimizers.core.skipping import unchanged_where
 from lit_consistency.optimizers.core.workspace import Workspace
 from lit_consistency.optimizers.groups import MATRIX_ROLES, ROLES, check_matrices, named_parameters, table_of
 from lit_consistency.optimizers.lora_muon import LoRAPairs
@@ -124,8 +125,8 @@ class Muon(GroupOptimizer):
         role_lr: role -> factor on the learning rate of its groups, at least 0; roles that are not named have 1.
         adapters: LoRA's factors: ``factor`` orthogonalizes each by itself, ``paired`` moves their product as Muon would
             (arXiv 2606.12921), in float32 whatever ``ns_form`` and ``ns_dtype``; see ``lora_muon.py``.
-        share_work: ranks that hold the same parameters share the orthogonalization out (DDP). Turn it off where the
-            ranks of a process group train different models. Sharded parameters are always shared out.
+        share_work: ranks that hold the same parameters (DDP), or the same shards (HSDP), share the orthogonalization
+            out. Turn it off where the ranks train different models. Among the shards it is always shared out.
         adamw_lr: learning rate of the rest, at least 0; null follows lr: adamw_lr_ratio * lr.
         adamw_lr_ratio: learning rate of the rest over lr where adamw_lr is null, at least 0.
         adamw_betas: decay rates of the rest's running means, each in [0, 1).
@@ -212,6 +213,7 @@ class Muon(GroupOptimizer):
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay}, low_precision, seed, decay_roles)
         if adapters == "paired":
             self.pairs = LoRAPairs(self.param_groups, normuon, cautious_decay)
+        self.heeds_found_inf = self.pairs is None  # the pairs' eigenvalues make the program wait anyway
 
     def complete_group(self, group: dict[str, Any]) -> dict[str, Any]:
         """A group with the options, the learning rate and the weight decay of its role; its own are kept.
@@ -236,7 +238,7 @@ class Muon(GroupOptimizer):
     def update_group(self, group: dict[str, Any], entries: list[Entry]) -> None:
         """One Muon step of a group of matrices, or one AdamW step of another."""
         if group["role"] not in MATRIX_ROLES:
-            update_adamw(entries, group)
+            update_adamw(entries, group, self.found_inf)
             return
         options = MatrixOptions.of(group)
         if self.pairs is not None and group["role"] == "adapter" and options.orthogonalized:
@@ -246,20 +248,18 @@ class Muon(GroupOptimizer):
                 updates = self.directions(group, some)
                 if options.orthogonalized:
                     updates = self._orthogonalized(group, options, some, updates, exchange)
-                move(
-                    [entry.target for entry in some],
-                    updates,
-                    lr=group["lr"],
-                    weight_decay=group["weight_decay"],
-                    cautious_decay=options.cautious_decay and options.orthogonalized,
-                )
+                cautious = options.cautious_decay and options.orthogonalized
+                targets = [entry.target for entry in some]
+                with unchanged_where(self.found_inf, targets):
+                    move(targets, updates, lr=group["lr"], weight_decay=group["weight_decay"], cautious_decay=cautious)
         group["steps_taken"] += 1
 
     def directions(self, group: Mapping[str, Any], entries: Sequence[Entry]) -> list[Tensor]:
         """Local directions of parameters of one group, whose momentum takes up their gradients."""
         momentum = warm_momentum(group["momentum"], group["steps_taken"], group["momentum_warmup_steps"])
         buffers, grads = [momentum_buffer(entry) for entry in entries], [entry.grad for entry in entries]
-        return momentum_directions(buffers, grads, momentum=momentum, nesterov=group["nesterov"])
+        with unchanged_where(self.found_inf, buffers):
+            return momentum_directions(buffers, grads, momentum=momentum, nesterov=group["nesterov"])
 
     def _orthogonalized(
         self,
@@ -284,8 +284,9 @@ class Muon(GroupOptimizer):
             function=partial(self.update_of_blocks, group, options),
             like=range(tensors),
         )
-        for second, result in zip(seconds, results, strict=False):
-            second.copy_(result[1])
+        with unchanged_where(self.found_inf, seconds):
+            for second, result in zip(seconds, results, strict=False):
+                second.copy_(result[1])
         return [result[0] for result in results]
 
     def update_of_blocks(self, group: Mapping[str, Any], options: MatrixOptions, stacks: list[Tensor]) -> list[Tensor]:

@@ -24,6 +24,7 @@ from lit_consistency.optimizers.core.optimizer import (
     state_dtype,
     zeros_of_state,
 )
+from lit_consistency.optimizers.core.skipping import unchanged_where
 from lit_consistency.optimizers.groups import ROLES
 
 
@@ -43,6 +44,7 @@ class SGD(GroupOptimizer):
     """
 
     elements_at_once = 2**24
+    heeds_found_inf = True
 
     def __init__(
         self,
@@ -72,15 +74,17 @@ class SGD(GroupOptimizer):
                 if "momentum_buffer" not in entry.state:
                     entry.state["momentum_buffer"] = zeros_of_state(entry.param)
                 momentum_buffer = local(entry.state["momentum_buffer"])
-            sgd_step(
-                entry.target,
-                entry.grad,
-                momentum_buffer,
-                lr=group["lr"],
-                momentum=group["momentum"],
-                nesterov=group["nesterov"],
-                weight_decay=group["weight_decay"],
-            )
+            moved = [entry.target] if momentum_buffer is None else [entry.target, momentum_buffer]
+            with unchanged_where(self.found_inf, moved):
+                sgd_step(
+                    entry.target,
+                    entry.grad,
+                    momentum_buffer,
+                    lr=group["lr"],
+                    momentum=group["momentum"],
+                    nesterov=group["nesterov"],
+                    weight_decay=group["weight_decay"],
+                )
 
 
 def sgd_step(

@@ -35,6 +35,7 @@ class Signum(GroupOptimizer):
     """
 
     elements_at_once = 2**24
+    heeds_found_inf = True
 
     def __init__(
         self,
@@ -55,4 +56,4 @@ class Signum(GroupOptimizer):
 
     def update_group(self, group: dict[str, Any], entries: list[Entry]) -> None:
         """One Signum step of the group."""
-        update_by_sign(entries, group, (group["momentum"], group["momentum"]))
+        update_by_sign(entries, group, (group["momentum"], group["momentum"]), self.found_inf)

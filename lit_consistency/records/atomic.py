@@ -141,6 +141,14 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(plain(content), indent=2, ensure_ascii=False) + "\n")
 
 
+def json_line(value: Any) -> str:
+    """JSON in one line; what is no number becomes null. Looking for such values takes longer than writing them."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return json.dumps(plain(value), ensure_ascii=False)
+
+
 def plain(value: Any) -> Any:
     """JSON has no NaN and no infinity."""
     if isinstance(value, float):

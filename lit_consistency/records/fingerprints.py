@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,28 @@ def fingerprint_of(parts: Any, sort_keys: bool = False) -> str:
         sort_keys: whether the order of keys is of no account; that of a task's fields is.
     """
     return sha256_of_text(json.dumps(parts, default=str, sort_keys=sort_keys))
+
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def package_sources() -> dict[str, str]:
+    """Path within this package -> SHA-256, of every source file."""
+    return {str(file.relative_to(PACKAGE)): sha256_once(file) for file in sorted(PACKAGE.rglob("*.py"))}
+
+
+def sources_written_at() -> float:
+    """When the youngest of them was written, in seconds since 1970."""
+    return max(file.stat().st_mtime for file in PACKAGE.rglob("*.py"))
+
+
+def sha256_of_parts(parts: Iterable[bytes | memoryview]) -> str:
+    """SHA-256 of some bytes, each with its length, so that it tells where they were divided."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(f"{memoryview(part).nbytes}:".encode())
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def seed_of(*parts: object) -> int:

@@ -20,6 +20,8 @@ OPTIMIZER_STATE = "optimizer_state.safetensors"
 COMPUTED_BY = (CONFIG, *VOCABULARIES, "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
 """Besides the weights, what decides what a model computes from a text, and where it stops."""
 IMPORT = "python -m lit_consistency import"
+MAX_SHARD_SIZE = "5GB"
+"""Of a file of exported weights: that of transformers up to version 4, which any file system and any upload takes."""
 PROMPTED_BY = ("prompt_style.yaml",)
 """How LitGPT prompts it."""
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from lit_consistency.records.atomic import new_file, plain, write_json, write_text
+from lit_consistency.records.atomic import json_line, new_file, write_json, write_text
 from lit_consistency.records.extras import require
 from lit_consistency.records.fingerprints import sha256
 
@@ -144,7 +144,7 @@ def write_result(folder: Path, result: Result, records: Sequence[dict[str, Any]]
         with new_file(path) as temporary:
             parquet.write_table(pyarrow.Table.from_pylist(list(records)), temporary)
     else:
-        write_text(path, "".join(json.dumps(plain(record), ensure_ascii=False) + "\n" for record in records))
+        write_text(path, "".join(f"{json_line(record)}\n" for record in records))
     write_json(numbers, asdict(replace(result, n_items=len(records), items_sha256=sha256(path))))
 
 

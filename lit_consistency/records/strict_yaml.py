@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,14 @@ def read_strict_yaml(path: Path) -> Any:
         ValueError: it is no YAML, or a key stands twice in a mapping; names file, key and lines.
     """
     try:
-        return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Strict)
+        return deepcopy(_parsed(Path(path).read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not YAML ({error})") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+@lru_cache(maxsize=64)
+def _parsed(text: str) -> Any:
+    """A file of several tasks is read for each of them, and parsing YAML takes longer than all else about it."""
+    return yaml.load(text, Loader=_Strict)

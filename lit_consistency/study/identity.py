@@ -33,6 +33,7 @@ FREE = (
     "config",
     "data.init_args.cache_dir",
     "data.init_args.num_workers",
+    "model.activation_checkpointing",
     "model.checkpoint_dir",  # the base counts by its content
     "forgetting.batch_tokens",
     "run",

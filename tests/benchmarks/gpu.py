@@ -55,6 +55,7 @@ PARTS: dict[str, Part] = {
     "agreement-muon": Part("optimizers", "agreement_of_muon", 120),
     "resume": Part("runs", "resume", 120),
     "fsdp": Part("runs", "fsdp", 100),
+    "waiting": Part("waiting", "waiting", 100),
     "pretraining": Part("training", "pretraining", 180),
     "steps": Part("optimizers", "steps", 140),
     "packing": Part("training", "packing", 70),
@@ -63,7 +64,7 @@ PARTS: dict[str, Part] = {
     "command": Part("runs", "command", 60),
 }
 # what stands together runs side by side: it measures no time. Then by importance, as the end may be cut off
-ORDER = [["card"], ["agreement", "agreement-muon", "resume", "fsdp"]]
+ORDER = [["card"], ["agreement", "agreement-muon", "resume", "fsdp", "waiting"]]
 ORDER += [[name] for name in ("pretraining", "steps", "packing", "scoring", "generation", "command")]
 
 

@@ -60,6 +60,8 @@ WRONG = {
     "an address of the runs": (["--run.root=gs://bucket/runs"], ["root = gs:/", "an address", "this machine"]),
     "path as a run name": (["--run.name=../escaped"], ["../escaped", "letters, digits"]),
     "accumulation": (["--trainer.accumulate_grad_batches=2"], ["accumulate_grad_batches = 2", "global_batch_size"]),
+    "more than every block": (["--model.activation_checkpointing=2"], ["activation_checkpointing = 2", "n_layer = 1"]),
+    "float8": (["--trainer.precision=transformer-engine"], ["transformer-engine", "expected bf16-mixed", "float8"]),
     "part of an epoch": (["--trainer.limit_train_batches=3"], ["limit_train_batches = 3", "max_steps"]),
     "negative clipping": (["--trainer.gradient_clip_val=-1"], ["gradient_clip_val = -1", "at least 0"]),
     "logging every 0": (["--trainer.log_every_n_steps=0"], ["log_every_n_steps = 0", "at least 1"]),
@@ -163,24 +165,6 @@ def test_help_costs_no_import_of_lightning() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0
     assert "quickstart.yaml" in result.stdout
-
-
-def test_fit_help_explains_the_options(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["fit", "--help"])
-    assert stop.value.code == 0
-    text = capsys.readouterr().out
-    assert "--KEY.NAME null) removes one" in " ".join(text.split("ARG:   --forgetting.retain ")[1].split()[:200])
-    for explained in (
-        "--world",
-        "checkpoint_dir",
-        "--forgetting.every_n_steps",
-        "--run.name",
-        "--allow_changes",
-        "schedule",
-    ):
-        assert explained in text
-    assert "what is trained; all weights when not given" in " ".join(text.split())
 
 
 def test_overlays_are_composed_left_to_right(run_dir: Path) -> None:

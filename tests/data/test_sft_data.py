@@ -51,6 +51,16 @@ def test_packed_batches_have_one_shape_and_loose_ones_fit_their_rows(tokenizer_f
         assert batch["documents"].max() == 0
 
 
+def test_rows_grouped_by_length_have_the_same_gradient_and_less_padding(tokenizer_folder: Path) -> None:
+    options: dict[str, Any] = {"packing": False, "global_batch_size": 15, "micro_batch_size": 3, "block_size": 512}
+    loose, grouped = (opened(tokenizer_folder, group_by_length=group, **options) for group in (False, True))
+    places = [sum(batch["tokens"].numel() for batch in data.train_dataloader()) for data in (loose, grouped)]
+    assert places[1] < places[0]
+    torch.testing.assert_close(gradient(grouped), gradient(loose), rtol=1e-12, atol=1e-12)
+    rows, _ = loose.opened("train")
+    assert rows.lengths.tolist() == [len(rows[i].tokens) for i in range(len(rows))]
+
+
 def test_every_training_batch_learns_something(tokenizer_folder: Path) -> None:
     loader = opened(tokenizer_folder, micro_batch_size=1, packing=False).train_dataloader()
     assert min(int(batch["supervised"]) for batch in loader) > 0

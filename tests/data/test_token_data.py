@@ -40,6 +40,34 @@ def test_a_global_batch_that_does_not_divide_is_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("rows", "block_size", "devices", "expected"),
+    [
+        (32, 512, 1, 8),  # 4,096 tokens
+        (32, 512, 2, 8),
+        (32, 512, 8, 4),  # the whole share of a device
+        (12, 512, 1, 6),  # a divisor
+        (7, 512, 1, 7),
+        (11, 512, 1, 1),
+        (32, 2048, 1, 2),
+        (32, 8192, 1, 1),  # no less than a row
+    ],
+)
+def test_the_micro_batch_follows_where_it_is_not_given(
+    rows: int, block_size: int, devices: int, expected: int, folder: Path
+) -> None:
+    data = sft(folder, global_batch_size=rows, micro_batch_size=None, block_size=block_size)
+    assert data.rows_at_once(devices) == expected
+    assert data.accumulate(devices) == rows // (devices * expected)
+
+
+@pytest.mark.parametrize("devices", [3, 16])
+def test_devices_that_do_not_divide_the_batch_are_named(devices: int, folder: Path) -> None:
+    data = sft(folder, global_batch_size=8, micro_batch_size=None)
+    with pytest.raises(ValueError, match=f"data.global_batch_size = 8: expected a multiple of devices = {devices}$"):
+        data.accumulate(devices)
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"global_batch_size": 0}, "global_batch_size = 0: expected at least 1"),
@@ -53,6 +81,7 @@ def test_a_global_batch_that_does_not_divide_is_refused(folder: Path) -> None:
         ),
         ({"prompt_style": "nope"}, "prompt_style = 'nope': expected one of"),
         ({"loss_on": "prompt"}, "loss_on = 'prompt': expected completion or all"),
+        ({"group_by_length": True, "packing": True}, "group_by_length = true with packing = true"),
         ({"too_long": "drop"}, "too_long = 'drop': expected truncate or refuse"),
     ],
 )

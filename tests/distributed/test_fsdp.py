@@ -17,7 +17,7 @@ from lit_consistency.distributed.fsdp import data_mesh, gathered, mixed_precisio
 from lit_consistency.distributed.gradients import clip_gradients, gradient_norm
 from lit_consistency.methods import Full, LoRA
 from lit_consistency.methods.build import build_model
-from lit_consistency.model import GPT
+from lit_consistency.model import GPT, blocks
 from lit_consistency.optimizers import AdamW, parameter_groups
 from tests.model.tiny_models import tiny_checkpoint, tiny_config, tiny_model
 
@@ -105,6 +105,24 @@ def test_other_weights_for_a_while_leave_no_trace(in_shards: bool, mesh: DeviceM
         reshard(tested)
     for name, parameter in tested.named_parameters():
         assert torch.equal(full_tensor(parameter), 1.5 * model.get_parameter(name))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # which torch reads when it traces a block
+@pytest.mark.parametrize("compiled", [True, False])
+def test_compiled_and_recomputed_blocks_have_the_same_gradients(
+    compiled: bool, mesh: DeviceMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "BACKEND", "eager")
+    torch._dynamo.reset()
+    model, other = tiny_model("pythia-14m"), tiny_model("pythia-14m")
+    how = blocks.Blocks(other.config, compile=compiled, activation_checkpointing="blocks")
+    how.prepare(other, "cpu", TOKENS.size(1), 1)
+    shard(other, mesh, "32-true")
+    assert other.state_dict().keys() == model.state_dict().keys()
+    for one in (model, other):
+        one(TOKENS).square().sum().backward()
+    for name, parameter in other.named_parameters():
+        assert torch.equal(full_tensor(parameter.grad), model.get_parameter(name).grad)
 
 
 def test_kept_shards_are_gathered_on_demand(mesh: DeviceMesh) -> None:

@@ -33,6 +33,7 @@ OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]
     "mofo": (MoFO, {"weight_decay": 0.1, "fraction": 0.2, "selection": "exact"}, "split", False),
     "mofo lora": (MoFO, {"selection": "exact"}, "split", True),
     "muon": (Muon, {"weight_decay": 0.1}, "split", False),
+    "muon unshared": (Muon, {"weight_decay": 0.1, "share_work": False}, "split", False),
     "muon head": (Muon, {"cautious_decay": True, "weight_decay": 0.1}, "head", False),
     "muon normuon": (Muon, {"normuon": True, "momentum_warmup_steps": 2}, "split", False),
     "muon lora": (Muon, {"lr_scale": "spectral"}, "split", True),
@@ -158,6 +159,7 @@ def on_this_rank(rank: int, world: int, folder: str, layouts: list[str]) -> None
             counts.clear()
             step(optimizer, model, range(STEPS - 1, STEPS))
             result = {"collectives": dict(counts), "groups": shape_groups(optimizer, blocks=mesh is None)}
+            result["stacks"] = shape_groups(optimizer, blocks=True)
             result |= {"weights": weights(model)}
             if mesh is not None:
                 assert all(isinstance(v, DTensor) for s in optimizer.state.values() for v in s.values() if v.ndim)

@@ -48,6 +48,8 @@ def after_steps(make: Callable[[list[dict]], GroupOptimizer], dtype: torch.dtype
         for parameter in net.parameters():
             grad = torch.randn(parameter.shape).to(dtype)
             parameter.grad = Simulated(grad) if cuda else grad
+        if cuda and optimizer.heeds_found_inf:  # as a run on CUDA does, see distributed/step_report.py
+            optimizer.found_inf = torch.zeros((), device="cuda")
         optimizer.step()
         if step == 1:
             optimizer.load_state_dict(optimizer.state_dict())

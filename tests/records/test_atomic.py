@@ -9,6 +9,7 @@ import pytest
 from lit_consistency.records.atomic import (
     SUFFIX,
     _exchange,
+    json_line,
     new_folder,
     remove_leftovers,
     replaced_folder,
@@ -191,3 +192,9 @@ def test_a_writer_that_cannot_say_so_has_filled_the_disk(tmp_path: Path, monkeyp
     usage.free = 1 << 30
     with pytest.raises(OSError, match=r"could not be written \(\[enforce fail"):
         write_and_raise(tmp_path / "a", RuntimeError(messages[0]))
+
+
+def test_a_line_of_json_has_null_for_what_is_no_number() -> None:
+    value = {"a": [1.5, (math.inf, "é")], "b": {"c": -0.0, "d": math.nan}}
+    assert json_line(value) == '{"a": [1.5, [null, "é"]], "b": {"c": -0.0, "d": null}}'
+    assert json_line([1.5]) == "[1.5]"

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -44,9 +45,10 @@ class _Remaining:
     def __init__(self, order: Order) -> None:
         self.order = order
         self.position = (0, 0)
+        self.lengths: np.ndarray | None = None
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        return self.order.epoch(*self.position)
+        return self.order.epoch(*self.position, self.lengths)
 
 
 class TokenLoader:
@@ -111,7 +113,8 @@ class TokenLoader:
         else:
             self.consumed = 0
         self._sampler.position = (self.epoch, self.consumed)
-        self._micro_batches.rows = self.rows.of_epoch(self.epoch)
+        self._micro_batches.rows = rows = self.rows.of_epoch(self.epoch)
+        self._sampler.lengths = rows.lengths if self.order.by_length else None
         for batch in self._batches:
             self.consumed += 1
             yield batch

@@ -57,6 +57,12 @@ class MixedRows(TokenRows):
         self.replayed = self.set_of_row > 0 if replays else None
 
     @property
+    def lengths(self) -> np.ndarray:
+        """Of each row in its own set."""
+        lengths = [rows.lengths for rows in self.sets]
+        return np.array([lengths[k][i] for k, i in zip(self.set_of_row, self.index_in_set, strict=True)])
+
+    @property
     def n_of_set(self) -> list[int]:
         """How many rows of each set an epoch holds."""
         return np.bincount(self.set_of_row, minlength=len(self.sets)).tolist()

@@ -157,5 +157,5 @@ def _compare(file: Path, what: str, value: object, expected: object) -> None:
 
 
 def _map(file: Path, dtype: np.dtype) -> np.ndarray:
-    # an empty file cannot be mapped
-    return np.memmap(file, dtype=dtype, mode="r") if file.stat().st_size else np.empty(0, dtype=dtype)
+    # an empty file cannot be mapped; as a plain array, since every slice of a memmap asks whose memory it is
+    return np.asarray(np.memmap(file, dtype=dtype, mode="r")) if file.stat().st_size else np.empty(0, dtype=dtype)

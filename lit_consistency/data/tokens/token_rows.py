@@ -53,6 +53,11 @@ class TokenRows(ABC):
     def document(self, i: int, number: int) -> tuple[int, int]:
         """What document ``number`` of row i is: a document of the shard, and its first token that stands in the row."""
 
+    @property
+    @abstractmethod
+    def lengths(self) -> np.ndarray:
+        """(n_rows,) int64, how many tokens each row has."""
+
     def of_epoch(self, epoch: int) -> TokenRows:
         """The rows of an epoch, as many in each: these, unless a subclass has others for every epoch."""
         return self
@@ -75,6 +80,12 @@ class StreamRows(TokenRows):
         bounds = np.minimum(np.arange(-(-n_inputs // block_size) + 1) * block_size, n_inputs)
         ends_before = np.searchsorted(shard.offsets[1:], bounds + 1)
         self.supervised = np.diff(bounds) - np.diff(ends_before)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """All of ``block_size``, but the last row's."""
+        n_inputs = max(len(self.shard.tokens) - 1, 0)
+        return np.minimum(n_inputs - np.arange(len(self)) * self.block_size, self.block_size)
 
     def __getitem__(self, i: int) -> PackedSequence:
         """Row i: places i * block_size and following."""
@@ -120,6 +131,12 @@ class ConversationRows(TokenRows):
         learned = np.add.reduceat(self.mask, first, dtype=np.int64) - self.mask[first]
         cumulative = np.concatenate(([0], np.cumsum(learned[self.plan.members])))
         self.supervised = np.diff(cumulative[self.plan.starts])
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Of all conversations of a row together."""
+        alone = np.diff(self.shard.offsets) - 1
+        return np.diff(np.concatenate(([0], np.cumsum(alone[self.plan.members])))[self.plan.starts])
 
     def __getitem__(self, i: int) -> PackedSequence:
         """Row i of the plan."""

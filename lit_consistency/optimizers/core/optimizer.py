@@ -62,6 +62,10 @@ class GroupOptimizer(Optimizer, ABC):
     # Parameters moved at a time where their float32 values are temporary, counted in elements; None: the whole group.
     # For steps that look at each parameter by itself.
     elements_at_once: int | None = None
+    # Whether a step with ``found_inf`` 1 leaves parameters and state as they are; see core/skipping.py. Where not,
+    # whoever has to stop before a step must wait for the device.
+    heeds_found_inf: bool = False
+    found_inf: Tensor | None = None
 
     def __init__(
         self,

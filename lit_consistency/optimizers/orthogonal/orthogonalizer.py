@@ -107,6 +107,7 @@ def map_blocks(
     shared = exchange.share(function, like)
     # one message for each stack of replicas
     at_once = len(pieces) if isinstance(exchange, DataParallel) or not whole else _at_once(whole[0][0])
+    at_once = max(at_once, exchange.sharers)  # or some of HSDP's replicas would have nothing to do
     results: list[Piece] = []
     for start in range(0, len(whole), at_once):
         results += _by_blocks(whole[start : start + at_once], splits, shared, like)

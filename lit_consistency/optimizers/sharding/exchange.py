@@ -4,11 +4,11 @@ A function of whole matrices is called in three steps: ``gather`` the matrices t
 ``share`` makes of the function, ``scatter`` the results to the ranks that hold the parameters. Where matrices are whole
 and nobody shares the work nothing is sent (``Local``); where all ranks hold the same ones each takes a part of every
 stack, with one all-gather for a stack (``DataParallel``: DDP); where each rank holds some rows, each gathers a part of
-the matrices with one all-to-all and sends the results back with another (``RowSharded``: FSDP2 and, in each replica,
-HSDP).
+the matrices with one all-to-all and sends the results back with another (``RowSharded``: FSDP2). In HSDP the ranks that
+hold the same rows in other replicas have gathered the same matrices: they share them as replicas of DDP do.
 
-Given up: replicas of HSDP each do their replica's work; communication does not overlap with computation; a matrix
-sharded by columns or over two dimensions is refused.
+Given up: communication does not overlap with computation; a matrix sharded by columns or over two dimensions is
+refused.
 
 Source: the owner's scheme of microsoft/dion, dion/megabatch_base.py; rows of a shard, torch.distributed.tensor.Shard,
 which cuts as ``torch.chunk`` does.
@@ -32,7 +32,13 @@ BlockFunction = Callable[[list[Tensor]], list[Tensor]]
 
 
 class Exchange(ABC):
-    """One way of working on matrices together. All ranks call its methods alike."""
+    """One way of working on matrices together. All ranks call its methods alike.
+
+    Attributes:
+        sharers: number of ranks among which ``share`` shares a stack out.
+    """
+
+    sharers: int = 1
 
     @abstractmethod
     def gather(self, pieces: Sequence[Piece], rows: Sequence[int]) -> Sequence[Piece]:
@@ -94,6 +100,7 @@ class DataParallel(Local):
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         self.group = group
         self.world, self.rank = dist.get_world_size(group), dist.get_rank(group)
+        self.sharers = self.world
 
     def share(self, function: BlockFunction, like: Sequence[int]) -> BlockFunction:
         """See ``Exchange.share``; one all-gather for each stack, and the same bits on every rank."""
@@ -124,11 +131,14 @@ class RowSharded(Exchange):
 
     Args:
         group: the ranks that together hold a matrix.
+        replicas: how the ranks that hold the same rows share what they own; each does all of it when not given.
     """
 
-    def __init__(self, group: dist.ProcessGroup) -> None:
+    def __init__(self, group: dist.ProcessGroup, replicas: DataParallel | None = None) -> None:
         self.group = group
         self.world, self.rank = dist.get_world_size(group), dist.get_rank(group)
+        self.replicas = replicas or Local()
+        self.sharers = self.replicas.sharers
 
     def gather(self, pieces: Sequence[Piece], rows: Sequence[int]) -> Sequence[Piece]:
         """The matrices that this rank owns; one all-to-all."""
@@ -143,8 +153,8 @@ class RowSharded(Exchange):
         return [self._full_matrices(received[:, i], rows, columns) for i in range(owned)]
 
     def share(self, function: BlockFunction, like: Sequence[int]) -> BlockFunction:
-        """The function: each rank calls it on what it owns."""
-        return function
+        """The function: each rank calls it on what it owns, or on its part of that where there are replicas."""
+        return self.replicas.share(function, like)
 
     def scatter(
         self, results: Sequence[Piece], pieces: Sequence[Piece], rows: Sequence[int], like: Sequence[int]
@@ -198,7 +208,7 @@ def exchange_of(name: str, param: Tensor, share_work: bool) -> Exchange:
     Args:
         name: of the parameter, for errors.
         param: a tensor or DTensor, a matrix or a stack of them.
-        share_work: whether ranks with the same plain tensors are replicas that share the work.
+        share_work: whether ranks with the same tensors, or the same shards of them, are replicas that share the work.
 
     Raises:
         ValueError: the parameter is sharded otherwise than by rows over one dimension of its mesh.
@@ -207,9 +217,13 @@ def exchange_of(name: str, param: Tensor, share_work: bool) -> Exchange:
         together = share_work and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         return DataParallel() if together else Local()
     mesh = param.device_mesh
-    sharded = [i for i, placement in enumerate(param.placements) if not placement.is_replicate() and mesh.size(i) > 1]
+    several = [i for i in range(mesh.ndim) if mesh.size(i) > 1]
+    sharded = [i for i in several if not param.placements[i].is_replicate()]
+    same = [i for i in several if i not in sharded]
+    # replicas over two dimensions of a mesh would be a group of their own: each does all of the work then
+    replicas = DataParallel(mesh.get_group(same[0])) if share_work and len(same) == 1 else None
     if not sharded:
-        return Local()
+        return replicas or Local()
     placement = param.placements[sharded[0]]
     # a strided shard is a subclass, and holds other rows
     if len(sharded) > 1 or type(placement) is not Shard or not placement.is_shard(0):
@@ -218,4 +232,4 @@ def exchange_of(name: str, param: Tensor, share_work: bool) -> Exchange:
             "of the mesh and Replicate in the others, as FSDP2 and HSDP give"
         )
     # of a stack of matrices each rank has some whole ones
-    return Local() if param.ndim == 3 else RowSharded(mesh.get_group(sharded[0]))
+    return (replicas or Local()) if param.ndim == 3 else RowSharded(mesh.get_group(sharded[0]), replicas)

@@ -192,9 +192,11 @@ def command(place: Place) -> Iterator[Row]:
         "--model.optimizer.init_args.lr=0.0006",
         "--forgetting.every_n_steps=0",
     ]
-    for precision in ("bf16-mixed",) if place.tiny else ("bf16-mixed", "bf16-true"):
-        labels = {"command": "fit", "precision": precision}
-        yield or_skip(place, 10, labels, _speed, [*options, f"--trainer.precision={precision}"], place)
+    cases = [("bf16-mixed", "false"), ("bf16-true", "false"), ("bf16-mixed", "true")]
+    for precision, compiled in cases[:1] if place.tiny else cases:
+        labels = {"command": "fit", "precision": precision, "compiled": compiled}
+        more = [f"--trainer.precision={precision}", f"--model.compile={compiled}"]
+        yield or_skip(place, 40 if compiled == "true" else 10, labels, _speed, [*options, *more], place)
 
 
 def _speed(options: Sequence[str], place: Place) -> Row:

@@ -21,6 +21,10 @@ class NumberedRows(TokenRows):
     def __init__(self, n_rows: int) -> None:
         self.supervised = np.arange(n_rows) % 5 + 1
 
+    @property
+    def lengths(self) -> np.ndarray:
+        return self.supervised
+
     def __getitem__(self, i: int) -> PackedSequence:
         tokens = np.full(i % 5 + 1, i + 1)
         return PackedSequence(tokens, tokens, np.arange(len(tokens)), np.zeros(len(tokens), dtype=np.int64))
@@ -30,9 +34,16 @@ class NumberedRows(TokenRows):
 
 
 def make(
-    n_rows: int = 29, micro: int = 2, world_size: int = 1, rank: int = 0, seed: int = 3, size: int = 8, workers: int = 0
+    n_rows: int = 29,
+    micro: int = 2,
+    world_size: int = 1,
+    rank: int = 0,
+    seed: int = 3,
+    size: int = 8,
+    workers: int = 0,
+    by_length: bool = False,
 ) -> TokenLoader:
-    order = Order(n_rows, size, micro, world_size, rank, seed)
+    order = Order(n_rows, size, micro, world_size, rank, seed, by_length)
     return TokenLoader(NumberedRows(n_rows), order, num_workers=workers)
 
 
@@ -91,6 +102,30 @@ def test_another_layout_goes_on_at_the_same_global_batch(micro: int, world_size:
         for i in micro_batch
     ]
     assert seen == rest
+
+
+@pytest.mark.parametrize(("micro", "world_size"), [(2, 1), (2, 2), (1, 4)])
+def test_rows_of_one_length_share_a_micro_batch(micro: int, world_size: int) -> None:
+    """A step holds the rows that it holds unsorted, from the longest to the shortest over all ranks at a time."""
+    plain = ids(make(micro=8))
+    ranks = [ids(make(micro=micro, world_size=world_size, rank=r, by_length=True)) for r in range(world_size)]
+    times = [sum(of_ranks, []) for of_ranks in zip(*ranks, strict=True)]
+    per_step = 8 // (micro * world_size)
+    for i, rows in enumerate(plain):
+        step = sum(times[i * per_step : (i + 1) * per_step], [])
+        assert sorted(step) == sorted(rows)
+        lengths = [(row - 1) % 5 + 1 for row in step if row]
+        assert lengths == sorted(lengths, reverse=True)
+
+
+def test_sorted_rows_are_resumed_where_they_stopped() -> None:
+    whole = make(by_length=True)
+    expected, first = ids(whole) + ids(whole), make(by_length=True)
+    seen = ids(first, 8)
+    second = make(by_length=True)
+    second.load_state_dict(first.state_dict())
+    assert seen + ids(second) + ids(second) == expected
+    assert expected[:16] != ids(make())
 
 
 @pytest.mark.parametrize("micro", [2, 4])

@@ -44,10 +44,22 @@ def test_the_way_of_exchange_follows_the_placement(four_ranks: None) -> None:
     assert kind(plain) is DataParallel
     assert kind(plain, share_work=False) is Local
     assert kind(placed([Shard(0)])) is RowSharded
-    assert kind(placed([Replicate(), Shard(0)], (2, 2))) is RowSharded
-    assert kind(placed([Replicate()])) is Local
+    assert kind(placed([Replicate()])) is DataParallel
+    assert kind(placed([Replicate()]), share_work=False) is Local
     # whole matrices of a stack lie on each rank
     assert kind(placed([Shard(0)], ndim=3)) is Local
+
+
+def test_replicas_of_shards_share_what_they_own(four_ranks: None) -> None:
+    param = placed([Replicate(), Shard(0)], (2, 2))
+    for share_work, sharers in ((True, 2), (False, 1)):
+        exchange = exchange_of("w", param, share_work)
+        assert isinstance(exchange, RowSharded)
+        assert (exchange.world, exchange.sharers) == (2, sharers)
+        stack = exchange_of("w", placed([Replicate(), Shard(0)], (2, 2), ndim=3), share_work)
+        assert (type(stack), stack.sharers) == (DataParallel if share_work else Local, sharers)
+    one_shard = exchange_of("w", placed([Replicate(), Shard(0)], (4, 1)), True)
+    assert (type(one_shard), one_shard.sharers) == (DataParallel, 4)
 
 
 def test_without_a_process_group_everything_is_local() -> None:

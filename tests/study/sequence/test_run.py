@@ -34,7 +34,7 @@ def test_the_matrix_holds_what_every_stage_scores(
     matrix = read_matrices(out)["default/0"]
     assert (matrix.stages, matrix.tasks) == (["first", "second"], ["first", "second", "prose"])
     assert matrix.metrics == ["accuracy", "accuracy", "-bits_per_byte"]
-    runs = ["base", *sorted(path.name for path in (out / "runs").iterdir())]
+    runs = ["base", *sorted(path.name for path in (out / "runs").glob("[!.]*"))]
     for row, name in zip(matrix.scores[0], runs, strict=True):
         results = {result.task: result.value for result in read_results(out / "evaluations" / name)}
         assert row == [results["first"], results["second"], -results["prose"]]
@@ -53,7 +53,7 @@ def test_the_matrix_holds_what_every_stage_scores(
 
 def check_stages(plan: dict[str, Any]) -> None:
     """A stage starts from the one before, and trains on its own task as it was told to."""
-    first, second = sorted((Path(plan["output"]) / "runs").iterdir())
+    first, second = sorted((Path(plan["output"]) / "runs").glob("[!.]*"))
     records = [json.loads((path / "run.json").read_text()) for path in (first, second)]
     assert [record["base"] for record in records] == [plan["base"], str(first / "model")]
     configs = [yaml.safe_load((path / "config.yaml").read_text()) for path in (first, second)]
@@ -75,7 +75,7 @@ def test_files_of_fit_cannot_change_what_is_trained_on(plan: dict[str, Any], sta
         plan["fit"]["config"].append(str(file))
     plan["stages"] = plan["stages"][:1]
     run(plan, "--fit.options.trainer.max_steps=1")
-    (folder,) = (Path(plan["output"]) / "runs").iterdir()
+    (folder,) = (Path(plan["output"]) / "runs").glob("[!.]*")
     used = yaml.safe_load((folder / "config.yaml").read_text())["data"]["init_args"]
     assert used["packing"] is False, "other options of the file count"
     assert used["rows"]["class_path"] == "lit_consistency.tasks.TaskRows"
@@ -96,7 +96,7 @@ def test_what_is_finished_is_not_run_again(plan: dict[str, Any], pretended: Star
     assert commands(pretended) == ["fit", "evaluate"], "the first stage is as before"
     scores = [content["matrices"]["default/0"]["scores"]["0"] for content in (before, after)]
     assert scores[0][:2] == scores[1][:2]
-    assert len(list((Path(plan["output"]) / "runs").iterdir())) == 3, "nothing is written over"
+    assert len(list((Path(plan["output"]) / "runs").glob("[!.]*"))) == 3, "nothing is written over"
     pretended.clear()
     write_task(Path(plan["stages"][0]["task"]), **NLI, data=nli_rows(12), few_shot=nli_rows(15, start=50))
     run(plan)
@@ -126,7 +126,7 @@ def test_an_interrupted_stage_goes_on_and_ends_the_same(
     started.clear()
     run(plan)
     assert commands(started) == ["fit", "evaluate"]
-    whole, resumed = (sorted((tmp_path / name / "runs").iterdir())[1] for name in ("whole", "out"))
+    whole, resumed = (sorted((tmp_path / name / "runs").glob("[!.]*"))[1] for name in ("whole", "out"))
     record = json.loads((resumed / "run.json").read_text())
     assert record["resumed_from"], "not from the beginning"
     assert record["data_stats"]["train"]["n_replayed"] > 0

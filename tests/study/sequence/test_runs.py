@@ -42,7 +42,7 @@ def test_a_signal_saves_the_stage_and_the_same_command_goes_on(tmp_path: Path) -
     first.send_signal(signal.SIGTERM)
     output, _ = first.communicate(timeout=120)
     assert first.returncode == 128 + signal.SIGTERM, output
-    (run,) = (tmp_path / "out" / "runs").iterdir()
+    (run,) = (tmp_path / "out" / "runs").glob("[!.]*")
     assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
     again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
