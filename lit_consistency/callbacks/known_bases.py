@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
+from torch.distributed.tensor import DTensor
 
 from lit_consistency.module import LitLanguageModel
 from lit_consistency.records.fingerprints import (
@@ -62,15 +63,16 @@ class KnownBases:
     def of(self, trainer: Trainer, module: LitLanguageModel, batch_tokens: int) -> Known | None:
         """For ``PreparedTask.measure`` of the model as it is now.
 
-        None for a new model, which nobody measures twice, and where a source file was written since this process has
-        read them: what it computes is not what they say.
+        None for a new model, which nobody measures twice, for one in shards, and where a source file was written since
+        this process has read them: what it computes is not what they say.
 
         Args:
             trainer: of the run.
             module: at the start.
             batch_tokens: budget of tokens in one forward, which decides what is computed together.
         """
-        if module.checkpoint_dir is None or sources_written_at() > LOADED_AT:
+        in_shards = any(isinstance(parameter, DTensor) for parameter in module.gpt.parameters())
+        if module.checkpoint_dir is None or in_shards or sources_written_at() > LOADED_AT:
             return None
         return partial(self._measured, {**_of_model(trainer, module), "batch_tokens": batch_tokens})
 

@@ -16,7 +16,7 @@ from lit_consistency.records.fingerprints import sha256_of_text
 def read_kept(file: Path) -> str | None:
     """The text of a file, if it is as it was written."""
     try:
-        digest, _, text = file.read_text("utf-8").partition("\n")
+        digest, _, text = file.read_text(encoding="utf-8").partition("\n")
     except (OSError, UnicodeDecodeError):
         return None
     return text if digest == sha256_of_text(text) else None

@@ -22,7 +22,7 @@ from lit_consistency.data.loading.collate import EMPTY, Batch, collate, model_in
 from lit_consistency.data.loading.order import MicroBatch, Order
 from lit_consistency.data.tokens.token_files import Shard
 from lit_consistency.data.tokens.token_rows import ConversationRows
-from lit_consistency.distributed.gradients import gradient_norm
+from lit_consistency.distributed.gradients import norm_of, norm_parts
 from lit_consistency.inference.rows import supervised_nll
 from lit_consistency.model import GPT, IGNORE, DocumentMask, TokenNLL, init_weights, linear_loss
 from lit_consistency.optimizers import AdamW, parameter_groups
@@ -100,7 +100,7 @@ def training_step(model: GPT, precision: str, batches: Iterator[Batch], place: P
         with autocast(precision, place.device):
             loss = model(batch["tokens"], body=body)
         loss.backward()
-        gradient_norm(optimizer)
+        norm_of(norm_parts(optimizer, 1))
         optimizer.step()
         optimizer.zero_grad()
         return loss.detach()

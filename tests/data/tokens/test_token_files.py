@@ -81,4 +81,4 @@ def test_another_fingerprint_or_format_does_not_open(tmp_path: Path) -> None:
 
 
 def test_tokens_are_mapped_and_not_read(tmp_path: Path) -> None:
-    assert isinstance(write(tmp_path, [[1, 2]]).tokens, np.memmap)
+    assert isinstance(write(tmp_path, [[1, 2]]).tokens.base, np.memmap)
