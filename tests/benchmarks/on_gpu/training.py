@@ -14,17 +14,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from litgpt.config import Config
 from torch import Tensor
 
 from lit_consistency.callbacks.throughput import flops_per_token
-from lit_consistency.data.loading.collate import EMPTY, Batch, collate, model_inputs, supervised_tokens
+from lit_consistency.data.loading.collate import EMPTY, Batch, collate, model_inputs, seen_on_cpu, supervised_tokens
 from lit_consistency.data.loading.order import MicroBatch, Order
 from lit_consistency.data.tokens.token_files import Shard
 from lit_consistency.data.tokens.token_rows import ConversationRows
 from lit_consistency.distributed.gradients import norm_of, norm_parts
 from lit_consistency.inference.rows import supervised_nll
-from lit_consistency.model import GPT, IGNORE, DocumentMask, TokenNLL, init_weights, linear_loss
+from lit_consistency.model import GPT, DocumentMask, TokenNLL, init_weights, linear_loss
 from lit_consistency.optimizers import AdamW, parameter_groups
 from tests.benchmarks.measure import seconds
 from tests.benchmarks.on_gpu.place import Place, Row, bar, or_skip, peak_flops, peak_gib, release
@@ -243,11 +244,8 @@ def _batch(rows: ConversationRows, chosen: MicroBatch, packed: bool, device: str
     """What the loader hands to the module, on the device."""
     supervised = int(rows.supervised[chosen.global_batch].sum())
     some = [rows[i] if i >= 0 else EMPTY for i in chosen.rows]
-    batch: dict[str, Any] = collate(some, rows.block_size if packed else None, supervised)
-    several = bool((batch["documents"] > 0).any())
-    # as the data module does, so that no step waits for the device to count them
-    batch["indices"] = (batch["targets"] != IGNORE).flatten().nonzero()[:, 0]
-    return {name: tensor.to(device) for name, tensor in batch.items()} | {"packed": several}
+    batch = seen_on_cpu(collate(some, rows.block_size if packed else None, supervised))
+    return move_data_to_device(batch, torch.device(device))
 
 
 @torch.no_grad()
