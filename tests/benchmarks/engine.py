@@ -37,6 +37,7 @@ from tests.benchmarks.measure import Bar
 ROOT = Path(__file__).parents[2]
 BLOCK, ROWS = 256, 4  # of pretraining
 LONGEST, STEP_ROWS = 512, 16  # of finetuning: tokens of a row, rows of an optimizer step
+STYLE = "phi-1"  # the plainest that LitGPT takes by name: a blank line and `Answer:` behind the prompt
 LITDATA = ("litdata==0.2.59", "tifffile", "boto3", "botocore", "s3transfer", "jmespath")
 
 
@@ -103,8 +104,10 @@ class Place:
         lines = next((data / "sft" / "dolly_1k").glob("*.jsonl")).read_text("utf-8").splitlines()
         self.rows = [json.loads(line) for line in lines]
         count = Tokenizer(self.base)
+        asked = [f"{row['prompt']}\n\nAnswer:" for row in self.rows]
         self.lengths = [
-            min(len(count.encode(row["prompt"])) + len(count.encode(row["response"])) + 1, LONGEST) for row in self.rows
+            min(len(count.encode(prompt)) + len(count.encode(row["response"])) + 1, LONGEST)
+            for prompt, row in zip(asked, self.rows, strict=True)
         ]
         self.litdata: Path | None = None
 
@@ -171,7 +174,7 @@ def litgpt_command(place: Place, case: Case, steps: int, out: Path) -> tuple[lis
             "data": "JSON",
             "data.json_path": place.row_folder(steps * STEP_ROWS),
             "data.mask_prompt": "true",
-            "data.prompt_style": "default",
+            "data.prompt_style": STYLE,
             "train.global_batch_size": STEP_ROWS,
             "train.max_seq_length": LONGEST,
             "train.epochs": 1,
@@ -217,7 +220,7 @@ def our_command(place: Place, case: Case, steps: int, out: Path) -> tuple[list[s
             "class_path": "lit_consistency.data.SFTData",
             "init_args": {
                 "rows": {"class_path": "lit_consistency.data.RowFiles", "init_args": {"path": path}},
-                "prompt_style": "default",
+                "prompt_style": STYLE,
                 "block_size": LONGEST,
                 "global_batch_size": packed,
                 "micro_batch_size": max(d for d in range(1, case.micro + 1) if packed % d == 0),

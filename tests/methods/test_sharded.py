@@ -111,7 +111,7 @@ def test_two_processes_of_ddp_equal_one(options: list[str], tmp_path: Path) -> N
     assert largest_difference(*(weights(tmp_path / name / "run" / "model") for name in ("one", "two"))) < 1e-9
     one, two = (penalties(tmp_path / name) for name in ("one", "two"))
     assert one == pytest.approx(two, rel=1e-9)
-    assert (len(one) == 4) == (options[0] == "Pull")
+    assert (len(one) == 10) == (options[0] == "Pull")  # of every step
 
 
 def penalties(root: Path) -> list[float]:
