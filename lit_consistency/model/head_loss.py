@@ -25,8 +25,9 @@ from torch.utils.checkpoint import checkpoint
 from lit_consistency.model.gpt import DocumentMask
 from lit_consistency.model.loss import token_nll
 
-ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 27}
-"""Logits at a time: on a CPU no more than its products run at full speed with, on a GPU enough to fill it."""
+ELEMENTS = {"cpu": 1 << 24, "cuda": 1 << 27}
+"""Logits at a time: on a CPU so many that a micro-batch of one row is one part (each part is a pass over the head's
+gradient) and no more, as its products are at full speed by then; on a GPU enough to fill it."""
 
 HALF = (torch.float16, torch.bfloat16)
 
