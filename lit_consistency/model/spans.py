@@ -1,9 +1,9 @@
 """Attention over the documents of a row without a matrix of who sees whom.
 
-``document_mask`` holds T numbers a token and rules out the flash kernel. Where documents start says the same in one
-number each, and the flash kernel for sequences of many lengths takes that: memory and time a token do not grow with the
-row, nor with the number of documents. It needs CUDA and half precision. On a CPU the mask costs no more than causal
-attention does, and on a GPU in float32 no kernel of torch takes anything else.
+``document_mask`` holds T numbers a token, and what it hides is computed all the same. Where documents start says the
+same in one number each. On CUDA in half precision torch's flash kernel for sequences of many lengths takes that; on a
+CPU one document is asked after the other, which is as much less work as they are shorter than the row. On a GPU in
+float32 no kernel of torch takes anything but a mask, and blocks compiled for a CPU would be so for every layout anew.
 
 Shapes: B rows, T tokens, H heads, S size of a head, N documents of all rows.
 Source: ``torch.nn.attention.varlen``, of torch 2.10 and later.
@@ -21,7 +21,10 @@ import litgpt.model
 import torch
 from litgpt.config import Config
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
+ONE_BY_ONE = ("cpu",)
+"""Types of devices that have no kernel for sequences of many lengths."""
 LARGEST_HEAD = 256
 """Of the flash kernel, whose heads are of multiples of 8."""
 
@@ -73,8 +76,22 @@ class _BySpans(nn.Module):
         scale = self.mscale**2 / math.sqrt(self.config.attention_scores_scalar or self.config.head_size)
         tokens = [x.to(v.dtype).transpose(1, 2).flatten(0, 1) for x in (q, k, v)]
         starts, longest = mask
-        y = _kernel()(*tokens, starts, starts, longest, longest, scale=scale, window_size=(-1, 0))
+        if q.device.type in ONE_BY_ONE:
+            y = one_after_the_other(*tokens, starts, scale)
+        else:
+            y = _kernel()(*tokens, starts, starts, longest, longest, scale=scale, window_size=(-1, 0))
         return y.view(q.size(0), q.size(2), *y.shape[1:])
+
+
+def one_after_the_other(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, scale: float) -> Tensor:
+    """Causal attention of (B * T, H, S) queries within each document; the same shape."""
+    lengths = [length for length in starts.diff().tolist() if length]
+    parts = zip(*(x.split(lengths) for x in (q, k, v)), strict=True)
+    return torch.cat([
+        scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in part), is_causal=True, scale=scale)[0]
+        .transpose(0, 1)
+        for part in parts
+    ])  # fmt: skip
 
 
 class CausalSelfAttention(_BySpans, litgpt.model.CausalSelfAttention):
@@ -99,7 +116,10 @@ def allow_spans(gpt: litgpt.model.GPT) -> None:
 
 
 def takes_spans(gpt: litgpt.model.GPT, device: torch.device) -> bool:
-    """Whether the flash kernel can be used for what the model computes there now: by device, precision and shape."""
+    """Whether spans can be used for what the model computes there now: by device, precision and shape."""
+    by_spans = all(isinstance(block.attn, _BySpans) for block in gpt.transformer.h)
+    if device.type == "cpu":
+        return by_spans and not any(hasattr(block, "program") for block in gpt.transformer.h)
     if device.type != "cuda" or _kernel() is None or torch.cuda.get_device_capability(device) < (8, 0):
         return False
     autocast = torch.is_autocast_enabled("cuda")
@@ -107,7 +127,7 @@ def takes_spans(gpt: litgpt.model.GPT, device: torch.device) -> bool:
     size = gpt.config.head_size
     assert size is not None
     fits = size % 8 == 0 and size <= LARGEST_HEAD and dtype in (torch.float16, torch.bfloat16)
-    return fits and all(isinstance(block.attn, _BySpans) for block in gpt.transformer.h)
+    return fits and by_spans
 
 
 @cache

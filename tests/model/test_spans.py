@@ -33,6 +33,7 @@ def plain_varlen(
 def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spans, "_kernel", lambda: plain_varlen)
     monkeypatch.setattr("lit_consistency.model.gpt.takes_spans", lambda gpt, device: True)
+    monkeypatch.setattr(spans, "ONE_BY_ONE", ())
 
 
 def logits_by_spans(model: DocumentMask, batch: dict[str, Tensor]) -> Tensor:
@@ -41,7 +42,18 @@ def logits_by_spans(model: DocumentMask, batch: dict[str, Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_spans_give_what_the_mask_gives(family: str, kernel: None) -> None:
+def test_spans_give_what_the_mask_gives(family: str) -> None:
+    model, batch = tiny_model(family).double(), packed_batch()
+    expected = packed_logits(model, batch)
+    by_spans = logits_by_spans(model, batch)
+    torch.testing.assert_close(by_spans, expected, rtol=1e-12, atol=1e-12)
+    weight = model.transformer.h[0].attn.qkv.weight
+    gradients = [torch.autograd.grad(logits.square().sum(), weight)[0] for logits in (by_spans, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("family", FAMILIES[:2])
+def test_the_kernel_for_many_lengths_gives_what_the_mask_gives(family: str, kernel: None) -> None:
     model, batch = tiny_model(family).double(), packed_batch()
     expected = packed_logits(model, batch)
     torch.testing.assert_close(logits_by_spans(model, batch), expected, rtol=1e-12, atol=1e-12)
@@ -95,11 +107,11 @@ class OnGPU:
 def test_the_kernel_is_chosen_by_device_precision_and_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu, model = OnGPU(monkeypatch), tiny_model("pythia-14m")
     assert not gpu.takes(model)  # float32
+    assert spans.takes_spans(model, torch.device("cpu"))
     with monkeypatch.context() as mixed:  # torch switches autocast off where there is no GPU
         mixed.setattr(torch, "is_autocast_enabled", lambda kind: kind == "cuda")
         mixed.setattr(torch, "get_autocast_dtype", lambda kind: torch.bfloat16)
         assert gpu.takes(model)
-        assert not spans.takes_spans(model, torch.device("cpu"))
         assert not gpu.takes(tiny_model("Llama-3.2-1B", n_embd=48, n_head=4, n_query_groups=4, head_size=12))
     assert gpu.takes(model.bfloat16())
     assert not OnGPU(monkeypatch, (7, 5)).takes(model)
