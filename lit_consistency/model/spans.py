@@ -86,12 +86,10 @@ class _BySpans(nn.Module):
 def one_after_the_other(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, scale: float) -> Tensor:
     """Causal attention of (B * T, H, S) queries within each document; the same shape."""
     lengths = [length for length in starts.diff().tolist() if length]
-    parts = zip(*(x.split(lengths) for x in (q, k, v)), strict=True)
-    return torch.cat([
-        scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in part), is_causal=True, scale=scale)[0]
-        .transpose(0, 1)
-        for part in parts
-    ])  # fmt: skip
+    qs, ks, vs = (x.transpose(0, 1)[None].split(lengths, dim=2) for x in (q, k, v))
+    documents = zip(qs, ks, vs, strict=True)
+    outputs = [scaled_dot_product_attention(a, b, c, is_causal=True, scale=scale) for a, b, c in documents]
+    return torch.cat(outputs, dim=2)[0].transpose(0, 1)
 
 
 class CausalSelfAttention(_BySpans, litgpt.model.CausalSelfAttention):
