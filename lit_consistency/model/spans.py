@@ -74,12 +74,12 @@ class _BySpans(nn.Module):
         if not isinstance(mask, Spans):
             return super().scaled_dot_product_attention(q, k, v, mask)  # type: ignore[misc]
         scale = self.mscale**2 / math.sqrt(self.config.attention_scores_scalar or self.config.head_size)
-        tokens = [x.to(v.dtype).transpose(1, 2).flatten(0, 1) for x in (q, k, v)]
+        a, b, c = (x.to(v.dtype).transpose(1, 2).flatten(0, 1) for x in (q, k, v))
         starts, longest = mask
         if q.device.type in ONE_BY_ONE:
-            y = one_after_the_other(*tokens, starts, scale)
+            y = one_after_the_other(a, b, c, starts, scale)
         else:
-            y = _kernel()(*tokens, starts, starts, longest, longest, scale=scale, window_size=(-1, 0))
+            y = _kernel()(a, b, c, starts, starts, longest, longest, scale=scale, window_size=(-1, 0))
         return y.view(q.size(0), q.size(2), *y.shape[1:])
 
 
