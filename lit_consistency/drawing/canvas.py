@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
 from itertools import groupby
@@ -101,10 +101,18 @@ class Canvas:
     width: float
     height: float
     marks: list[Mark] = field(default_factory=list)
+    _written: tuple[int, str] = field(default=(0, ""), init=False, repr=False, compare=False)
 
     def add(self, *marks: Mark) -> None:
         """Paint on top of what is there."""
         self.marks.extend(marks)
+
+    @property
+    def body(self) -> str:
+        """Its marks as elements of SVG, colours as CSS variables; written once: a page and a file show the same."""
+        if self._written[0] != len(self.marks):  # marks are only added
+            self._written = len(self.marks), _body(self.marks)
+        return self._written[1]
 
     def box(self, left: float, top: float, width: float, height: float, color: str, opacity: float, title: str) -> None:
         """A filled rectangle."""
@@ -155,30 +163,41 @@ def svg(canvas: Canvas, title: str, description: str = "") -> str:
         description: more of the same.
     """
     # no width and height: the page decides how large it is shown
-    body = _body(canvas.marks, lambda token: f"var(--{token})")
     return (
         f'<svg viewBox="0 0 {canvas.width:.0f} {canvas.height:.0f}" role="img" aria-label="{_text(title)}">'
-        f"<title>{_text(title)}</title>{f'<desc>{_text(description)}</desc>' if description else ''}{body}</svg>"
+        f"<title>{_text(title)}</title>{f'<desc>{_text(description)}</desc>' if description else ''}{canvas.body}</svg>"
     )
 
 
 def svg_file(canvas: Canvas, title: str) -> str:
     """The picture as a file of its own, on white, under its title; readers such as Inkscape know no CSS variables."""
-    whole = with_title(canvas, title)
-    paint = colors()
+    whole, paint = _frame(canvas, title), colors()
     size = f'width="{whole.width:.0f}" height="{whole.height:.0f}" viewBox="0 0 {whole.width:.0f} {whole.height:.0f}"'
+    # what the page shows, written once: only its place and its colours are others
+    body = f'{whole.body}<g transform="translate({MARGIN:.0f} {HEAD:.0f})">{canvas.body}</g>'
+    body = _VARIABLE.sub(lambda found: f'="{paint[found[1]]}"', body)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="{FONT}"><title>{_text(title)}</title>'
-        f'<rect width="100%" height="100%" fill="#ffffff"/>{_body(whole.marks, paint.__getitem__)}</svg>\n'
+        f'<rect width="100%" height="100%" fill="#ffffff"/>{body}</svg>\n'
     )
+
+
+MARGIN, HEAD = 16.0, 44.0
+"""Pixels around a picture that is a file, and those above it, for its title."""
+_VARIABLE = re.compile(r'="var\(--([\w-]+)\)"')  # of an attribute: a text that says the same has its quotes escaped
+
+
+def _frame(canvas: Canvas, title: str) -> Canvas:
+    """The title of a picture, and the size of both."""
+    heading = Text(MARGIN, 28, shorten(title, 14, canvas.width), size=14, bold=True)
+    return Canvas(canvas.width + 2 * MARGIN, canvas.height + HEAD + MARGIN, [heading])
 
 
 def with_title(canvas: Canvas, title: str) -> Canvas:
     """The same picture with a margin, and its title above."""
-    margin, head = 16.0, 44.0
-    width = canvas.width + 2 * margin
-    marks: list[Mark] = [Text(margin, 28, shorten(title, 14, canvas.width), size=14, bold=True)]
-    return Canvas(width, canvas.height + head + margin, [*marks, *(moved(m, margin, head) for m in canvas.marks)])
+    whole = _frame(canvas, title)
+    whole.add(*(moved(mark, MARGIN, HEAD) for mark in canvas.marks))
+    return whole
 
 
 def moved(mark: Mark, dx: float, dy: float) -> Mark:
@@ -188,17 +207,17 @@ def moved(mark: Mark, dx: float, dy: float) -> Mark:
     return replace(mark, points=[(x + dx, y + dy) for x, y in mark.points])
 
 
-def _body(marks: Iterable[Mark], paint: Callable[[str], str]) -> str:
+def _body(marks: Iterable[Mark]) -> str:
     """Elements of all marks; those of one series share a group, so that a script can dim the others."""
     parts = []
     for series, run in groupby(marks, lambda mark: mark.series):
-        elements = "".join(_element(mark, paint) for mark in run)
+        elements = "".join(map(_element, run))
         parts.append(f'<g data-series="{_text(series)}">{elements}</g>' if series else elements)
     return "".join(parts)
 
 
-def _element(mark: Mark, paint: Callable[[str], str]) -> str:
-    color = paint(mark.color)
+def _element(mark: Mark) -> str:
+    color = f"var(--{mark.color})"
     if isinstance(mark, Line):
         dash = f' stroke-dasharray="{" ".join(map(_number, mark.dash))}"' if mark.dash else ""
         faint = f' opacity="{mark.opacity:.2g}"' if mark.opacity < 1 else ""
@@ -213,7 +232,7 @@ def _element(mark: Mark, paint: Callable[[str], str]) -> str:
         stroke = f'stroke="{color}" stroke-width="{mark.size:.3g}" stroke-linecap="round"'
         return f'<path d="{d}" fill="none" {stroke} opacity="{mark.opacity:.2g}"/>'
     if isinstance(mark, Marker):
-        return _marker(mark, color, paint("paper"))
+        return _marker(mark, color, "var(--paper)")
     turn = f' transform="rotate({mark.rotate:.0f} {_number(mark.x)} {_number(mark.y)})"' if mark.rotate else ""
     anchor = f' text-anchor="{mark.anchor}"' if mark.anchor != "start" else ""
     weight = ' font-weight="600"' if mark.bold else ""

@@ -14,6 +14,7 @@ from typing import Any
 
 from lit_consistency.records.atomic import write_json
 from lit_consistency.records.fingerprints import fingerprint_of
+from lit_consistency.records.inside import Inside
 from lit_consistency.records.tables import Row, read_table, write_table
 
 ALL = "all models"
@@ -27,11 +28,12 @@ class AnalysisFolder:
         path: the folder.
     """
 
+    record_file = Inside("analysis.json")
+    figures = Inside("figures")
+    tensorboard = Inside("tensorboard")
+
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        self.record_file = self.path / "analysis.json"
-        self.figures = self.path / "figures"
-        self.tensorboard = self.path / "tensorboard"
 
     def table_file(self, analysis: str) -> Path:
         """Of an analysis."""

@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 from lit_consistency.records.atomic import move_into, named_failure, plain, set_aside, write_text
+from lit_consistency.records.inside import Inside
 from lit_consistency.records.lease import MUTEX, WRITER
 
 FINISHED = "finished"
@@ -32,16 +33,6 @@ ABANDONED = "abandoned-"
 """Begins the names of folders into which a run moves what it has gone back behind."""
 
 
-class _Inside:
-    """A path inside the folder, made when it is asked for: a study makes thousands of these objects for a file each."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __get__(self, run: RunFolder, kind: type | None = None) -> Path:
-        return run.path / self.name
-
-
 class RunFolder:
     """Paths and contents of a run's folder; nothing is made before it is written.
 
@@ -49,19 +40,19 @@ class RunFolder:
         path: the folder.
     """
 
-    config_file = _Inside("config.yaml")
-    record_file = _Inside("run.json")
-    metrics_file = _Inside("metrics.jsonl")
-    checkpoints = _Inside("checkpoints")
-    model = _Inside("model")
-    adapters = _Inside("adapters")
-    series = _Inside("series")
-    last = _Inside("last")
-    model_files = _Inside("model_files")
-    first_measured = _Inside("measured/first")
-    last_measured = _Inside("measured/last")
-    last_step_measured = _Inside("measured/last_step")
-    kept = _Inside("kept")
+    config_file = Inside("config.yaml")
+    record_file = Inside("run.json")
+    metrics_file = Inside("metrics.jsonl")
+    checkpoints = Inside("checkpoints")
+    model = Inside("model")
+    adapters = Inside("adapters")
+    series = Inside("series")
+    last = Inside("last")
+    model_files = Inside("model_files")
+    first_measured = Inside("measured/first")
+    last_measured = Inside("measured/last")
+    last_step_measured = Inside("measured/last_step")
+    kept = Inside("kept")
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)

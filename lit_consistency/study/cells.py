@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,11 @@ class Cell:
     step: int | None = None
     threads: int = 1
     devices: float = 0.0
+
+    @cached_property
+    def label(self) -> str:
+        """Its coordinates in words, without the seed."""
+        return ", ".join(f"{axis} {value}" for axis, value in self.coordinates.items() if axis not in (SEED, ORDER))
 
     def model_in(self, cells: Path) -> Path | None:
         """The folder of the model that it starts from."""

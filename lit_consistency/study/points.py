@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -44,6 +44,8 @@ class Point:
     at: float
     metrics: Mapping[str, float]
     result: CellResult
+    known: dict[Any, float] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What was read before: tables, effects and pictures of a report ask for the same numbers."""
 
     @property
     def seed(self) -> str:
@@ -58,11 +60,6 @@ class Point:
     def number(self, metric: str) -> float:
         """As recorded."""
         return self.metrics.get(metric, math.nan)
-
-    @cached_property
-    def _known(self) -> dict[Any, float]:
-        """What was read before: tables, effects and pictures of a report ask for the same numbers."""
-        return {}
 
     def learning(self, metric: str) -> float:
         """More is better."""
@@ -81,9 +78,9 @@ class Point:
             ValueError: a scale that the metric does not have.
         """
         key = metric, scale, itself
-        if key not in self._known:
-            self._known[key] = self._forgetting(metric, scale, itself)
-        return self._known[key]
+        if key not in self.known:
+            self.known[key] = self._forgetting(metric, scale, itself)
+        return self.known[key]
 
     def _forgetting(self, metric: str, scale: Scale, itself: bool) -> float:
         if self.result.analysed:
@@ -124,11 +121,8 @@ class Point:
     @property
     def label(self) -> str:
         """In words."""
-        axes = ", ".join(
-            f"{axis} {value}" for axis, value in self.cell.coordinates.items() if axis not in (SEED, ORDER)
-        )
         where = {"step": f", step {self.at:g}", "interpolation": f", {self.at:g} of the way"}.get(self.kind, "")
-        return axes + where
+        return self.cell.label + where
 
 
 @dataclass(frozen=True)
@@ -148,6 +142,8 @@ class Group:
     coordinates: Mapping[str, str]
     points: Sequence[Point]
     planned: Sequence[str] = ()
+    known: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What was read of these points before, as of a ``Point``."""
 
     @cached_property
     def _by_seed(self) -> Mapping[tuple[str, str], Sequence[Point]]:
@@ -156,11 +152,6 @@ class Group:
         for point in self.points:
             index.setdefault((point.seed, point.order), []).append(point)
         return index
-
-    @cached_property
-    def known(self) -> dict[Any, Any]:
-        """What was read of these points before: tables, effects and pictures of a report ask for the same numbers."""
-        return {}
 
     def of_seed(self, seed: str, order: str = FIRST_ORDER) -> Sequence[Point]:
         """All points of a seed and an order of the data."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache, cached_property
+from os.path import isdir, isfile
 from pathlib import Path
 from typing import Any
 
@@ -151,11 +152,11 @@ class Snapshot(Results):
 
 
 def _read(folder: Path, state: State) -> CellResult:
-    if (folder / FILE).is_file():
+    if isfile(f"{folder}/{FILE}"):  # text, not paths: there are thousands of folders
         return _of_sequence(folder, state)
-    if (folder / "results").is_dir():
+    if isdir(f"{folder}/results"):
         return _of_evaluation(folder, state)
-    if (analysis := AnalysisFolder(folder)).record_file.is_file():
+    if isfile((analysis := AnalysisFolder(folder)).record_file):
         numbers = analysis.numbers() if state == State.FINISHED else {}
         return CellResult(state, numbers, analysed=True, seconds=seconds_of(folder), error=_error(folder, {}))
     record = RunFolder(folder).read_record()

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -109,10 +110,7 @@ def _in_order(values: list[str]) -> list[str]:
 def _row(plan: Plan, cell: Cell, results: Results) -> CellRow:
     result = results.of(cell.name)
     folder = plan.study.cells / cell.name
-    run = RunFolder(folder)
-    config = run.config_file.read_text(encoding="utf-8") if run.config_file.is_file() else ""
-    log = folder / "log.txt"
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:] if log.is_file() else []
+    log, config = _read_if_there(f"{folder}/log.txt"), _read_if_there(RunFolder(folder).config_file)
     return CellRow(
         name=cell.name,
         stage=cell.stage,
@@ -123,10 +121,18 @@ def _row(plan: Plan, cell: Cell, results: Results) -> CellRow:
         curve=results.curve(cell.name) if result.metrics else [],
         command=cell.command(plan.study.cells, plan.keeps_model(cell)),
         config=config,
-        log="\n".join(lines),
+        log="\n".join(log.splitlines()[-LOG_LINES:]),
         error=result.error,
         folder=folder,
     )
+
+
+def _read_if_there(file: str | Path) -> str:
+    try:
+        with open(file, encoding="utf-8", errors="replace") as opened:
+            return opened.read()
+    except (FileNotFoundError, IsADirectoryError):
+        return ""
 
 
 def _tuned(plan: Plan, cells: Mapping[str, Sequence[Cell]], results: Results, metric: str, axis: str) -> list[Any]:
