@@ -17,7 +17,7 @@ from lit_consistency.stats.effects import Contrast, at_level, over_seeds
 from lit_consistency.stats.verdicts import decision_p, holm, holm_levels, seeds_needed, verdict
 from lit_consistency.study.axes import Axis
 from lit_consistency.study.crossed import table_of
-from lit_consistency.study.options import METRIC, Claim, Reading, StudyOptions, at_least, one_of
+from lit_consistency.study.options import FRONTS, METRIC, Claim, Reading, StudyOptions, at_least, one_of
 from lit_consistency.study.points import Group
 from lit_consistency.study.reading import Where, read_group
 from lit_consistency.study.report.content import ClaimResult
@@ -56,7 +56,7 @@ def check_claims(study: StudyOptions, axes: Mapping[str, Mapping[str, Axis]]) ->
         elif study.read is None:
             raise ValueError("claims: expected read, which says how the cells are read; or stage in every claim")
         else:
-            _check_place(key, claim, study.read)
+            _check_places(key, claim, study.read)
             stage, allowed = study.read.stage, [*study.read.panel, *study.read.group]
             if claim.at == "end" and claim.contrast == "difference" and study.read.rate:
                 allowed.append(study.read.rate)
@@ -79,19 +79,34 @@ def _sides(key: str, claim: Claim) -> dict[str, dict[str, list[str]]]:
         return {"rows": claim.rows, "columns": claim.columns}
     if not claim.of or not claim.against or claim.of == claim.against:
         raise ValueError(f"{key}: of = {claim.of}, against = {claim.against}: expected two different sets of cells")
-    return {"of": {a: [v] for a, v in claim.of.items()}, "against": {a: [v] for a, v in claim.against.items()}}
+    sides = {"of": claim.of, "against": claim.against}
+    return {name: {axis: [value] for axis, value in _axes_of(side).items()} for name, side in sides.items()}
 
 
-def _check_place(key: str, claim: Claim, reading: Reading) -> None:
+def _axes_of(side: Mapping[str, str]) -> dict[str, str]:
+    return {axis: value for axis, value in side.items() if axis != AT}
+
+
+AT = "at"  # in a side of a difference: where this side is read
+
+
+def _check_places(key: str, claim: Claim, reading: Reading) -> None:
+    """See that the reading has what the places need at which the claim, or each side of it, is read."""
+    own = [side[AT] for side in (claim.of, claim.against) if AT in side]
+    for at in own:
+        one_of(f"{key}.of.at, against.at", at, FRONTS)
+    if len(own) == 1:
+        raise ValueError(f"{key}: of = {claim.of}, against = {claim.against}: expected at in both, or in neither")
     at_divergence = {"read.divergence": reading.divergence, "read.divergence_level": reading.divergence_level}
     needs: dict[str, dict[str, Any]] = {
         "learning": {"read.level": reading.level, "read.rate": reading.rate},
         "divergence": {**at_divergence, "read.rate": reading.rate},
-        "front": {"read.level": reading.level},
+        **{front: {"read.level": reading.level} for front in FRONTS},
         "best": {"read.rate": reading.rate},
     }
-    if missing := [option for option, value in needs.get(claim.at, {}).items() if value is None]:
-        raise ValueError(f"{key}.at = {claim.at}: expected {missing[0]} too")
+    for at in own or [claim.at]:
+        if missing := [option for option, value in needs.get(at, {}).items() if value is None]:
+            raise ValueError(f"{key}.at = {at}: expected {missing[0]} too")
 
 
 GroupsOf = Callable[[str, Reading], Sequence[Group]]
@@ -213,9 +228,10 @@ def _interaction_of_metrics(
 
 def _difference(claim: Claim, groups: Sequence[Group], where: Where, reading: Reading) -> tuple[np.ndarray, list[str]]:
     """By seed, the mean of the first cells less that of the second; pairs agree in what neither names."""
-    of, against = _matching(groups, claim.of), _matching(groups, claim.against)
-    seeds = _common_seeds([*of, *against])
-    (first, marks), (second, more) = (_means(side, seeds, where, reading) for side in (of, against))
+    named = (claim.of, claim.against)
+    sides = [(_matching(groups, _axes_of(side)), replace(where, at=side.get(AT, where.at))) for side in named]
+    seeds = _common_seeds([group for side, _ in sides for group in side])
+    (first, marks), (second, more) = (_means(side, seeds, place, reading) for side, place in sides)
     return first - second, [*marks, *more]
 
 

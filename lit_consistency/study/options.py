@@ -129,6 +129,10 @@ class Reading:
     tuned: dict[str, str] = field(default_factory=dict)
 
 
+FRONTS = ("front", "final", "early_stop", "dial")
+"""Places of a claim that are read along a front."""
+
+
 @dataclass
 class Claim:
     """A sentence that the study supports, contradicts, or leaves undecided; written before the first run.
@@ -139,13 +143,16 @@ class Claim:
             both main effects; ``difference``: of the cells ``of`` minus the cells ``against``, by seed.
         rows: one axis -> two of its values; the first belongs to the first of ``columns``.
         columns: one axis -> two of its values, or ``metric`` -> two numbers of the same cells.
-        of: axis -> value; with ``at: end`` the reading's rate may be one of the axes.
-        against: axis -> value.
+        of: axis -> value; with ``at: end`` the reading's rate may be one of the axes. ``at`` in it says where this side
+            is read, as ``{way: adamw, at: dial}`` against ``{way: adamw, at: final}``.
+        against: axis -> value, and ``at``.
         metric: the number; the reading's forgetting when not given.
         stage: whose cells are read at their ends, grouped by the axes that the claim names; the reading's when not
             given.
         at: where it is read: ``learning`` (at the reading's level, along the rates), ``front`` (at that level, along
-            the front over rates, steps and interpolation), ``divergence``, ``end``, or ``best`` (at the best rate).
+            the front over rates, steps and interpolation; ``final``: of final models alone; ``early_stop``: and their
+            steps; ``dial``: and what lies between base and end), ``divergence``, ``end``, or ``best`` (at the best
+            rate).
         itself: read the number itself, not its change from the base; of what is better higher its negative, so that
             less is better as with a change.
         scale: ``points``, ``log-odds`` or ``log``.
@@ -161,7 +168,7 @@ class Claim:
     against: dict[str, str] = field(default_factory=dict)
     metric: str | None = None
     stage: str | None = None
-    at: Literal["learning", "front", "divergence", "end", "best"] = "learning"
+    at: Literal["learning", "front", "final", "early_stop", "dial", "divergence", "end", "best"] = "learning"
     itself: bool = False
     scale: Scale = "points"
     expect: Literal["below", "above"] = "below"

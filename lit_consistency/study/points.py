@@ -20,7 +20,8 @@ from lit_consistency.study.options import ORDER, SEED, Reading
 from lit_consistency.study.pick import by_number
 from lit_consistency.study.results import CellResult, Results
 
-END = "end"
+END, STEP, BETWEEN = "end", "step", "interpolation"
+"""Kinds of points: a final model, one of its run's steps, one between base and final model."""
 FIRST_ORDER = "0"
 """Of the data; other orders are only of the spread."""
 JUDGED = ("retain/", "learn/")
@@ -33,7 +34,7 @@ class Point:
 
     Args:
         cell: from which it is.
-        kind: ``end``, ``step`` or ``interpolation``.
+        kind: ``END``, ``STEP`` or ``BETWEEN``.
         at: the step, or the share of the way from start to end.
         metrics: its numbers.
         result: of its cell, for base, directions and items.
@@ -121,7 +122,7 @@ class Point:
     @property
     def label(self) -> str:
         """In words."""
-        where = {"step": f", step {self.at:g}", "interpolation": f", {self.at:g} of the way"}.get(self.kind, "")
+        where = {STEP: f", step {self.at:g}", BETWEEN: f", {self.at:g} of the way"}.get(self.kind, "")
         return self.cell.label + where
 
 
@@ -187,12 +188,10 @@ def points_of(cell: Cell, results: Results) -> list[Point]:
     if not result.metrics:
         return []
     points = [Point(cell, END, 1.0, result.metrics, result)]
-    points += [
-        Point(cell, "interpolation", float(share), numbers, result) for share, numbers in result.interpolated.items()
-    ]
+    points += [Point(cell, BETWEEN, float(share), numbers, result) for share, numbers in result.interpolated.items()]
     curve = results.curve(cell.name)
     last = max((row["step"] for row in curve), default=0.0)
-    points += [Point(cell, "step", row["step"], row, result) for row in curve if 0 < row["step"] < last]
+    points += [Point(cell, STEP, row["step"], row, result) for row in curve if 0 < row["step"] < last]
     return points
 
 

@@ -18,7 +18,7 @@ from lit_consistency.stats.matched import Reading as MatchedReading
 from lit_consistency.stats.rates import best_rate
 from lit_consistency.stats.seeds import mean_interval
 from lit_consistency.study.options import Reading
-from lit_consistency.study.points import Group, Point, level_on, rate_of
+from lit_consistency.study.points import BETWEEN, END, STEP, Group, Point, level_on, rate_of
 from lit_consistency.study.report.content import Front, FrontPoint, RateCurve
 
 
@@ -38,13 +38,22 @@ class AtLevel(NamedTuple):
     between: tuple[CurvePoint, CurvePoint] | None = None
 
 
+FRONT_OF: dict[str, tuple[str, ...]] = {
+    "front": (END, STEP, BETWEEN),
+    "final": (END,),
+    "early_stop": (END, STEP),
+    "dial": (END, BETWEEN),
+}
+"""Place of a claim -> kinds of the points whose front is read."""
+
+
 @dataclass(frozen=True)
 class Where:
     """Where a number is read.
 
     Args:
-        at: ``learning`` or ``divergence`` at a level along the rates, ``front`` at the level of learning along the
-            front of all points, ``end`` as a mean over all rates, ``best`` at the best rate.
+        at: ``learning`` or ``divergence`` at a level along the rates; one of ``FRONT_OF`` at the level of learning
+            along the front of its points; ``end`` as a mean over all rates; ``best`` at the best rate.
         metric: that is read.
         scale: on which its change is taken.
         itself: not its change from the base, but the number itself.
@@ -88,7 +97,7 @@ def _read(group: Group, seed: str, where: Where, reading: Reading, order: str) -
             if rate_of(point, str(reading.rate)) == best.rate
         ]
         return AtLevel(chosen[0] if chosen else math.nan, best.mark)
-    if where.at == "front":
+    if where.at in FRONT_OF:
         return _on_front(group, seed, where, reading)
     metric, level = (
         (reading.learning, reading.level) if where.at == "learning" else (reading.divergence, reading.divergence_level)
@@ -107,8 +116,8 @@ def _read(group: Group, seed: str, where: Where, reading: Reading, order: str) -
 
 
 def _on_front(group: Group, seed: str, where: Where, reading: Reading) -> AtLevel:
-    """Along the front of a seed's points of all rates, steps and shares of the way."""
-    points = group.of_seed(seed)
+    """Along the front of a seed's points of all rates, and of steps and shares of the way where these are asked for."""
+    points = [point for point in group.of_seed(seed) if point.kind in FRONT_OF[where.at]]
     pairs = [(p.learning(reading.learning), p.forgetting(where.metric, where.scale, where.itself)) for p in points]
     if reading.level is None or not points:
         return AtLevel(math.nan, "no level is given")

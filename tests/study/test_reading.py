@@ -223,6 +223,14 @@ def test_spread_is_parted_into_bases_and_orders(tmp_path: Path) -> None:
             Claim("x", of={"finetuner": "muon"}, against={"finetuner": "adamw"}, at="divergence"),
             "at = divergence: expected read.divergence",
         ),
+        (
+            Claim("x", of={"finetuner": "muon", "at": "dial"}, against={"finetuner": "muon"}),
+            "expected at in both, or in neither",
+        ),
+        (
+            Claim("x", of={"finetuner": "muon", "at": "end"}, against={"finetuner": "muon", "at": "dial"}),
+            "against.at = end: expected one of front, final, early_stop, dial",
+        ),
     ],
 )
 def test_a_claim_on_what_is_not_there_is_refused(tmp_path: Path, claim: Claim, message: str) -> None:
@@ -251,6 +259,26 @@ def test_a_claim_at_one_rate_reads_the_cells_of_that_rate(tmp_path: Path) -> Non
     assert contrast(groups, study, of=of, against=against, at="end")[0] == pytest.approx(0.4 - 0.1)
     with pytest.raises(ValueError, match="claims.claim.of = lr: expected one of optimizer, finetuner"):
         contrast(groups, study, of=of, against=against, at="learning")
+
+
+def test_a_side_of_a_claim_says_of_which_points_its_front_is(tmp_path: Path) -> None:
+    # at a quarter and at half of the way it has learned .4 and .6 and lost .01 and .03: .02 at the level, .5
+    between = {"0.25": {"learn/new": 0.4, "retain/old": 0.94}, "0.5": {"learn/new": 0.6, "retain/old": 0.92}}
+    groups, study = run_all(crossed_study(tmp_path, SEEDS, RATES), interpolated=between)
+    final = np.mean([0.95 - kept(base, "adamw", seed) for base in BASES for seed in SEEDS])
+
+    def gain(at: str, group: list[Group]) -> float:
+        of, against = ({"finetuner": "adamw", "at": place} for place in (at, "final"))
+        return contrast(group, study, of=of, against=against)[0]
+
+    assert gain("dial", groups) == gain("front", groups) == pytest.approx(0.02 - final)
+    assert gain("early_stop", groups) == pytest.approx(0)
+    as_steps = [
+        replace(g, points=[replace(p, kind="step") if p.kind == "interpolation" else p for p in g.points])
+        for g in groups
+    ]
+    assert gain("early_stop", as_steps) == gain("front", as_steps) == pytest.approx(0.02 - final)
+    assert gain("dial", as_steps) == pytest.approx(0)
 
 
 def test_a_claim_on_the_number_itself_leaves_the_base_out(tmp_path: Path) -> None:
