@@ -31,6 +31,7 @@ from lit_consistency.optimizers.orthogonal.choice import LrScale, shape_scale
 from lit_consistency.optimizers.orthogonal.orthogonalizer import map_blocks, newton_schulz
 from lit_consistency.optimizers.orthogonal.polynomials import Coefficients
 from lit_consistency.optimizers.sharding.exchange import exchange_of
+from lit_consistency.optimizers.sharding.overlap import result_of
 
 # A parameter and its group.
 Factor = tuple[Tensor, Mapping[str, Any]]
@@ -142,7 +143,7 @@ class LoRAPairs:
                     piece += [direction, entry.target.to(direction.dtype)]
                 pieces.append(piece)
             rows_B, rows_A = first.B.size(0), first.A.size(0)
-            results = map_blocks(
+            job = map_blocks(
                 exchange_of(first_entry.name, first.B, owner.share_work),
                 pieces,
                 rows=[rows_B, rows_B, rows_A, rows_A],
@@ -150,6 +151,7 @@ class LoRAPairs:
                 function=partial(_update_of_blocks, options),
                 like=(0, 2),
             )
+            results = result_of(job)
             for pair, (update_B, update_A) in zip(pairs, results, strict=True):
                 self._updates[pair.B], self._updates[pair.A] = update_B, update_A
 

@@ -54,6 +54,7 @@ from lit_consistency.optimizers.orthogonal.choice import LrScale, NSDtype, NSFor
 from lit_consistency.optimizers.orthogonal.orthogonalizer import alike, map_blocks, polar_factors
 from lit_consistency.optimizers.orthogonal.polynomials import ITERATIONS, Coefficients
 from lit_consistency.optimizers.sharding.exchange import Exchange, exchange_of
+from lit_consistency.optimizers.sharding.overlap import Job, in_turn
 
 Adapters = Literal["factor", "paired"]
 # Where the warm-up of the momentum starts: github.com/KellerJordan/modded-nanogpt, train_gpt.py, get_muon_momentum
@@ -244,15 +245,20 @@ class Muon(GroupOptimizer):
         if self.pairs is not None and group["role"] == "adapter" and options.orthogonalized:
             self.pairs.update(self, group, entries)
         else:
-            for exchange, some in alike(entries, self.share_work):
-                updates = self.directions(group, some)
-                if options.orthogonalized:
-                    updates = self._orthogonalized(group, options, some, updates, exchange)
-                cautious = options.cautious_decay and options.orthogonalized
-                targets = [entry.target for entry in some]
-                with unchanged_where(self.found_inf, targets):
-                    move(targets, updates, lr=group["lr"], weight_decay=group["weight_decay"], cautious_decay=cautious)
+            in_turn(self._step(group, options, some, exchange) for exchange, some in alike(entries, self.share_work))
         group["steps_taken"] += 1
+
+    def _step(
+        self, group: Mapping[str, Any], options: MatrixOptions, entries: Sequence[Entry], exchange: Exchange
+    ) -> Job[None]:
+        """One step of parameters of one shape; see ``sharding/overlap.py`` for what a job is."""
+        updates = self.directions(group, entries)
+        if options.orthogonalized:
+            updates = yield from self._orthogonalized(group, options, entries, updates, exchange)
+        cautious = options.cautious_decay and options.orthogonalized
+        targets = [entry.target for entry in entries]
+        with unchanged_where(self.found_inf, targets):
+            move(targets, updates, lr=group["lr"], weight_decay=group["weight_decay"], cautious_decay=cautious)
 
     def directions(self, group: Mapping[str, Any], entries: Sequence[Entry]) -> list[Tensor]:
         """Local directions of parameters of one group, whose momentum takes up their gradients."""
@@ -268,15 +274,12 @@ class Muon(GroupOptimizer):
         entries: Sequence[Entry],
         directions: Sequence[Tensor],
         exchange: Exchange,
-    ) -> list[Tensor]:
+    ) -> Job[list[Tensor]]:
         """What lies on this rank of the updates of parameters of one shape, from their directions."""
-        pieces = [[direction] for direction in directions]
-        seconds = []
-        if options.normuon_beta2 is not None:
-            seconds = [row_second_moment(entry) for entry in entries]
-            pieces = [[direction, second] for direction, second in zip(directions, seconds, strict=True)]
+        seconds = [row_second_moment(entry) for entry in entries] if options.normuon_beta2 is not None else []
+        pieces = list(zip(directions, seconds, strict=True)) if seconds else [(one,) for one in directions]
         tensors = len(pieces[0])
-        results = map_blocks(
+        results = yield from map_blocks(
             exchange,
             pieces,
             rows=[entries[0].param.size(-2)] * tensors,
@@ -300,8 +303,7 @@ class Muon(GroupOptimizer):
         Returns:
             The update, and with NorMuon the new running means.
         """
-        direction = stacks[0]
-        rows, columns = direction.shape[-2:]
+        direction, rows, columns = stacks[0], *stacks[0].shape[-2:]
         choice = choose(options.ns_form, options.ns_dtype, rows, columns, direction.device, direction.dtype)
         iterations: dict[str, Any] = {"ns_steps": options.ns_steps, "ns_coefficients": options.ns_coefficients}
         scale = shape_scale(options.lr_scale, rows, columns)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -42,6 +42,7 @@ from lit_consistency.optimizers.sharding.exchange import (
     Piece,
     exchange_of,
 )
+from lit_consistency.optimizers.sharding.overlap import Arrival, Job, StartedFunction, arrived
 
 # Elements in a stack: on a CPU only small blocks gain from one, elsewhere it bounds the memory of a step.
 CPU_LIMIT, LIMIT = 2**20, 2**26
@@ -64,7 +65,8 @@ def alike(entries: Sequence[Entry], share_work: bool) -> Iterator[tuple[Exchange
         share_work: see ``exchange_of``.
 
     Yields:
-        As many as may lie in a stack; where ranks exchange something all, so that there are few messages.
+        As many as may lie in a stack; where ranks exchange something as many for each rank as fit into the memory of a
+        large stack, so that there are few messages.
     """
     by_layout: defaultdict[tuple[Any, ...], list[Entry]] = defaultdict(list)
     for entry in entries:
@@ -73,10 +75,9 @@ def alike(entries: Sequence[Entry], share_work: bool) -> Iterator[tuple[Exchange
         by_layout[param.shape, param.dtype, param.device, layout].append(entry)
     for same in by_layout.values():
         exchange = exchange_of(same[0].name, same[0].param, share_work)
-        if type(exchange) is not Local:
-            yield exchange, same
-            continue
-        at_once = _at_once(same[0].target)
+        at_once = exchange.ranks * max(1, LIMIT // max(1, same[0].param.numel()))
+        if type(exchange) is Local:
+            at_once = _at_once(same[0].target)
         for start in range(0, len(same), at_once):
             yield exchange, same[start : start + at_once]
 
@@ -89,8 +90,10 @@ def map_blocks(
     splits: Sequence[Split | None],
     function: BlockFunction,
     like: Sequence[int],
-) -> list[Piece]:
+) -> Job[list[Piece]]:
     """Call a function on stacks of the blocks of whole matrices, of which each rank may hold some or some rows.
+
+    A job that yields while messages are under way, see ``sharding/overlap.py``.
 
     Args:
         exchange: how the ranks work together.
@@ -103,15 +106,23 @@ def map_blocks(
     Returns:
         For each piece its outputs: what lies on this rank of each.
     """
-    whole = exchange.gather(pieces, rows)
-    shared = exchange.share(function, like)
+    shards = exchange.gather(pieces, rows)
+    if exchange.gathers:
+        yield
+    whole, shared = shards(), exchange.share(function, like)
     # one message for each stack of replicas
     at_once = len(pieces) if isinstance(exchange, DataParallel) or not whole else _at_once(whole[0][0])
     at_once = max(at_once, exchange.sharers)  # or some of HSDP's replicas would have nothing to do
-    results: list[Piece] = []
-    for start in range(0, len(whole), at_once):
-        results += _by_blocks(whole[start : start + at_once], splits, shared, like)
-    return list(exchange.scatter(results, pieces, rows, like))
+    stacks = (whole[start : start + at_once] for start in range(0, len(whole), at_once))
+    begun: Iterable[Arrival[list[list[Tensor]]]] = (_by_blocks(stack, splits, shared, like) for stack in stacks)
+    if exchange.sharers > 1:
+        begun = list(begun)
+        yield
+    results = [piece for done in begun for piece in done()]
+    rest = exchange.scatter(results, pieces, rows, like)
+    if exchange.gathers:
+        yield
+    return list(rest())
 
 
 def _at_once(tensor: Tensor) -> int:
@@ -147,8 +158,8 @@ def equal_blocks(tensors: Piece, splits: Sequence[Split | None]) -> list[list[Te
 
 
 def _by_blocks(
-    pieces: Sequence[Piece], splits: Sequence[Split | None], function: BlockFunction, like: Sequence[int]
-) -> list[list[Tensor]]:
+    pieces: Sequence[Piece], splits: Sequence[Split | None], function: StartedFunction, like: Sequence[int]
+) -> Arrival[list[list[Tensor]]]:
     """``map_blocks`` where everything lies here: blocks of one shape, of all pieces, are one stack."""
     outputs: list[list[Tensor]] = [[] for _ in pieces]
     by_shape: defaultdict[tuple[torch.Size, ...], list[_Run]] = defaultdict(list)
@@ -160,22 +171,29 @@ def _by_blocks(
             targets = equal_blocks(outputs[number], [splits[i] for i in like])
         for inputs, of_run in zip(runs, targets, strict=True):
             by_shape[tuple(tensor.shape[1:] for tensor in inputs)].append(_Run(number, inputs, of_run))
+    under_way = []
     for same in by_shape.values():
         stacks = [
             torch.cat(tensors) if len(same) > 1 else tensors[0]
             for tensors in zip(*(r.inputs for r in same), strict=True)
         ]
         # no matrix of a sharded stack may lie here
-        results = function(stacks) if stacks[0].numel() else [stacks[i] for i in like]
-        counts = [run.inputs[0].size(0) for run in same]
-        for run, values in zip(same, zip(*(r.split(counts) for r in results), strict=True), strict=True):
-            for target, value in zip(run.targets, values, strict=False):
-                target.copy_(value)
-            if not run.targets:  # all of the piece: no copy
-                outputs[run.piece] = [
-                    value.reshape(pieces[run.piece][i].shape) for value, i in zip(values, like, strict=True)
-                ]
-    return outputs
+        results = function(stacks) if stacks[0].numel() else arrived([stacks[i] for i in like])
+        under_way.append((same, results))
+
+    def wait() -> list[list[Tensor]]:
+        for same, results in under_way:
+            counts = [run.inputs[0].size(0) for run in same]
+            for run, values in zip(same, zip(*(r.split(counts) for r in results()), strict=True), strict=True):
+                for target, value in zip(run.targets, values, strict=False):
+                    target.copy_(value)
+                if not run.targets:  # all of the piece: no copy
+                    outputs[run.piece] = [
+                        value.reshape(pieces[run.piece][i].shape) for value, i in zip(values, like, strict=True)
+                    ]
+        return outputs
+
+    return wait
 
 
 class _Run(NamedTuple):

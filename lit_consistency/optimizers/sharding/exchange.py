@@ -7,8 +7,8 @@ stack, with one all-gather for a stack (``DataParallel``: DDP); where each rank 
 the matrices with one all-to-all and sends the results back with another (``RowSharded``: FSDP2). In HSDP the ranks that
 hold the same rows in other replicas have gathered the same matrices: they share them as replicas of DDP do.
 
-Given up: communication does not overlap with computation; a matrix sharded by columns or over two dimensions is
-refused.
+Messages are begun here and waited for by whoever needs what they bring, so that others compute meanwhile
+(``overlap.py``). Given up: a matrix sharded by columns or over two dimensions is refused.
 
 Source: the owner's scheme of microsoft/dion, dion/megabatch_base.py; rows of a shard, torch.distributed.tensor.Shard,
 which cuts as ``torch.chunk`` does.
@@ -25,6 +25,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
+from lit_consistency.optimizers.sharding.overlap import Arrival, StartedFunction, arrived
+
 # A parameter with its companions, such as a buffer of one number per row: what lies on this rank of each.
 Piece = Sequence[Tensor]
 # From stacked inputs, (batch, rows, columns) each, to stacked outputs; a pure function, matrix by matrix.
@@ -35,13 +37,17 @@ class Exchange(ABC):
     """One way of working on matrices together. All ranks call its methods alike.
 
     Attributes:
-        sharers: number of ranks among which ``share`` shares a stack out.
+        gathers: whether ``gather`` and ``scatter`` send anything.
+        sharers: number of ranks among which ``share`` shares a stack out, and sends the results.
+        ranks: number of ranks among which matrices of one shape are shared out in all.
     """
 
+    gathers: bool = False
     sharers: int = 1
+    ranks: int = 1
 
     @abstractmethod
-    def gather(self, pieces: Sequence[Piece], rows: Sequence[int]) -> Sequence[Piece]:
+    def gather(self, pieces: Sequence[Piece], rows: Sequence[int]) -> Arrival[Sequence[Piece]]:
         """Whole matrices of the pieces that this rank works on.
 
         Args:
@@ -50,7 +56,7 @@ class Exchange(ABC):
         """
 
     @abstractmethod
-    def share(self, function: BlockFunction, like: Sequence[int]) -> BlockFunction:
+    def share(self, function: BlockFunction, like: Sequence[int]) -> StartedFunction:
         """The function, with the stacks that are given to it shared out over the ranks.
 
         Args:
@@ -61,7 +67,7 @@ class Exchange(ABC):
     @abstractmethod
     def scatter(
         self, results: Sequence[Piece], pieces: Sequence[Piece], rows: Sequence[int], like: Sequence[int]
-    ) -> Sequence[Piece]:
+    ) -> Arrival[Sequence[Piece]]:
         """For each piece its outputs, what lies on this rank of each.
 
         Args:
@@ -75,19 +81,19 @@ class Exchange(ABC):
 class Local(Exchange):
     """Whole matrices, all of them worked on here."""
 
-    def gather(self, pieces: Sequence[Piece], rows: Sequence[int]) -> Sequence[Piece]:
+    def gather(self, pieces: Sequence[Piece], rows: Sequence[int]) -> Arrival[Sequence[Piece]]:
         """The pieces."""
-        return pieces
+        return arrived(pieces)
 
-    def share(self, function: BlockFunction, like: Sequence[int]) -> BlockFunction:
+    def share(self, function: BlockFunction, like: Sequence[int]) -> StartedFunction:
         """The function."""
-        return function
+        return lambda stacks: arrived(function(stacks))
 
     def scatter(
         self, results: Sequence[Piece], pieces: Sequence[Piece], rows: Sequence[int], like: Sequence[int]
-    ) -> Sequence[Piece]:
+    ) -> Arrival[Sequence[Piece]]:
         """The results."""
-        return results
+        return arrived(results)
 
 
 class DataParallel(Local):
@@ -100,13 +106,13 @@ class DataParallel(Local):
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         self.group = group
         self.world, self.rank = dist.get_world_size(group), dist.get_rank(group)
-        self.sharers = self.world
+        self.sharers = self.ranks = self.world
 
-    def share(self, function: BlockFunction, like: Sequence[int]) -> BlockFunction:
+    def share(self, function: BlockFunction, like: Sequence[int]) -> StartedFunction:
         """See ``Exchange.share``; one all-gather for each stack, and the same bits on every rank."""
-        return lambda stacks: self._all_gathered(stacks, function, like)
+        return lambda stacks: self._all_gather(stacks, function, like)
 
-    def _all_gathered(self, stacks: list[Tensor], function: BlockFunction, like: Sequence[int]) -> list[Tensor]:
+    def _all_gather(self, stacks: list[Tensor], function: BlockFunction, like: Sequence[int]) -> Arrival[list[Tensor]]:
         batch = stacks[0].size(0)
         each = math.ceil(batch / self.world)
         start, end = min(self.rank * each, batch), min((self.rank + 1) * each, batch)
@@ -119,9 +125,15 @@ class DataParallel(Local):
                 target.copy_(result.reshape(end - start, -1))
         everything = mine.new_empty(self.world * each, sum(sizes))
         # named all_gather_single from torch 2.13, where the old name warns
-        getattr(dist, "all_gather_single", dist.all_gather_into_tensor)(everything, mine, group=self.group)
-        columns = everything[:batch].split(sizes, 1)
-        return [column.reshape(batch, *shape) for column, shape in zip(columns, shapes, strict=True)]
+        all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+        message = all_gather(everything, mine, group=self.group, async_op=True)
+
+        def wait() -> list[Tensor]:
+            message.wait()
+            columns = everything[:batch].split(sizes, 1)
+            return [column.reshape(batch, *shape) for column, shape in zip(columns, shapes, strict=True)]
+
+        return wait
 
 
 class RowSharded(Exchange):
@@ -134,13 +146,16 @@ class RowSharded(Exchange):
         replicas: how the ranks that hold the same rows share what they own; each does all of it when not given.
     """
 
+    gathers = True
+
     def __init__(self, group: dist.ProcessGroup, replicas: DataParallel | None = None) -> None:
         self.group = group
         self.world, self.rank = dist.get_world_size(group), dist.get_rank(group)
         self.replicas = replicas or Local()
         self.sharers = self.replicas.sharers
+        self.ranks = self.world * self.sharers
 
-    def gather(self, pieces: Sequence[Piece], rows: Sequence[int]) -> Sequence[Piece]:
+    def gather(self, pieces: Sequence[Piece], rows: Sequence[int]) -> Arrival[Sequence[Piece]]:
         """The matrices that this rank owns; one all-to-all."""
         each = math.ceil(len(pieces) / self.world)
         columns = [tensor.size(1) for tensor in pieces[0]]
@@ -148,17 +163,22 @@ class RowSharded(Exchange):
         sent = pieces[0][0].new_zeros(self.world * each, sum(self._sizes(rows, columns)))
         for message, piece in zip(sent, pieces, strict=False):
             self._write(message, piece, rows, columns)
-        received = self._all_to_all(sent.unflatten(0, (self.world, each)))
         owned = min(max(len(pieces) - self.rank * each, 0), each)
-        return [self._full_matrices(received[:, i], rows, columns) for i in range(owned)]
+        wait_for_shards = self._all_to_all(sent.unflatten(0, (self.world, each)))
 
-    def share(self, function: BlockFunction, like: Sequence[int]) -> BlockFunction:
+        def wait() -> Sequence[Piece]:
+            received = wait_for_shards()
+            return [self._full_matrices(received[:, i], rows, columns) for i in range(owned)]
+
+        return wait
+
+    def share(self, function: BlockFunction, like: Sequence[int]) -> StartedFunction:
         """The function: each rank calls it on what it owns, or on its part of that where there are replicas."""
         return self.replicas.share(function, like)
 
     def scatter(
         self, results: Sequence[Piece], pieces: Sequence[Piece], rows: Sequence[int], like: Sequence[int]
-    ) -> Sequence[Piece]:
+    ) -> Arrival[Sequence[Piece]]:
         """See ``Exchange.scatter``; one all-to-all."""
         each = math.ceil(len(pieces) / self.world)
         rows, columns = [rows[i] for i in like], [pieces[0][i].size(1) for i in like]
@@ -168,12 +188,16 @@ class RowSharded(Exchange):
             for rank in range(self.world):
                 shards = [self._rows_of(rank, tensor, n) for tensor, n in zip(result, rows, strict=True)]
                 self._write(sent[rank, i], shards, rows, columns)
-        returned = self._all_to_all(sent).flatten(0, 1)
-        heights = [pieces[0][i].size(0) for i in like]
-        return [
-            [values.view(-1, n)[:height] for values, n, height in zip(row.split(sizes), columns, heights, strict=True)]
-            for row in returned[: len(pieces)]
-        ]
+        heights, n_pieces = [pieces[0][i].size(0) for i in like], len(pieces)
+        wait_for_rows = self._all_to_all(sent)
+
+        def wait() -> Sequence[Piece]:
+            return [
+                [part.view(-1, n)[:height] for part, n, height in zip(row.split(sizes), columns, heights, strict=True)]
+                for row in wait_for_rows().flatten(0, 1)[:n_pieces]
+            ]
+
+        return wait
 
     def _height(self, rows: int) -> int:
         return math.ceil(rows / self.world)
@@ -196,10 +220,15 @@ class RowSharded(Exchange):
         # full shards come first and an empty one is all padding: the first rows are the matrix
         return [shard.reshape(-1, width)[:n] for shard, n, width in zip(columns_of_shards, rows, columns, strict=True)]
 
-    def _all_to_all(self, sent: Tensor) -> Tensor:
+    def _all_to_all(self, sent: Tensor) -> Arrival[Tensor]:
         received = torch.empty_like(sent)
-        dist.all_to_all_single(received, sent, group=self.group)
-        return received
+        message = dist.all_to_all_single(received, sent, group=self.group, async_op=True)
+
+        def wait() -> Tensor:
+            message.wait()
+            return received
+
+        return wait
 
 
 def exchange_of(name: str, param: Tensor, share_work: bool) -> Exchange:

@@ -8,6 +8,7 @@ import torch
 from lit_consistency.optimizers.orthogonal import orthogonalizer
 from lit_consistency.optimizers.orthogonal.orthogonalizer import equal_blocks, map_blocks
 from lit_consistency.optimizers.sharding.exchange import Local
+from lit_consistency.optimizers.sharding.overlap import result_of
 
 
 def test_equal_blocks_are_views_of_consecutive_rows() -> None:
@@ -36,7 +37,7 @@ def test_blocks_are_stacked_by_shape_and_come_back_in_place(
         sizes.append(stacks[0].size(0))
         return [-stacks[0]]
 
-    results = map_blocks(Local(), pieces, rows=[6], splits=[split], function=negated, like=[0])
+    results = result_of(map_blocks(Local(), pieces, rows=[6], splits=[split], function=negated, like=[0]))
     for (result,), (piece,) in zip(results, pieces, strict=True):
         assert torch.equal(result, -piece)
     shapes = {None: 1, (2, 2, 2): 1, (3, 1, 2): 3}[split]
@@ -50,7 +51,6 @@ def test_blocks_are_stacked_by_shape_and_come_back_in_place(
 def test_stacks_of_matrices_keep_their_shape(matrices: int, split: tuple[int, ...] | None) -> None:
     """Also those of which no matrix lies here."""
     stack = torch.randn(matrices, 6, 5)
-    ((result,),) = map_blocks(
-        Local(), [[stack]], rows=[6], splits=[split], function=lambda stacks: [stacks[0] * 2], like=[0]
-    )
+    job = map_blocks(Local(), [[stack]], rows=[6], splits=[split], function=lambda stacks: [stacks[0] * 2], like=[0])
+    ((result,),) = result_of(job)
     assert torch.equal(result, stack * 2)
