@@ -134,8 +134,11 @@ class StudyRun:
         nodes = self.execution.slurm.nodes if self.execution.engine == "slurm" else 1
         here = self.execution.workers or (1 if self.execution.engine == "slurm" else available_cores())
         workers = nodes * here
-        note = f", and {unknown} cells of stages of which none has run" if unknown else ""
-        print(f"\nleft: {hours:.1f} hours of one worker, {hours / workers:.1f} of {workers}{note}")
+        times = [f"{hours:.1f} hours of one worker, {hours / workers:.1f} of {workers}"] if hours or not unknown else []
+        times += (
+            [f"{unknown} cells of stages of which none has run, so that their time is not known"] if unknown else []
+        )
+        print(f"\nleft: {', and '.join(times)}")
 
     def command_of(self, name: str) -> str:
         """The command of a cell by hand.

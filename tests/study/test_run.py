@@ -35,11 +35,17 @@ def table(study: StudyOptions) -> list[dict[str, str]]:
 def test_a_study_runs_what_is_missing_and_reports(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     study = crossed_study(tmp_path, seeds=[0, 1, 2, 3, 4], rates=[0.1, 0.3, 0.4], claims=CLAIM)
     run = a_run(study)
+    run.print_plan()  # a study of which nothing has run has no hours yet, not 0.0 of them
+    assert (
+        "\nleft: 70 cells of stages of which none has run, so that their time is not known\n" in capfd.readouterr().out
+    )
     assert run.execute(only="stage=finetune,finetuner=muon,seed=0", head=2) == 0
     states = {cell.name: run.results.of(cell.name).state.value for cell in run.cells()["finetune"]}
     assert list(states.values()).count("finished") == 2
     run.print_plan()
-    assert "58 missing" in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert "58 missing" in said
+    assert "hours of one worker" in said
 
     assert run.execute() == 1  # a failed cell is said by the status
     run.write_report()
