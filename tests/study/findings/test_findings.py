@@ -83,6 +83,8 @@ def differences(name: str, claim: dict[str, Any], content: dict[str, Any]) -> np
         ]
     else:
         sides = [(claim["of"], metric, 1), (claim["against"], metric, -1)]
+    if "at" in claim.get("of", {}):
+        return along_fronts(name, claim["of"], content) - along_fronts(name, claim["against"], content)
     seeds = set.intersection(*({row["axis.seed"] for row in matching(rows, **where)} for where, _, _ in sides))
     return np.array([
         sum(sign * averaged(matching(rows, **where, seed=seed), claim, content, of) for where, of, sign in sides)
@@ -182,6 +184,22 @@ def on_front(points: list[tuple[float, float]], level: float) -> float:
         if l0 <= level <= l1:
             return f0 + (f1 - f0) * (level - l0) / (l1 - l0)
     return math.nan
+
+
+def along_fronts(name: str, side: dict[str, str], content: dict[str, Any]) -> np.ndarray:
+    """What each seed has lost at the level, along the front of its final models, and of what else the side reads."""
+    read, where = content["read"], {axis: value for axis, value in side.items() if axis != "at"}
+    more, lost = read["learning"] in ITEMS, read["forgetting"].replace("retain/", "forget/", 1)
+    rows = {row["name"]: row for row in matching(table(name), **where) if row["stage"] == read["stage"]}
+    also = {"final": "nothing", "early_stop": "step ", "dial": " of the way", "front": ""}[side["at"]]
+    points = [*rows.values(), *(row for row in table(f"{name}.fronts") if also in row["point"])]
+    seeds: dict[str, list[tuple[float, float]]] = {}
+    for row in points:
+        if row["name"] in rows and row.get("point") != "step 0":  # the base, which no reading takes
+            learned = float(row[read["learning"]]) * (1 if more else -1)
+            seeds.setdefault(rows[row["name"]]["axis.seed"], []).append((learned, float(row[lost])))
+    level = read["level"] * (1 if more else -1)
+    return np.array([on_front(seeds[seed], level) for seed in sorted(seeds, key=int)])
 
 
 def interaction_on_fronts(name: str, scale: str) -> tuple[float, float, float]:
