@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -70,6 +73,21 @@ def fit(root: Path, *extra: str, base: Path | None = None, **options: str) -> Co
     cli = build(arguments(root, *model, *extra, **options), OnlyFit)
     cli.execute()
     return cli
+
+
+FINISHED = tempfile.TemporaryDirectory(prefix="runs-")  # removed when the process ends
+
+
+@cache
+def _finished_run(*extra: str, optimizer: str) -> Path:
+    root = Path(tempfile.mkdtemp(dir=FINISHED.name))
+    fit(root, *extra, optimizer=optimizer)
+    return root / "run"
+
+
+def finished(root: Path, *extra: str, optimizer: str = "adamw") -> Path:
+    """Folder of a run from scratch as ``fit`` leaves it, for tests of what comes after: made once, then copied."""
+    return Path(shutil.copytree(_finished_run(*extra, optimizer=optimizer), root / "run"))
 
 
 def start(root: Path, *extra: str, devices: int, strategy: str, **options: str) -> subprocess.Popen[str]:
