@@ -78,7 +78,7 @@ def with_real_data(args: list[str], folder: Path, monkeypatch: pytest.MonkeyPatc
 
 def watched(path: Path) -> list[str]:
     """Options that leave of what a run watches by default as much as says that it is watched."""
-    if path == ROOT / "configs" / "finetune.yaml":  # the suite: test_init.py runs what `init` writes
+    if path == ROOT / "configs" / "finetune.yaml":  # the suite: test_init.py asks all of its sets
         return ["--forgetting.retain={}"]
     if path.stem not in WATCHED:
         return ["--forgetting.learn={}", "--forgetting.retain={}"]
