@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
+from tests.signatures import remember
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
@@ -18,7 +20,9 @@ def _session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     arguments, sys.argv = sys.argv, ["lit_consistency"]
     before = os.environ.get("XDG_CACHE_HOME")
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
-    yield
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        remember(monkeypatch)
+        yield
     sys.argv = arguments
     os.environ.pop("XDG_CACHE_HOME")
     if before is not None:

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback
 
 from lit_consistency.cli.fit import ConsistencyCLI, build
 from lit_consistency.module import NonFiniteError
-from tests.runs import SCRATCH, VALIDATION, arguments, equal, fit, weights
+from tests.runs import SCRATCH, VALIDATION, arguments, equal, finished, fit, weights
 
 LORA = "--model.method=lit_consistency.methods.LoRA"
 PACKED = "--data.init_args.packing=true"
@@ -135,12 +135,12 @@ def test_clipping_leaves_orthogonalized_groups_alone(tmp_path: Path) -> None:
 
 def test_without_clipping_nothing_is_clipped(tmp_path: Path) -> None:
     fit(tmp_path / "a", "--trainer.gradient_clip_val=1e9")
-    fit(tmp_path / "b")
+    finished(tmp_path / "b")
     assert equal(*(weights(tmp_path / name / "run" / "model") for name in "ab"))
 
 
 def test_lora_starts_as_the_base_and_leaves_it_frozen(tmp_path: Path) -> None:
-    base = Path(fit(tmp_path / "base").trainer.default_root_dir) / "model"
+    base = finished(tmp_path / "base") / "model"
     cli = fit(tmp_path / "lora", LORA, base=base)
     table = {row["role"] for row in cli.model.parameter_table}
     assert table == {"adapter"}

@@ -12,16 +12,14 @@ from lit_consistency.records.atomic import write_json
 from lit_consistency.tasks.completion import CompletionTask
 from lit_consistency.tasks.text import TextTask
 from tests.callbacks.test_forgetting import SETS
-from tests.runs import fit
+from tests.runs import finished, fit
 
 NAMES = ("old", "next", "new")
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("base")
-    fit(root)
-    return root / "run" / "model"
+    return finished(tmp_path_factory.mktemp("base")) / "model"
 
 
 @pytest.fixture

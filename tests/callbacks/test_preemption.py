@@ -28,8 +28,14 @@ class Kill(Callback):
                 os.kill(os.getpid(), self.numbers.pop(0))
 
 
-@pytest.mark.parametrize("hook", ["on_train_batch_start", "on_before_backward", "on_before_optimizer_step"])
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("hook", "number", "status"),
+    [
+        ("on_train_batch_start", signal.SIGTERM, 143),
+        ("on_before_backward", signal.SIGINT, 130),
+        ("on_before_optimizer_step", signal.SIGTERM, 143),
+    ],
+)
 def test_a_signal_at_any_moment_of_a_step_saves_and_exits_with_its_status(
     hook: str, number: int, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

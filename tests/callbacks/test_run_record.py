@@ -15,15 +15,13 @@ from lit_consistency.cli.fit import build
 from lit_consistency.evaluation.compare import compare_folders
 from lit_consistency.records.provenance import read_provenance
 from lit_consistency.records.run_folder import RunFolder
-from tests.runs import SCRATCH, WORLD, arguments, fit
+from tests.runs import SCRATCH, WORLD, arguments, finished, fit
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run from scratch with AdamW."""
-    root = tmp_path_factory.mktemp("base")
-    fit(root)
-    return root / "run"
+    return finished(tmp_path_factory.mktemp("base"))
 
 
 def record(folder: Path) -> dict:
@@ -47,7 +45,7 @@ def test_the_folder_holds_what_was_run_and_what_came_out(base: Path) -> None:
 
 
 def test_the_record_says_what_the_optimizer_chose(tmp_path: Path) -> None:
-    fit(tmp_path, optimizer="muon")
+    finished(tmp_path, optimizer="muon")
     rows = record(tmp_path / "run")["optimizer_choices"]["newton_schulz"]
     assert {"device": "cpu", "shape": [16, 16], "form": "direct", "dtype": "float32"} in rows
 

@@ -7,7 +7,7 @@ import pytest
 
 from lit_consistency.callbacks import StepCheckpoint
 from lit_consistency.checkpointing.io import AtomicCheckpointIO, checkpoints, verify
-from tests.runs import fit
+from tests.runs import finished, fit
 
 
 def test_the_newest_are_kept_and_all_of_them_verify(tmp_path: Path) -> None:
@@ -30,8 +30,13 @@ def test_a_failing_removal_never_stops_the_run(tmp_path: Path, monkeypatch: pyte
     assert len(checkpoints(tmp_path / "run" / "checkpoints")) == 4
 
 
+def test_one_checkpoint_alone_is_too_few() -> None:
+    with pytest.raises(ValueError, match="^keep = 1: expected at least 2"):
+        StepCheckpoint(keep=1)
+
+
 def test_at_end_and_never(tmp_path: Path) -> None:
-    fit(tmp_path / "a")
+    finished(tmp_path / "a")
     assert [path.name for path in checkpoints(tmp_path / "a" / "run" / "checkpoints")] == ["step-00000004.ckpt"]
     fit(tmp_path / "b", "--checkpoint.at_end=false")
     assert not (tmp_path / "b" / "run" / "checkpoints").exists()

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback
 from lit_consistency.checkpointing.io import checkpoints
 from lit_consistency.cli.fit import build
 from lit_consistency.records.provenance import read_provenance
-from tests.runs import SCRATCH, arguments, equal, fit, weights
+from tests.runs import SCRATCH, arguments, equal, finished, weights
 
 LORA = ["--model.method=lit_consistency.methods.LoRA", "--model.method.init_args.dropout=0.1"]
 CASES = {
@@ -73,7 +73,7 @@ def test_stopped_in_the_middle_of_an_accumulation_equals_straight(name: str, tmp
     case = dict(CASES[name])
     more = ["--trainer.max_steps=14", "--trainer.max_epochs=3"]
     if "lora" in case:
-        base = fit(tmp_path / "base").trainer.default_root_dir
+        base = finished(tmp_path / "base")
         more.append(f"--model.checkpoint_dir={base}/model")
     run(tmp_path / "straight", case, *more)
     run(tmp_path / "broken", case, *more, stop=Stop(at=22))
@@ -132,7 +132,7 @@ def test_another_micro_batch_size_continues_at_the_same_place(tmp_path: Path) ->
 
 def test_a_run_with_evaluation_equals_a_run_without(tmp_path: Path) -> None:
     case = CASES["lora"]
-    base = fit(tmp_path / "base").trainer.default_root_dir
+    base = finished(tmp_path / "base")
     more = [f"--model.checkpoint_dir={base}/model"]
     run(tmp_path / "with", case, *more, "--forgetting.every_n_steps=1", "--trainer.limit_val_batches=1.0")
     run(tmp_path / "without", case, *more, "--forgetting.every_n_steps=0")

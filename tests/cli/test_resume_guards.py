@@ -14,7 +14,7 @@ from lightning.pytorch import Callback
 from lit_consistency.checkpointing.io import checkpoints
 from lit_consistency.cli.fit import ConsistencyCLI, build
 from lit_consistency.data.worlds import MarkovChains
-from tests.runs import SCRATCH, arguments, equal, fit, weights
+from tests.runs import SCRATCH, arguments, equal, finished, fit, weights
 
 EACH = "--checkpoint.every_n_steps=1"
 AUTO = "--ckpt_path=auto"
@@ -33,7 +33,7 @@ def rates(cli: ConsistencyCLI) -> set[float]:
 
 
 def test_a_difference_is_refused_with_its_keys(tmp_path: Path) -> None:
-    fit(tmp_path, EACH)
+    finished(tmp_path, EACH)
     with pytest.raises(ValueError, match=r"model\.optimizer\.init_args\.lr: 0\.0003 in the checkpoint, 0\.5 now"):
         fit(tmp_path, AUTO, "--model.optimizer.init_args.lr=0.5")
     with pytest.raises(ValueError, match=r"optimizer\.class_path"):
@@ -41,7 +41,7 @@ def test_a_difference_is_refused_with_its_keys(tmp_path: Path) -> None:
 
 
 def test_an_allowed_difference_holds_against_the_state_of_the_checkpoint(tmp_path: Path) -> None:
-    fit(tmp_path, EACH)
+    finished(tmp_path, EACH)
     changed = ["--model.optimizer.init_args.lr=0.5", "--model.optimizer.init_args.weight_decay=0.25"]
     with pytest.warns(UserWarning, match="continuing with what is configured now"):
         cli = fit(tmp_path, AUTO, *changed, "--allow_changes=true", "--trainer.max_steps=6")
@@ -62,7 +62,7 @@ def test_what_muon_has_counted_is_no_difference(tmp_path: Path) -> None:
 
 
 def test_an_allowed_schedule_counts_from_the_step_that_was_reached(tmp_path: Path) -> None:
-    fit(tmp_path, EACH)
+    finished(tmp_path, EACH)
     linear = ["--model.schedule=lit_consistency.optimizers.Linear", "--trainer.max_steps=8"]
     with pytest.warns(UserWarning, match="continuing"):
         cli = fit(tmp_path, AUTO, *linear, "--allow_changes=true")
@@ -73,7 +73,7 @@ def test_an_allowed_schedule_counts_from_the_step_that_was_reached(tmp_path: Pat
 
 
 def test_another_optimizer_begins_with_an_empty_state_and_says_so(tmp_path: Path) -> None:
-    fit(tmp_path, EACH)
+    finished(tmp_path, EACH)
     empty = "holds the state of AdamW: Muon begins with an empty one"
     with pytest.warns(UserWarning, match=empty), pytest.warns(UserWarning, match="continuing with"):
         cli = fit(tmp_path, AUTO, "--allow_changes=true", "--trainer.max_steps=6", optimizer="muon")
@@ -108,7 +108,7 @@ def test_other_data_are_refused_before_anything_is_written(tmp_path: Path) -> No
 
 
 def test_auto_skips_a_damaged_checkpoint_and_says_so(tmp_path: Path) -> None:
-    fit(tmp_path, EACH)
+    finished(tmp_path, EACH)
     (tmp_path / "run" / "run.json").unlink()  # as after a kill
     newest = checkpoints(tmp_path / "run" / "checkpoints")[-1]
     newest.write_bytes(newest.read_bytes()[:100])
@@ -124,8 +124,8 @@ def test_auto_without_a_name_or_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_auto_begins_again_a_run_that_died_before_its_first_checkpoint(tmp_path: Path) -> None:
-    fit(tmp_path / "straight")
-    fit(tmp_path / "died")
+    finished(tmp_path / "straight")
+    finished(tmp_path / "died")
     (tmp_path / "died" / "run" / "run.json").write_text(json.dumps({"status": "running", "total_steps": 4}))
     fit(tmp_path / "died", AUTO)
     texts = [(tmp_path / root / "run" / "metrics.jsonl").read_text() for root in ("straight", "died")]
@@ -158,14 +158,14 @@ def test_a_branch_that_was_left_is_set_aside_and_not_taken_for_the_newest(tmp_pa
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
-    fit(tmp_path, EACH)
+    finished(tmp_path, EACH)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     fit(tmp_path, EACH, AUTO)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_a_run_killed_after_its_last_step_is_finished_by_auto(tmp_path: Path) -> None:
-    fit(tmp_path / "straight")
+    finished(tmp_path / "straight")
     fit(tmp_path / "killed", EACH, "--run.save_model=false")
     file = tmp_path / "killed" / "run" / "run.json"
     file.write_text(json.dumps({**record(tmp_path / "killed"), "status": "running"}))

@@ -6,15 +6,22 @@ from pathlib import Path
 
 import pytest
 
+from lit_consistency.cli.parser import ShortErrors
 from lit_consistency.cli.study import main, options_of, parse, parser
 from lit_consistency.study.options import Claim, Pick, Stage
 
 STUDIES = sorted(Path("configs/studies").rglob("*.yaml"))
 
 
+@pytest.fixture(scope="module")
+def command() -> ShortErrors:
+    """The parser, which takes longer to make than to read a study with."""
+    return parser()
+
+
 @pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
-def test_a_study_is_read_into_its_dataclasses(file: Path) -> None:
-    study, execution = options_of(parser().parse_args(["--config", str(file), "--execution.workers", "3"]))
+def test_a_study_is_read_into_its_dataclasses(file: Path, command: ShortErrors) -> None:
+    study, execution = options_of(command.parse_args(["--config", str(file), "--execution.workers", "3"]))
     assert execution.workers == 3
     assert all(isinstance(stage, Stage) and isinstance(stage.pick, Pick) for stage in study.stages.values())
     assert all(isinstance(claim, Claim) for claim in study.claims.values())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import SCRATCH, WORLD, finish, fit, largest_difference, start, weights
+from tests.runs import SCRATCH, WORLD, finish, finished, fit, largest_difference, start, weights
 
 HELD_OUT = [
     "--data.init_args.validation=lit_consistency.data.worlds.WorldText",
@@ -86,5 +86,5 @@ def test_any_layout_equals_one_process(devices: int, strategy: list[str], optimi
 def test_finetuning_from_a_base_equals_one_process(
     method: str, devices: int, strategy: list[str], tmp_path: Path
 ) -> None:
-    base = Path(fit(tmp_path / "base").trainer.default_root_dir) / "model"
+    base = finished(tmp_path / "base") / "model"
     compare(tmp_path, devices, strategy, "adamw", [f"--model.checkpoint_dir={base}", *METHODS[method]])

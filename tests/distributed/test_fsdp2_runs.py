@@ -20,7 +20,7 @@ from lit_consistency.cli.fit import build
 from lit_consistency.distributed.dtensors import full_tensor, local_shard
 from lit_consistency.module import NonFiniteError
 from tests.distributed.test_fsdp2 import HELD_OUT, OPTIONS
-from tests.runs import ROOT, SCRATCH, arguments, finish, fit, largest_difference, start, weights
+from tests.runs import ROOT, SCRATCH, arguments, finish, finished, fit, largest_difference, start, weights
 
 ONE = ["--trainer.strategy=fsdp2", "--trainer.devices=1"]
 LIGHTNING = "lightning.pytorch.strategies.ModelParallelStrategy"
@@ -67,7 +67,7 @@ def test_bfloat16_trains_float32_shards_close_to_float32(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("command", [pytest.param("validate", marks=pytest.mark.slow), "predict"])
 def test_other_commands_run_on_shards(command: str, tmp_path: Path) -> None:
-    base = Path(fit(tmp_path / "base").trainer.default_root_dir) / "model"
+    base = finished(tmp_path / "base") / "model"
     found = []
     for name, strategy in (("one", []), ("shards", ONE)):
         args = arguments(tmp_path, f"--model.checkpoint_dir={base}", *HELD_OUT, *strategy, f"--run.name={name}")

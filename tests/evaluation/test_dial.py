@@ -26,7 +26,8 @@ from lit_consistency.model import load_weights, model_config, save_model, weight
 from lit_consistency.records.provenance import Provenance
 from tests.tasks.tiny import tiny_model, write_task
 
-NEW = [f"red things are here {i}" for i in range(6)]
+# some numbers stand in more new texts than others, one in none: texts of a set change by different amounts
+NEW = [f"red things are here {i}" for i in (0, 1, 2, 3, 4, 4)]
 OLD = [f"she ran to the tree {i}" for i in range(6)]
 HEAD = "lm_head.weight"
 

@@ -95,12 +95,8 @@ def test_a_closed_pipe_does_not_end_a_training(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        ("--trainer.logger=false", ["trainer.logger = false", "metrics.jsonl and TensorBoard stay"]),
         ("--trainer.logger=lightning.pytorch.loggers.NeptuneLogger", ["trainer.logger", "Neptune"]),
-        ("--trainer.devices=-3", ["trainer.devices = -3", "at least 1"]),
         ("--trainer.devices=-1", ["trainer.devices = -1", "int > 0"]),
-        ("--model.optimizer.init_args.eps=0", ["eps = 0", "eps > 0"]),
-        ("--trainer.min_steps=9", ["trainer.min_steps = 9", "at most trainer.max_steps = 4"]),
         ("--data.init_args.num_workers=100000", ["num_workers = 100000", "at most"]),
     ],
 )

@@ -22,7 +22,7 @@ from lit_consistency.records.fingerprints import sha256
 from lit_consistency.records.model_folder import weights_files, weights_hash
 from lit_consistency.records.provenance import read_provenance
 from lit_consistency.records.run_folder import RunFolder
-from tests.runs import ROOT, WORLD, changed_on_purpose, equal, fit, weights
+from tests.runs import ROOT, WORLD, changed_on_purpose, equal, finished, fit, weights
 
 LORA = ["--model.method=lit_consistency.methods.LoRA", "--model.optimizer.init_args.lr=0.01"]
 DORA = ["--model.method.init_args.dora=true", "--model.method.init_args.key=false"]
@@ -31,7 +31,7 @@ ONLY = "--run.save_model=adapters"
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Path(fit(tmp_path_factory.mktemp("base")).trainer.default_root_dir) / "model"
+    return finished(tmp_path_factory.mktemp("base")) / "model"
 
 
 @pytest.fixture(scope="module")

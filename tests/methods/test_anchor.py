@@ -25,7 +25,7 @@ from lit_consistency.module import LitLanguageModel
 from tests.cli.test_resume import Stop, lines
 from tests.methods.small import small_model
 from tests.reference.anchor import coarse_kl
-from tests.runs import ROOT, arguments, equal, finish, fit, largest_difference, start, weights
+from tests.runs import ROOT, arguments, equal, finish, finished, fit, largest_difference, start, weights
 
 BASE = ROOT / "checkpoints" / "lit_consistency" / "biographies-adamw"
 LENGTHS = (9, 2, 5, 13, 4)
@@ -245,7 +245,7 @@ DOUBLE = "--trainer.precision=64-true"
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Path(fit(tmp_path_factory.mktemp("base")).trainer.default_root_dir) / "model"
+    return finished(tmp_path_factory.mktemp("base")) / "model"
 
 
 def logged(root: Path, tag: str) -> list[float]:

@@ -20,7 +20,7 @@ from lit_consistency.records.atomic import replaced_folder
 from lit_consistency.records.model_folder import weights_hash
 from lit_consistency.records.provenance import read_provenance
 from lit_consistency.records.run_folder import RunFolder
-from tests.runs import ROOT, WORLD, equal, fit, weights
+from tests.runs import ROOT, WORLD, equal, finished, fit, weights
 
 EACH = ["--checkpoint.every_n_steps=1", "--checkpoint.keep=4"]
 SERIES = ["--checkpoint.series=[2]"]
@@ -35,7 +35,7 @@ METHODS = {
 @pytest.mark.parametrize("name", METHODS)
 def test_a_checkpoint_is_the_model_that_the_run_wrote_itself(name: str, tmp_path: Path) -> None:
     """The run writes the model of step 2 into its series; made from the checkpoint, it has the same bytes."""
-    base = None if name in ("full", "shards") else Path(fit(tmp_path / "base").trainer.default_root_dir) / "model"
+    base = None if name in ("full", "shards") else finished(tmp_path / "base") / "model"
     fit(tmp_path, *EACH, *SERIES, *METHODS[name], base=base)
     run = RunFolder(tmp_path / "run")
     written = tmp_path / "written"

@@ -12,7 +12,7 @@ from torch import nn
 from lit_consistency.methods import HFT, Full
 from lit_consistency.model import model_config
 from tests.methods.small import FAMILIES, OPTIMIZERS, optimizer_of, small_model, train
-from tests.runs import fit, weights
+from tests.runs import finished, fit, weights
 
 DECAY = {
     "adamw": {"weight_decay": 0.3},
@@ -174,7 +174,7 @@ def test_what_it_cannot_halve_is_refused() -> None:
 
 
 def test_a_run_keeps_the_frozen_half_of_its_base(tmp_path: Path) -> None:
-    base = Path(fit(tmp_path / "base", optimizer="muon").trainer.default_root_dir) / "model"
+    base = finished(tmp_path / "base", optimizer="muon") / "model"
     cli = fit(tmp_path / "hft", "--model.method=lit_consistency.methods.HFT", base=base, optimizer="muon")
     before, after = weights(base), weights(tmp_path / "hft" / "run" / "model")
     name = "transformer.h.0.attn.qkv.weight"

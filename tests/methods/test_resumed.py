@@ -8,7 +8,7 @@ import pytest
 
 from lit_consistency.cli.fit import build
 from tests.cli.test_resume import Stop, lines
-from tests.runs import arguments, equal, fit, weights
+from tests.runs import arguments, equal, finished, weights
 
 METHODS = {
     "l2": ("adamw", "Pull", ["norm=l2", "strength=0.1"]),
@@ -23,7 +23,7 @@ METHODS = {
 )
 def test_stopped_and_resumed_equals_straight(name: str, tmp_path: Path) -> None:
     optimizer, method, options = METHODS[name]
-    base = fit(tmp_path / "base", optimizer=optimizer).trainer.default_root_dir
+    base = finished(tmp_path / "base", optimizer=optimizer)
     given = [f"--model.checkpoint_dir={base}/model", f"--model.method=lit_consistency.methods.{method}"]
     given += [f"--model.method.init_args.{option}" for option in options]
     for folder, stop, more in (

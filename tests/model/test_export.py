@@ -264,10 +264,10 @@ def test_transformers_is_not_needed_to_export(tmp_path: Path, monkeypatch: pytes
     ("name", "overrides"),
     [
         ("pythia-14m", {}),
-        ("Llama-3.2-1B", {"n_query_groups": 2}),
-        ("Qwen2.5-0.5B", {"n_query_groups": 2}),
+        pytest.param("Llama-3.2-1B", {"n_query_groups": 2}, marks=pytest.mark.slow),
+        pytest.param("Qwen2.5-0.5B", {"n_query_groups": 2}, marks=pytest.mark.slow),
         ("Gemma-2-2b", {"n_query_groups": 2, "sliding_window_size": 8, "tied": True}),
-        ("Phi-4-mini-instruct", {"n_query_groups": 2, "tied": True}),
+        pytest.param("Phi-4-mini-instruct", {"n_query_groups": 2, "tied": True}, marks=pytest.mark.slow),
     ],
 )
 def test_litgpt_evaluate_loads_our_folders(

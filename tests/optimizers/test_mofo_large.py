@@ -97,7 +97,7 @@ def test_gradients_of_nan_select_no_more_than_others_do(filter: str, selection: 
     assert optimizer.last_selected()["hidden"] <= 0.17
 
 
-@pytest.mark.parametrize("selection", ["sampled", "exact"])
+@pytest.mark.parametrize("selection", ["sampled", pytest.param("exact", marks=pytest.mark.slow)])
 def test_compiled_steps_are_those_without_a_compiler(selection: str) -> None:
     grads = random_grads((300, 256), 3)
     found = []

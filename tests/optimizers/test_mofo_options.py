@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from lit_consistency.optimizers import MoFO, parameter_groups
 from tests.optimizers.models import follow, one_matrix, random_grads, small_gpt
@@ -103,10 +104,11 @@ def test_what_is_kept_for_the_shares_is_no_gradient(filter: Any, refresh_every: 
     parameter, groups = one_matrix(10, 10)
     optimizer = MoFO(groups, fraction=0.2, filter=filter, refresh_every=refresh_every)
     parameter.grad = torch.ones(10, 10, dtype=torch.float64)
-    gradient = parameter.grad.untyped_storage().data_ptr()
+    gradient = StorageWeakRef(parameter.grad.untyped_storage())
     optimizer.step()
+    assert not gradient.expired()
     parameter.grad = None
-    assert gradient not in storages(torch.float64)
+    assert gradient.expired(), "no other tensor holds it"
     assert optimizer.last_selected() == {"hidden": 0.2}
 
 

@@ -175,9 +175,9 @@ def test_ten_thousand_points_take_milliseconds() -> None:
     points[:, 1] = points[:, 0] ** 2 + points[:, 1] * 1e-4  # a thousand of them are on the front
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()  # others on the machine cost no time of this process
         assert len(front(points)) > 100
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     assert min(seconds) < 0.05
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -65,8 +66,9 @@ def test_every_job_ends_in_its_state_and_is_run_again_as_that_deserves(tmp_path:
     text = "\n".join(said)
     assert "not run, because fail is failed: never" in text
     assert "not run, because never is missing: neither" in text
-    assert f"diverge: diverged after 0 s: NonFiniteError: step 3: the loss is nan ({tmp_path}/diverge/log.txt)" in text
-    assert "refuse: failed after 0 s: error: key: no such (" in text
+    text = re.sub(r"after \d+ s: ", "after N s: ", text)
+    assert f"diverge: diverged after N s: NonFiniteError: step 3: the loss is nan ({tmp_path}/diverge/log.txt)" in text
+    assert "refuse: failed after N s: error: key: no such (" in text
     assert not list(tmp_path.glob("*/lease.json"))
     # the same call again does nothing but what was interrupted
     again = run(list(jobs.values()))
