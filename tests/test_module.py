@@ -77,7 +77,10 @@ def test_validation_loss_is_the_mean_over_all_tokens_in_every_precision(precisio
                 nll -= float(log_probs[0, t, target])
                 n_tokens += 1
     assert n_tokens > 4000
-    assert float(cli.trainer.callback_metrics["val/loss"]) == pytest.approx(nll / n_tokens, rel=1e-6)
+    # hidden states in bfloat16 differ by a digit where a processor multiplies blocks of them in another order (AMX); a
+    # sum of losses in bfloat16 would be wrong in the third digit
+    allowed = 1e-5 if precision == "bf16-true" else 1e-6
+    assert float(cli.trainer.callback_metrics["val/loss"]) == pytest.approx(nll / n_tokens, rel=allowed)
 
 
 class Poison(Callback):
