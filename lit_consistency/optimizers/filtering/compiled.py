@@ -1,7 +1,8 @@
 """MoFO's passes, compiled: one program for a kind of tensors, whatever their lengths.
 
-With a compiler the step reads and writes each tensor once, as fast as AdamW's fused kernel; without one it is about
-four times as slow. Given up: bit-equality of the compiled step with the other, whose sums are rounded in another order.
+With a compiler a sampled step reads and writes each tensor once, as fast as AdamW's fused kernel; without one it is
+about four times as slow. An exact step has two passes, of which the first is ``native.py`` on a CPU. Given up:
+bit-equality of the compiled step with the other, whose sums are rounded in another order.
 """
 
 from __future__ import annotations
