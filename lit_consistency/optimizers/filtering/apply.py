@@ -19,17 +19,8 @@ from lit_consistency.optimizers.filtering.blocks import (
     sampled_thresholds,
     sharded_exact_thresholds,
 )
-from lit_consistency.optimizers.filtering.compiled import compiled_one_pass, compiled_two_passes
-from lit_consistency.optimizers.filtering.threshold import (
-    EVERYWHERE,
-    Threshold,
-    bracket,
-    count_ones,
-    number_kept,
-    row_thresholds,
-    sampled_columns,
-    threshold_inside,
-)
+from lit_consistency.optimizers.filtering.compiled import TwoPasses, compiled_one_pass, compiled_two_passes
+from lit_consistency.optimizers.filtering.threshold import Threshold, number_kept, row_thresholds
 
 
 def move_sampled(compiled: Sequence[ParameterStep], eager: Sequence[ParameterStep], options: Mapping[str, Any]) -> None:
@@ -62,15 +53,14 @@ def move_exactly(
 ) -> None:
     """One step with exactly K coordinates of each block, likewise; sharded parameters are all in ``eager``.
 
-    ``workspace`` keeps memory for what is known of the largest block's scores from step to step.
+    ``workspace`` keeps memory for the largest block's scores from step to step, where they are not abs(m).
     """
     for step in compiled:
-        first, second = compiled_two_passes(step.kind)
+        passes = compiled_two_passes(step.kind)
         for block in step.blocks:
-            on_cpu = step.exp_avg.is_cpu
-            threshold = _between(first, step, block, workspace) if on_cpu else _of_scores(first, step, block)
+            threshold = _exact_threshold(passes, step, block, workspace)
             step.thresholds.append(threshold)
-            _run_on_block(second, step, block, threshold)
+            _run_on_block(passes.param, step, block, threshold)
         step.step.add_(1)
         step.means_updated = True
     if eager:
@@ -91,33 +81,22 @@ def move_held(steps: Sequence[ParameterStep], options: Mapping[str, Any]) -> Non
 # -------------------- compiled
 
 
-def _between(first: Callable[..., Any], step: ParameterStep, block: Block, workspace: Workspace) -> Threshold:
-    """Move the means of a block on a CPU; the exact threshold, of scores that a sample says it lies among."""
+def _exact_threshold(passes: TwoPasses, step: ParameterStep, block: Block, workspace: Workspace) -> Threshold:
+    """Move the means of a block; the threshold of exactly K of its coordinates."""
     begin, end = step.local_range(block)
     kept, smallest = number_kept(step.fraction, block.numel), step.rule.smallest
-    columns = sampled_columns(block.numel)
-    sample = step.scores(slice(begin + columns.start, end, columns.step))
-    low, high = bracket(sample, kept, block.numel, smallest)
     _, grad, mean, square = step.tensors(slice(begin, end))
-    below, inside = (workspace.take(name, mean.shape, torch.uint8) for name in ("below", "inside"))
-    scores = mean if step.rule.ranks_momentum else workspace.take("scores", mean.shape, mean.dtype)
-    numbers = (step.coefficients, low, high, step.offset(begin), step.key)
-    first(grad, mean, square, *numbers, below, inside, scores, step.kind.rule)
-    threshold = threshold_inside(
-        scores, inside.view(torch.bool), count_ones(below), kept, smallest, equal=bool(low == high)
-    )
-    cut = threshold.cut
-    return threshold if int(cut) in (0, EVERYWHERE) else threshold._replace(cut=cut + step.offset(begin))
-
-
-def _of_scores(first: Callable[..., Any], step: ParameterStep, block: Block) -> Threshold:
-    """The same on other devices, of all scores."""
-    begin, end = step.local_range(block)
-    _, grad, mean, square = step.tensors(slice(begin, end))
-    scores, offset = torch.empty_like(mean), step.offset(begin)
-    first(grad, mean, square, step.coefficients, offset, step.key, scores, step.kind.rule)
-    threshold = row_thresholds(scores[None], number_kept(step.fraction, block.numel), step.rule.smallest).rows()[0]
-    return Threshold(threshold.low, threshold.high, threshold.cut + offset)
+    scores = mean
+    if passes.means is not None:
+        on_cpu = mean.is_cpu
+        scores = workspace.take("scores", mean.shape, mean.dtype) if on_cpu else torch.empty_like(mean)
+        numbers = (step.coefficients, step.offset(begin), step.key)
+        passes.means(grad, mean, square, *numbers, scores, step.kind.rule)
+    if passes.select is None:
+        threshold = row_thresholds(scores[None], kept, smallest).rows()[0]
+        return threshold._replace(cut=threshold.cut + step.offset(begin))
+    taken_in = grad if passes.means is None else None
+    return passes.select(taken_in, scores, step.coefficients, kept, smallest, step.layout.begin + begin)
 
 
 def _run_on_block(program: Callable[..., Any], step: ParameterStep, block: Block, threshold: Threshold) -> None:

@@ -1,7 +1,8 @@
 """MoFO's passes, compiled: one program for a kind of tensors, whatever their lengths.
 
-With a compiler the step reads and writes each tensor once, as fast as AdamW's fused kernel; without one it is about
-four times as slow. Given up: bit-equality of the compiled step with the other, whose sums are rounded in another order.
+With a compiler a sampled step reads and writes each tensor once, as fast as AdamW's fused kernel; without one it is
+about four times as slow. An exact step has two passes, of which the first is ``native.py`` on a CPU. Given up:
+bit-equality of the compiled step with the other, whose sums are rounded in another order.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from lit_consistency.optimizers.filtering.passes import Rule, bracket_pass, means_pass, one_pass, param_pass
+from lit_consistency.optimizers.filtering.native import GRADS, exact_selection
+from lit_consistency.optimizers.filtering.passes import Rule, means_pass, one_pass, param_pass
 from lit_consistency.optimizers.filtering.threshold import EVERYWHERE, Threshold
 
 # of the tensors a program is first run on: a compiler spreads work over threads and blocks by the size it sees first
@@ -43,18 +45,31 @@ def compiled_one_pass(kind: Kind) -> Callable[..., Any]:
     return _compiled(one_pass, param, grad, mean, square, coefficients, threshold, offset, key, kind.rule)
 
 
+class TwoPasses(NamedTuple):
+    """What makes an exact step of a block."""
+
+    means: Callable[..., Any] | None  # ``means_pass``; None where ``select`` moves the momentum, which is the score
+    select: Callable[..., Threshold] | None  # see native.py; None on other devices than a CPU
+    param: Callable[..., Any]  # ``param_pass``
+
+
 @cache
-def compiled_two_passes(kind: Kind) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """``bracket_pass`` on a CPU, else ``means_pass``, and ``param_pass``, likewise."""
+def compiled_two_passes(kind: Kind) -> TwoPasses:
+    """The programs of an exact step, likewise.
+
+    Raises:
+        Exception: of the compiler.
+    """
     param, grad, mean, square, coefficients, threshold, offset, key = _trial(kind)
-    scores, numbers = torch.zeros_like(mean), (coefficients, threshold, offset, key)
+    means, select = None, None
+    in_one_pass = kind.device.type == "cpu" and kind.rule.ranks_momentum and kind.grad in GRADS
     if kind.device.type == "cpu":
-        limits = (threshold.low, threshold.high, offset, key)
-        flags = (scores.to(torch.uint8), scores.to(torch.uint8))
-        first = _compiled(bracket_pass, grad, mean, square, coefficients, *limits, *flags, scores, kind.rule)
-    else:
-        first = _compiled(means_pass, grad, mean, square, coefficients, offset, key, scores, kind.rule)
-    return first, _compiled(param_pass, param, grad, mean, square, *numbers, kind.rule)
+        select = exact_selection(kind.state, kind.grad if in_one_pass else None)
+    if not in_one_pass:
+        scores = torch.zeros_like(mean)
+        means = _compiled(means_pass, grad, mean, square, coefficients, offset, key, scores, kind.rule)
+    numbers = (coefficients, threshold, offset, key)
+    return TwoPasses(means, select, _compiled(param_pass, param, grad, mean, square, *numbers, kind.rule))
 
 
 def _compiled(function: Callable[..., Any], *trial: Any) -> Callable[..., Any]:

@@ -212,43 +212,6 @@ def means_pass(
         exp_avg_sq.copy_(square)
 
 
-def bracket_pass(
-    grad: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    coefficients: Tensor,
-    low: Tensor,
-    high: Tensor,
-    offset: Tensor,
-    key: Tensor,
-    below: Tensor,
-    inside: Tensor,
-    scores: Tensor,
-    rule: Rule,
-) -> None:
-    """As ``means_pass``, for a threshold between two scores low and high, of shape ().
-
-    ``below`` and ``inside``, uint8 (coordinates,), are filled with 1 where a score is less than low, or between both,
-    and else with 0; ``scores`` only where they are not abs(m). Given up: masks, which a compiler writes to memory one
-    by one, and a sum of them, which takes as long as all the rest.
-    """
-    by = Coefficients(*coefficients.unbind())
-    mean, square = new_mean(grad, exp_avg, by), exp_avg_sq
-    if rule.reads_square:
-        square = new_square(grad, exp_avg_sq, by)
-    ranked = score(rule.filter, grad, mean, square, by, indices(grad, offset), key)
-    one, zero = torch.ones_like(ranked), torch.zeros_like(ranked)
-    less = torch.where(ranked < low, one, zero)
-    below.copy_(less.to(torch.uint8))
-    # what is less is within the upper bound, and a NaN is neither
-    inside.copy_((torch.where(ranked <= high, one, zero) - less).to(torch.uint8))
-    if not rule.ranks_momentum:
-        scores.copy_(ranked)
-    exp_avg.copy_(mean)
-    if rule.reads_square:
-        exp_avg_sq.copy_(square)
-
-
 def param_pass(
     param: Tensor,
     grad: Tensor,
