@@ -31,6 +31,8 @@ from lit_consistency.model import IGNORE
 
 MEMORY = 1 << 30
 """Bytes of main memory that the base's predictions may take, on all ranks together: 5,368 positions of 50k tokens."""
+AT_ONCE = 1 << 19
+"""Probabilities that are compared at a time on a CPU: they stay in its cache, three times as fast as 2,668 x 50k."""
 GOLDEN = (5**0.5 - 1) / 2
 
 
@@ -247,8 +249,12 @@ def kl_per_position(p: Tensor, q: Tensor) -> Tensor:
         p: (P, V) log-probabilities; minus infinity where a token is impossible.
         q: (P, V') log-probabilities with V' >= V; what q gives to tokens beyond V is lost to it.
     """
-    terms = torch.where(p > -torch.inf, p.exp() * (p - q[:, : p.size(1)]), 0.0)
-    return terms.sum(-1, dtype=torch.float64)
+    n_rows = max(AT_ONCE // p.size(1), 1) if p.is_cpu else max(len(p), 1)
+    sums = []
+    for p_rows, q_rows in zip(p.split(n_rows), q[:, : p.size(1)].split(n_rows), strict=True):
+        terms = torch.where(p_rows > -torch.inf, p_rows.exp() * (p_rows - q_rows), 0.0)
+        sums.append(terms.sum(-1, dtype=torch.float64))
+    return torch.cat(sums)
 
 
 def forward_kl(base: Tensor, model: Tensor) -> float:
