@@ -143,13 +143,15 @@ def make_up_validation(trainer: Trainer, epoch: int) -> None:
         trainer: before its first step or behind its last one.
         epoch: to whose steps the validation belongs; the Trainer may be in the next one already.
     """
-    loop, progress = trainer.fit_loop.epoch_loop.val_loop, trainer.fit_loop.epoch_progress.current
-    loop.restarting = False
-    now, progress.completed = progress.completed, epoch
+    steps, progress = trainer.fit_loop.epoch_loop, trainer.fit_loop.epoch_progress.current
+    steps.val_loop.restarting = False
+    before = progress.completed, steps._batches_that_stepped
+    # between two steps Lightning has not yet counted the one before, which is the step that it logs
+    progress.completed, steps._batches_that_stepped = epoch, trainer.global_step - 1
     trainer.validating = True
-    loop.run()
+    steps.val_loop.run()
     trainer.training = True
-    progress.completed = now
+    progress.completed, steps._batches_that_stepped = before
 
 
 def random_states() -> dict[str, Any]:
