@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 
 from lit_consistency.cli.commands import FILES, TRAINING
 from lit_consistency.cli.kept_help import asks_for_help, print_help
+from lit_consistency.cli.lean_imports import import_at_once
 from lit_consistency.cli.output import outlive_readers
 from lit_consistency.records.processes import die_with_parent
 
@@ -64,7 +64,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _run(args: list[str]) -> None:
-    run = import_module(f"lit_consistency.cli.{FILES[args[0]]}").main
+    run = import_at_once(f"lit_consistency.cli.{FILES[args[0]]}").main
     run(args if args[0] in TRAINING else args[1:])
 
 

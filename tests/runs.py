@@ -52,6 +52,7 @@ def arguments(root: Path, *extra: str, data: str = "PretrainData", optimizer: st
         "--data.init_args.block_size=32",
         f"--run.root={root}",
         "--run.name=run",
+        "--run.reuse_base=false",  # no test depends on another's
         *extra,
     ]
 

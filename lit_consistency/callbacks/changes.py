@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from lit_consistency.records.results import higher_is_better
 from lit_consistency.stats.intervals import Estimate, Ratio, paired_difference, turned, value_of
 from lit_consistency.tasks.measured import Measured
@@ -52,3 +56,16 @@ def changes_since(
             gone = kind == "retain" and gave and not math.isfinite(change.value)
             judged = GONE if gone else change
     return numbers, judged
+
+
+def items_as_tensors(items: Mapping[str, Mapping[str, Ratio]]) -> dict[str, dict[str, Tensor]]:
+    """``KIND/NAME`` -> metric -> both sums of every item, for a checkpoint, which holds no arrays of NumPy."""
+    return {key: {name: torch.from_numpy(np.stack(sums)) for name, sums in of.items()} for key, of in items.items()}
+
+
+def items_of_tensors(items: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Ratio]]:
+    """The opposite of ``items_as_tensors``."""
+    return {
+        key: {name: Ratio(*(column.numpy() for column in sums)) for name, sums in of.items()}
+        for key, of in items.items()
+    }

@@ -6,19 +6,32 @@ base's predictions fit into memory (half of ``inference.kl.MEMORY`` for either k
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from lightning.pytorch import Trainer
 from torch import nn
 
+from lit_consistency.distributed.fsdp import weights_of
+from lit_consistency.inference.evaluation_mode import evaluation_mode
 from lit_consistency.inference.kl import MEMORY, KLToBase
+from lit_consistency.module import LitLanguageModel
 from lit_consistency.stats.intervals import estimate, ratio
 from lit_consistency.tasks.watched import PreparedTask
 
 TOTALS = {"learn": "kl_to_base", "retain": "kl_to_base_retained"}
 """Names of the divergence over all tasks of a kind."""
+
+
+@contextmanager
+def at_start(trainer: Trainer, module: LitLanguageModel) -> Iterator[None]:
+    """The weights of the run's start, in evaluation mode; afterwards the model as it is now, bit for bit."""
+    start = nullcontext() if trainer.global_step == 0 else weights_of(module.gpt, module.start.shards)
+    with evaluation_mode(module), trainer.precision_plugin.forward_context(), start:
+        yield
 
 
 class _Kind(NamedTuple):
@@ -76,11 +89,11 @@ class Divergence:
         for kind in self.kinds.values():
             kind.kl.read_base(model)
 
-    def numbers(self, model: nn.Module) -> dict[str, float]:
+    def numbers(self, model: nn.Module | None) -> dict[str, float]:
         """Means over positions in nats, with standard errors by the tasks' clusters.
 
         Args:
-            model: in evaluation mode.
+            model: in evaluation mode; None: the base itself, which need not have been read.
 
         Returns:
             ``kl_to_base`` and ``reverse_kl_to_base`` over the learned tasks, ``kl_to_base_retained`` and
@@ -88,7 +101,7 @@ class Divergence:
         """
         numbers: dict[str, float] = {}
         for name, kind in self.kinds.items():
-            terms = kind.kl.terms(model)
+            terms = kind.kl.terms_of_base() if model is None else kind.kl.terms(model)
             forward, reverse, counts = (sums.double().numpy() for sums in terms.by_item())
             present = terms.items.unique().numpy()
             names, clusters = kind.names[present], kind.clusters[present]

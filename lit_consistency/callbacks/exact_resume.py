@@ -5,7 +5,8 @@ begins that optimizer step anew, so gathered gradients need not be saved. Only t
 checkpoint is read with ``weights_only=True``.
 
 A checkpoint of a step is written before the validation that may follow it, and that of the last step before all that
-happens at the end. Lightning forgets the one and skips the other when it resumes; here both are made up for.
+happens at the end. Lightning forgets the one and skips the other when it resumes; here both are made up for, and the
+model of the last step is validated too, where Lightning stops within an epoch.
 """
 
 from __future__ import annotations
@@ -81,6 +82,11 @@ class ExactResume(Callback):
         set_random_states(states[trainer.global_rank if len(states) == trainer.world_size else 0])
         self._checkpoint = {}
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The model of this step need not be validated when training ends."""
+        if isinstance(trainer.fit_loop, FinishingFitLoop):
+            trainer.fit_loop.validated_at = trainer.global_step
+
     def _configure_anew(self, trainer: Trainer, module: LitLanguageModel) -> None:
         """Overwrite the hyperparameters that came back with the optimizer's state by those of the configuration."""
         factor = module.schedule.factor(trainer.global_step, module.total_steps())
@@ -90,7 +96,14 @@ class ExactResume(Callback):
 
 
 class FinishingFitLoop(_FitLoop):
-    """Lightning's loop, but for a resumed run whose steps are all done: its end is not skipped."""
+    """Lightning's loop, whose end is complete.
+
+    The model of the last step is validated, wherever in an epoch that step lies; and the end of a resumed run whose
+    steps are all done is not skipped.
+    """
+
+    validated_at = -1
+    """Step of the latest validation; set by ``ExactResume``."""
 
     @classmethod
     def replace(cls, trainer: Trainer) -> None:
@@ -105,6 +118,17 @@ class FinishingFitLoop(_FitLoop):
         """Whether there is nothing to do at all."""
         return super().skip and not self.is_resuming
 
+    def on_run_end(self) -> None:
+        """Validate what has not been, before the end is measured and written; a run that a signal has stopped goes on.
+
+        The signal sets ``limit_val_batches`` to 0.
+        """
+        trainer = self.trainer
+        if trainer.enable_validation and self.validated_at != trainer.global_step:
+            steps_per_epoch = trainer.datamodule.steps_per_epoch  # type: ignore[attr-defined]
+            make_up_validation(trainer, (trainer.global_step - 1) // steps_per_epoch)
+        super().on_run_end()
+
 
 def validation_follows(trainer: Trainer) -> bool:
     """Whether Lightning validates behind the micro-batch in progress; asked in ``on_train_batch_end``."""
@@ -113,19 +137,21 @@ def validation_follows(trainer: Trainer) -> bool:
 
 
 def make_up_validation(trainer: Trainer, epoch: int) -> None:
-    """Validate before training goes on, as Lightning does between two steps.
+    """Validate before training goes on or ends, as Lightning does between two steps.
 
     Args:
-        trainer: of a resumed run, before its first step.
+        trainer: before its first step or behind its last one.
         epoch: to whose steps the validation belongs; the Trainer may be in the next one already.
     """
-    loop, progress = trainer.fit_loop.epoch_loop.val_loop, trainer.fit_loop.epoch_progress.current
-    loop.restarting = False
-    now, progress.completed = progress.completed, epoch
+    steps, progress = trainer.fit_loop.epoch_loop, trainer.fit_loop.epoch_progress.current
+    steps.val_loop.restarting = False
+    before = progress.completed, steps._batches_that_stepped
+    # between two steps Lightning has not yet counted the one before, which is the step that it logs
+    progress.completed, steps._batches_that_stepped = epoch, trainer.global_step - 1
     trainer.validating = True
-    loop.run()
+    steps.val_loop.run()
     trainer.training = True
-    progress.completed = now
+    progress.completed, steps._batches_that_stepped = before
 
 
 def random_states() -> dict[str, Any]:

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
@@ -22,30 +20,26 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from torch import Tensor
 
 from lit_consistency.callbacks.budget import ForgettingBudget, Reaction
-from lit_consistency.callbacks.changes import CHANGES, changes_since, tags
-from lit_consistency.callbacks.divergence import Divergence
+from lit_consistency.callbacks.changes import CHANGES, changes_since, items_as_tensors, items_of_tensors, tags
+from lit_consistency.callbacks.divergence import Divergence, at_start
 from lit_consistency.callbacks.interpolation import check_between
 from lit_consistency.callbacks.known_bases import KnownBases
 from lit_consistency.callbacks.listeners import tell_listeners
 from lit_consistency.callbacks.monitors import check_monitors
 from lit_consistency.callbacks.retained import RetainedSets
-from lit_consistency.callbacks.summary_table import Measurement, results_table, tasks_table
+from lit_consistency.callbacks.summary_table import Measurement, metric_beside, results_table, tasks_table
 from lit_consistency.callbacks.time_budget import TimeBudget
 from lit_consistency.callbacks.weight_change import WeightChange
-from lit_consistency.distributed.fsdp import weights_of
 from lit_consistency.inference.evaluation_mode import evaluation_mode
 from lit_consistency.module import LitLanguageModel, language_model
 from lit_consistency.optimizers import roles
 from lit_consistency.records.fingerprints import fingerprint_of
-from lit_consistency.records.results import higher_is_better, write_result
+from lit_consistency.records.results import write_result
 from lit_consistency.stats.intervals import Estimate, Ratio
 from lit_consistency.tasks.measured import Measured
 from lit_consistency.tasks.summarize import summarize_result
 from lit_consistency.tasks.task import keys_of
 from lit_consistency.tasks.watched import PreparedTask, WatchedTask, held_out_task
-
-CEILING = 0.99
-"""A share of right answers at or above this shows no first forgetting; the loss does."""
 
 
 class Forgetting(Callback):
@@ -115,6 +109,7 @@ class Forgetting(Callback):
         self._change = WeightChange({})
         self._moved: dict[str, Tensor] = {}
         self._divergence: Divergence | None = None
+        self._has_read_base = False
 
     @property
     def retain(self) -> dict[str, WatchedTask]:
@@ -178,13 +173,15 @@ class Forgetting(Callback):
         """Measure once more and print the table; a run that was interrupted by a signal only saves."""
         if getattr(trainer, "interrupted_by", None) is not None:
             return
+        module = language_model(pl_module)
         if trainer.global_step != self.measured_at:
             if trainer.global_step == self._skipped_at:
                 self.budget.make_up()
-            self._measure(trainer, language_model(pl_module))
+            self._measure(trainer, module)
         elif not self._measured:  # of a run that was killed at its end the numbers are known, the items are not
-            _, self._measured = self._ask(trainer, language_model(pl_module))
-        self._measure_between(trainer, language_model(pl_module))
+            self._read_base(trainer, module)
+            _, self._measured = self._ask(trainer, module)
+        self._measure_between(trainer, module)
         if line := self.budget.summary_line():
             rank_zero_info(line)
         rank_zero_only(results_table)(self.measurements(), self.latest)
@@ -219,7 +216,7 @@ class Forgetting(Callback):
             self._tasks = {"learn/validation": held_out_task(data, data.tokenizer, block_size), **self._tasks}
 
     def _recall_start(self, trainer: Trainer, module: LitLanguageModel) -> None:
-        """What the start predicted; a resumed run computes it from the start's weights."""
+        """What is compared with the start; its texts, where they are in no checkpoint, are of the start's weights."""
         self._change = WeightChange(roles(module.gpt))
         self._change.load_state_dict(self._moved)
         began = time.perf_counter()
@@ -231,13 +228,23 @@ class Forgetting(Callback):
                 batch_tokens=self.batch_tokens,
                 device=module.device,
             )
-        start = nullcontext() if trainer.global_step == 0 else weights_of(module.gpt, module.start.shards)
-        with evaluation_mode(module), trainer.precision_plugin.forward_context(), start:
+        if self.retained.lacks_texts:
+            with at_start(trainer, module):
+                self.retained.draw(module, **self._engine(module))
+        own = self.retained.own_task(n_vocab=module.config.padded_vocab_size, **self._engine(module))
+        self._tasks |= {f"retain/{name}": task for name, task in own.items()}
+        self.budget.prepare(time.perf_counter() - began)
+
+    def _read_base(self, trainer: Trainer, module: LitLanguageModel) -> None:
+        """What the start predicts, once: it is first needed when another model is compared with it."""
+        if self._has_read_base or trainer.global_step == 0:
+            return
+        began = time.perf_counter()
+        with at_start(trainer, module):
             if self._divergence is not None:
                 self._divergence.read_base(module)
-            n_vocab = module.config.padded_vocab_size
-            own = self.retained.read_base(module, n_vocab=n_vocab, **self._engine(module))
-        self._tasks |= {f"retain/{name}": task for name, task in own.items()}
+            self.retained.read_base(module)
+        self._has_read_base = True
         self.budget.prepare(time.perf_counter() - began)
 
     def _engine(self, module: LitLanguageModel) -> dict[str, Any]:
@@ -265,7 +272,7 @@ class Forgetting(Callback):
         numbers, answers = self._ask(trainer, module)
         with evaluation_mode(module), trainer.precision_plugin.forward_context():
             if self._divergence is not None:
-                numbers |= self._divergence.numbers(module)
+                numbers |= self._divergence.numbers(module if self._has_read_base else None)
             numbers |= change.measure(module.method.changes(module.gpt, module.start))
         return numbers, answers
 
@@ -285,6 +292,7 @@ class Forgetting(Callback):
         module.reports.settle()
         if module.device.type == "cuda":
             torch.cuda.synchronize(module.device)  # what training has still to do there is not our time
+        self._read_base(trainer, module)
         began = time.perf_counter()
         numbers, self._measured = self._numbers(trainer, module, self._change)
         if not self.base:
@@ -311,7 +319,9 @@ class Forgetting(Callback):
 
     def _compare(self, numbers: Mapping[str, float]) -> list[Measurement]:
         return [
-            self._measurement(key, task.metric, numbers, _beside(task, self.base[key], numbers[key]))
+            self._measurement(
+                key, task.metric, numbers, metric_beside(task.metric, task.task.metrics, self.base[key], numbers[key])
+            )
             for key, task in self._tasks.items()
             if key in self.base and key in numbers
         ]
@@ -368,10 +378,7 @@ class Forgetting(Callback):
         """The base's numbers and items, and what has moved: a resumed run compares with the same base."""
         return {
             "base": self.base,
-            "base_items": {
-                key: {metric: torch.from_numpy(np.stack(sums)) for metric, sums in items.items()}
-                for key, items in self._base_items.items()
-            },
+            "base_items": items_as_tensors(self._base_items),
             "latest": self.latest,
             "measured_at": self.measured_at,
             "moved": self._change.state_dict(),
@@ -383,18 +390,8 @@ class Forgetting(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue with the base of the earlier part of the run."""
         self.base, self.latest = state_dict["base"], state_dict["latest"]
-        self._base_items = {
-            key: {metric: Ratio(*(column.numpy() for column in sums)) for metric, sums in items.items()}
-            for key, items in state_dict.get("base_items", {}).items()
-        }
+        self._base_items = items_of_tensors(state_dict.get("base_items", {}))
         self.measured_at, self._moved = state_dict["measured_at"], state_dict["moved"]
         self._skipped_at = state_dict.get("skipped_at", -1)
         self.budget.load_state_dict(state_dict.get("budget", {}))
         self.retained.texts = state_dict.get("own_samples")
-
-
-def _beside(task: PreparedTask, base: float, now: float) -> str | None:
-    """The loss, where it is measured and the share of right answers was or is at its ceiling."""
-    loss = "nats_per_token"
-    at_ceiling = higher_is_better(task.metric) and max(base, now) >= CEILING
-    return loss if at_ceiling and loss in task.task.metrics and task.metric != loss else None

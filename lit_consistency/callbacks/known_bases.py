@@ -1,12 +1,12 @@
 """What watched tasks measured of a base before, so that many runs from one base measure it once.
 
-A study or a sequence begins tens of runs with the same base, and each asks it the same questions. What came out is kept
-under the hash of all that it depends on: the weights in memory with the classes that compute with them, the encoded
-questions, precision, device, threads, versions, and every source file of this package. It is the same bit for bit, item
-by item; a file that is damaged, or not what this version wrote, is not read, and the base is measured again. The
-seconds that measuring took count in ``forgetting.time_budget`` as if it had been done: which points a curve has does
-not depend on who came first. Given up: new models, sharded ones, programs that a model writes, and the base's own
-samples, whose task reads the base anyway.
+A study or a sequence begins tens of runs with the same base, and each asks it the same questions; so does who tries one
+option after the other. What came out is kept under the hash of all that it depends on: the weights in memory with the
+classes that compute with them, the encoded questions, precision, device, threads, versions, and every source file of
+this package. It is the same bit for bit, item by item; a file that is damaged, or not what this version wrote, is not
+read, and the base is measured again. The seconds that measuring took count in ``forgetting.time_budget`` as if it had
+been done: which points a curve has does not depend on who came first. Given up: new models, sharded ones, programs that
+a model writes, and the base's own samples, of which the base itself is no distance away.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class KnownBases:
     """Measurements of bases in a folder.
 
     Args:
-        folder: of all runs of one place.
+        folder: of all runs of one user.
     """
 
     def __init__(self, folder: Path) -> None:

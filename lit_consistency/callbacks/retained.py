@@ -130,10 +130,11 @@ class RetainedSets:
         Raises:
             ValueError: it writes nothing, and the user has named the set; of the default it is left out with a word.
         """
-        if self._own is None or self.texts is not None:
+        if not self.lacks_texts:
             return
-        watched = self.sets[self._own]
+        assert self._own is not None
         assert self._tokenizer is not None
+        watched = self.sets[self._own]
         try:
             self.texts = draw_texts(
                 model,
@@ -150,26 +151,34 @@ class RetainedSets:
             rank_zero_warn(f"the suite is watched without {self._own}: {error}")
             self._own = None
 
-    def read_base(
-        self, model: nn.Module, *, n_vocab: int, batch_tokens: int, device: torch.device, block_size: int
+    @property
+    def lacks_texts(self) -> bool:
+        """Whether the base has still to write."""
+        return self._own is not None and self.texts is None
+
+    def own_task(
+        self, *, n_vocab: int, batch_tokens: int, device: torch.device, block_size: int
     ) -> dict[str, PreparedTask]:
-        """The base's own samples as a task, with what the base predicts along them.
+        """The base's own samples as a task, once they are drawn.
 
         Args:
-            model: the base, in evaluation mode.
             n_vocab: V, of the model.
             batch_tokens: budget of padded tokens in one forward.
             device: where the model is.
             block_size: longest input of the model.
         """
-        self.draw(model, batch_tokens=batch_tokens, device=device, block_size=block_size)
         if self._own is None or self.texts is None:
             return {}
         assert self._tokenizer is not None
-        samples = Samples(self.texts, self._tokenizer)
-        samples.read_base(model, n_vocab=n_vocab, batch_tokens=batch_tokens, device=device)
-        task = own_samples_task(self._own, samples)
+        self.samples = Samples(self.texts, self._tokenizer)
+        self.samples.prepare(n_vocab=n_vocab, batch_tokens=batch_tokens, device=device)
+        task = own_samples_task(self._own, self.samples)
         return {self._own: PreparedTask(WatchedTask(), task, self._tokenizer, block_size)}
+
+    def read_base(self, model: nn.Module) -> None:
+        """Keep what the base predicts along its texts; the caller has put it into evaluation mode."""
+        if self.samples is not None:
+            self.samples.read_base(model)
 
 
 def _with_suite(sets: Mapping[str, WatchedTask]) -> dict[str, WatchedTask]:

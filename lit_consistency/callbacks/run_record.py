@@ -47,6 +47,7 @@ from lit_consistency.optimizers import format_table
 from lit_consistency.records.atomic import check_free, remove_leftovers, replaced_folder, unwritable
 from lit_consistency.records.differences import differences
 from lit_consistency.records.fingerprints import sha256
+from lit_consistency.records.known_hashes import cache_folder
 from lit_consistency.records.pretraining import mismatch_line
 from lit_consistency.records.provenance import current_versions, read_provenance
 from lit_consistency.records.run_folder import FINISHED, RunFolder
@@ -67,8 +68,8 @@ class RunRecord(Callback):
             for; ``false`` saves neither.
         save_optimizer_state: write the optimizer's state beside every model that is saved, twice as large as it with
             AdamW, so that a run with ``model.carry_optimizer_state`` can go on with it.
-        reuse_base: take what the watched tasks measured of the same base from ``ROOT/.measured``, where a run on one
-            device has left it; the numbers and items are the same, bit for bit.
+        reuse_base: take what the watched tasks measured of the same base from the user's cache, where an earlier run on
+            one device has left it; the numbers and items are the same, bit for bit.
     """
 
     def __init__(
@@ -156,7 +157,7 @@ class RunRecord(Callback):
         if stage == "fit":
             check_saved(language_model(pl_module), self.save_model, self.save_optimizer_state)
             if self.reuse_base and trainer.world_size == 1 and (forgetting := find_callback(trainer, Forgetting)):
-                forgetting.known = KnownBases(self.root / ".measured")
+                forgetting.known = KnownBases(cache_folder() / "measured")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Everything is set up and nothing has been trained: write what is being run."""

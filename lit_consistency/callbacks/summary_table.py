@@ -22,6 +22,10 @@ LEAST_ABOVE_CHANCE = 0.05
 """A base at or below this much above chance gives no share: there an item more or less moves the ratio a lot."""
 
 
+CEILING = 0.99
+"""A share of right answers at or above this shows no first forgetting; the loss does."""
+
+
 class Measurement(NamedTuple):
     """A watched task before and after.
 
@@ -76,6 +80,20 @@ class Measurement(NamedTuple):
         """Smaller changes cannot be told from none; None where nothing says so."""
         share = higher_is_better(self.metric)
         return smallest_change(self.worse_stderr, self.items if share else None)
+
+
+def metric_beside(judged_by: str, metrics: Sequence[str], base: float, now: float) -> str | None:
+    """The loss, where it is measured and the share of right answers was or is at its ceiling.
+
+    Args:
+        judged_by: the metric that judges a task.
+        metrics: all that it has.
+        base: its value at the start.
+        now: its value now.
+    """
+    loss = "nats_per_token"
+    at_ceiling = higher_is_better(judged_by) and max(base, now) >= CEILING
+    return loss if at_ceiling and loss in metrics and judged_by != loss else None
 
 
 def results_table(measurements: Sequence[Measurement], numbers: Mapping[str, float]) -> None:

@@ -3,47 +3,28 @@
 The tensors are stored by ``torch.distributed.checkpoint`` under flat names, so that any number of ranks, or one
 process, reads them; everything else stands in ``meta.pt``. The folder is written beside its place, each file is hashed
 by the rank that wrote it, and it is moved into place before the manifest is written: whole or not at all, as
-io.py does for a file. The index of the tensors is a pickle; it is read by an unpickler that makes nothing
-but the classes of such an index.
+io.py does for a file. ``torch.distributed.checkpoint`` is imported where a folder is written or read: it takes a
+fifth of a second, for which a run on one device would wait.
 """
 
 from __future__ import annotations
 
-import io
 import json
-import pickle
 import shutil
 import warnings
 from collections.abc import Callable
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.tensor import DTensor
 
 from lit_consistency.checkpointing.manifest import CheckpointError, describe, manifest_of
 from lit_consistency.records.atomic import flush, publish, remove_leftovers, unfinished, write_text
 
 META = "meta.pt"
-INDEX = ".metadata"
-INDEX_CLASSES = {
-    "torch.distributed.checkpoint.metadata": (
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    ),
-    "torch.distributed.checkpoint.filesystem": ("_StorageInfo", "_StoragePrefix"),
-}
-"""Module -> classes of plain values of which an index is made."""
 
 
 def save_folder(checkpoint: dict[str, Any], path: Path) -> None:
@@ -56,11 +37,13 @@ def save_folder(checkpoint: dict[str, Any], path: Path) -> None:
     Raises:
         CheckpointError: on every rank, naming the path and the cause on any of them.
     """
+    from torch.distributed.checkpoint import FileSystemWriter, save
+
     tensors, rest = _divide(checkpoint)
     temporary = unfinished(path)
     first = dist.get_rank() == 0
     _together(path, lambda: _make(temporary) if first else None)
-    _together(path, lambda: dcp.save(tensors, storage_writer=dcp.FileSystemWriter(temporary)))
+    _together(path, lambda: save(tensors, storage_writer=FileSystemWriter(temporary)))
     _together(path, lambda: _write_meta(rest, temporary) if first else None)
     described = _together(path, lambda: {file.name: describe(file) for file in _own_files(temporary)})
     manifest = {name: entry for files in described for name, entry in files.items()}
@@ -74,7 +57,9 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 def stored_tensors(path: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
     """Flat name -> shape and dtype of every tensor of a checkpoint folder."""
-    index = _Reader(path).read_metadata().state_dict_metadata
+    from lit_consistency.checkpointing.shard_index import ShardReader
+
+    index = ShardReader(path).read_metadata().state_dict_metadata
     return {name: (entry.size, entry.properties.dtype) for name, entry in index.items()}  # type: ignore[union-attr]
 
 
@@ -84,6 +69,10 @@ def fill(tensors: dict[str, Tensor], path: Path) -> None:
     Raises:
         CheckpointError: one is missing or has another shape.
     """
+    from torch.distributed.checkpoint import CheckpointException, load
+
+    from lit_consistency.checkpointing.shard_index import ShardReader
+
     stored = stored_tensors(path)
     for name, tensor in tensors.items():
         shape = tuple(stored[name][0]) if name in stored else "nothing"
@@ -93,8 +82,8 @@ def fill(tensors: dict[str, Tensor], path: Path) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*assuming the intent is to load in a single process")
         try:
-            dcp.load(tensors, storage_reader=_Reader(path), no_dist=not sharded)
-        except dcp.CheckpointException as error:
+            load(tensors, storage_reader=ShardReader(path), no_dist=not sharded)
+        except CheckpointException as error:
             raise CheckpointError(f"{path}: cannot be read: {_last_line(error)}") from error
 
 
@@ -167,10 +156,12 @@ def _divide(checkpoint: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, An
 
 def _together(path: Path, act: Callable[[], Any]) -> list[Any]:
     """Act on every rank and give all results to all; what fails on one fails on all, instead of letting them wait."""
+    from torch.distributed.checkpoint import CheckpointException
+
     outcome: tuple[str | None, Any]
     try:
         outcome = (None, act())
-    except (OSError, RuntimeError, dcp.CheckpointException) as error:
+    except (OSError, RuntimeError, CheckpointException) as error:
         outcome = (_last_line(error), None)
     outcomes: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(outcomes, outcome)
@@ -199,6 +190,8 @@ def _write_meta(rest: dict[str, Any], folder: Path) -> None:
 
 def _own_files(folder: Path) -> list[Path]:
     """What this rank has written: the writer puts the rank first into the name of a file."""
+    from lit_consistency.checkpointing.shard_index import INDEX
+
     own = sorted(folder.glob(f"__{dist.get_rank()}_*"))
     return [*own, folder / INDEX, folder / META] if dist.get_rank() == 0 else own
 
@@ -210,51 +203,3 @@ def _publish(temporary: Path, path: Path, manifest: dict[str, Any]) -> None:
     flush(temporary)
     publish(temporary, path)
     write_text(manifest_of(path), json.dumps(manifest))
-
-
-# the one in C has no instruction to override; what is known of types of this one is known of that one
-_Unpickler: Any = pickle._Unpickler
-
-
-class _IndexUnpickler(_Unpickler):
-    dispatch = dict(_Unpickler.dispatch)
-
-    def load_build(self) -> None:
-        """Set the state of a value; of a class it would change what the class does, here and everywhere."""
-        if isinstance(self.stack[-2], type):
-            raise pickle.UnpicklingError(f"{self.stack[-2].__name__}: an index sets values, not classes")
-        super().load_build()
-
-    dispatch[pickle.BUILD[0]] = load_build
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Only the classes of an index and plain values: it may name nothing that does something."""
-        own = name in INDEX_CLASSES.get(module, ())
-        expected = own or module in ("torch", "torch.serialization") or module.partition(".")[0] == "pathlib"
-        # asked before: to look a name up imports its module, and importing runs code
-        kind = super().find_class(module, name) if expected and "." not in name else None
-        plain = module == "torch" and (kind is torch.Size or isinstance(kind, torch.dtype))
-        path = module.partition(".")[0] == "pathlib" and isinstance(kind, type) and issubclass(kind, PurePath)
-        # the name of a layout, as `strided`, to the layout
-        if own or plain or path or (module, name) == ("torch.serialization", "_get_layout"):
-            return kind
-        raise pickle.UnpicklingError(f"{module}.{name}: not expected in the index of a checkpoint")
-
-
-class _Reader(dcp.FileSystemReader):
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """The index; as the parent's, but for the unpickler."""
-        file = Path(self.path) / INDEX
-        try:
-            index = _IndexUnpickler(io.BytesIO(file.read_bytes())).load()
-        except (
-            OSError,
-            pickle.UnpicklingError,
-            EOFError,
-            AttributeError,
-            ImportError,
-            LookupError,
-            TypeError,
-        ) as error:
-            raise CheckpointError(f"{file}: {error}") from error
-        return index

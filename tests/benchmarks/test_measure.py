@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.benchmarks import measure, optimizers, quality, shapes
+from tests.benchmarks import measure, optimizers, quality, shapes, watching
 from tests.benchmarks.measure import Bar
 
 
@@ -131,3 +131,12 @@ def test_a_quality_run_of_a_seed_is_the_same_each_time(monkeypatch: pytest.Monke
     assert found["Muon"] == pytest.approx(found["torch.optim.Muon"], abs=1e-2)
     assert quality.spread([1.0, 3.0]) == pytest.approx(math.sqrt(2))
     assert [row["optimizer"] for row in quality.summary({"Muon": [1.0, 2.0]})] == ["Muon"]
+
+
+def test_the_share_of_a_run_is_its_fixed_part_and_that_of_every_step() -> None:
+    """600 seconds: 30 outside of the steps, of which a bare run has 1, then 570 steps, a hundredth of each watched."""
+    on = watching.Spent(30.0, 1.0, 0.01, 0.0, {}, [], 50)
+    assert watching.share(on, on._replace(fixed=1.0)) == (pytest.approx((29 + 5.7) / 600), 570)
+    other = on._replace(fixed=40.0, step=0.9, of_step=0.02)
+    assert watching.least([on, other]) == on._replace(step=0.9)
+    assert watching.rounds(list(range(0, 62, 2))) == [20, 20, 20]

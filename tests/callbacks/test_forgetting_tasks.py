@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from lit_consistency.callbacks import Forgetting
@@ -15,6 +16,7 @@ from lit_consistency.callbacks.divergence import Divergence
 from lit_consistency.callbacks.time_budget import TimeBudget
 from lit_consistency.cli.fit import ConsistencyCLI
 from lit_consistency.evaluation import evaluate as command
+from lit_consistency.module import LitLanguageModel
 from tests.runs import SCRATCH, equal, finish, fit, start, weights
 from tests.tasks.tiny import NLI, WRITTEN, nli_rows, tiny_model, write_task
 
@@ -110,6 +112,28 @@ def test_what_the_base_predicts_is_part_of_the_time(tmp_path: Path, monkeypatch:
     budget = callback(fit(tmp_path, *BUDGET)).budget
     assert len(spent) == budget.made
     assert budget.seconds >= sum(spent) + 0.4
+
+
+def test_the_base_is_read_when_a_model_is_first_compared_with_it(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[tuple[int, bool]] = []
+    real_read = Divergence.read_base
+
+    def reading(self: Divergence, model: LitLanguageModel) -> None:
+        now, base = model.merged_state(), weights(tiny_folder)
+        read.append((model.trainer.global_step, all(torch.equal(now[name], base[name]) for name in base)))
+        real_read(self, model)
+
+    monkeypatch.setattr(Divergence, "read_base", reading)
+    options = ["--forgetting.every_n_steps=2", "--trainer.max_steps=4", "--model.optimizer.init_args.lr=0.01"]
+    validation = "--data.init_args.validation_share=0.2"
+    fit(tmp_path, *options, validation, "--data.init_args.micro_batch_size=8", base=tiny_folder, data="SFTData")
+    assert read == [(2, True)], "once, by the weights of the start, though training has moved them"
+    distances = [line["kl_to_base"] for line in lines(tmp_path, "kl_to_base")]
+    assert distances[0] == 0.0
+    assert len(distances) == 3
+    assert 0 < distances[1] < distances[2]
 
 
 def test_a_run_that_skips_equals_a_run_that_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,16 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def run(root: Path, name: str, base: Path, *more: str) -> dict[str, Any]:
     """Numbers of a run that measures at its start and its end, and every file of its first items."""
-    fit(root, *SETS, f"--run.name={name}", "--run.save_model=false", *more, base=base, data="SFTData")
+    fit(
+        root,
+        *SETS,
+        f"--run.name={name}",
+        "--run.save_model=false",
+        "--run.reuse_base=true",
+        *more,
+        base=base,
+        data="SFTData",
+    )
     record = json.loads((root / name / "run.json").read_text())
     first = root / name / "measured" / "first"
     items = {str(path.relative_to(first)): path.read_text() for path in first.rglob("*.jsonl")}
@@ -49,17 +58,21 @@ def run(root: Path, name: str, base: Path, *more: str) -> dict[str, Any]:
     return {"base": record["base_metrics"], "final": record["final_metrics"], "items": items}
 
 
-def test_a_base_is_measured_once_with_the_same_numbers_and_items(tmp_path: Path, base: Path, asked: list[str]) -> None:
+def test_a_base_is_measured_once_with_the_same_numbers_and_items(
+    tmp_path: Path, base: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    kept = tmp_path / "cache" / "lit_consistency" / "measured"
     apart = run(tmp_path, "apart", base, "--run.reuse_base=false")
     assert len(asked) == 2 * len(NAMES)
-    assert not (tmp_path / ".measured").exists()
-    assert run(tmp_path, "first", base) == apart
+    assert not kept.exists()
+    assert run(tmp_path / "one", "first", base) == apart
     assert len(asked) == 4 * len(NAMES)
-    assert len(list((tmp_path / ".measured").iterdir())) == len(NAMES)
+    assert len(list(kept.iterdir())) == len(NAMES)
     assert run(tmp_path, "second", base) == apart
     assert len(asked) == 5 * len(NAMES), "only at its end"
     # what is damaged, or no measurement, is made anew
-    altered, replaced, _ = (tmp_path / ".measured").iterdir()
+    altered, replaced, _ = kept.iterdir()
     altered.write_text(altered.read_text().replace("0.", "1.", 1))
     write_json(replaced, {"seconds": 1})
     assert run(tmp_path, "third", base) == apart

@@ -64,18 +64,43 @@ def test_the_validation_of_an_epoch_that_a_signal_ends_is_made_up_for(tmp_path: 
     cli.execute()
     assert not [line for line in lines(tmp_path / "broken") if "val/loss" in line]
     fit(tmp_path / "broken", *steps, AUTO)
-    assert [line["epoch"] for line in lines(tmp_path / "broken") if "val/loss" in line] == [0.0]
+    assert [line["epoch"] for line in lines(tmp_path / "broken") if "val/loss" in line] == [0.0, 1.0]
     same(tmp_path, "straight", "broken")
 
 
+def test_the_model_of_the_last_step_is_validated_once_wherever_it_lies(tmp_path: Path) -> None:
+    """Epochs have 9 steps."""
+    fit(tmp_path / "within", "--trainer.max_steps=6", *VALIDATED)
+    (loss,) = [line["val/loss"] for line in lines(tmp_path / "within") if "val/loss" in line]
+    options = [
+        *arguments(tmp_path / "again", *SCRATCH, *VALIDATED),
+        f"--model.checkpoint_dir={tmp_path}/within/run/model",
+    ]
+    cli = build(["validate", *[option for option in options[1:] if option not in SCRATCH]])
+    cli.execute()
+    assert loss == pytest.approx(float(cli.trainer.callback_metrics["val/loss"]), rel=1e-6)
+    assert RunFolder(tmp_path / "within" / "run").read_record()["losses"]["val/loss"] == loss
+    fit(tmp_path / "at_the_end", "--trainer.max_steps=9", *VALIDATED)
+    assert [line["epoch"] for line in lines(tmp_path / "at_the_end") if "val/loss" in line] == [0.0]
+    fit(tmp_path / "asked_not_to", "--trainer.max_steps=6", *VALIDATED, "--trainer.limit_val_batches=0")
+    assert equal(*(weights(tmp_path / name / "run" / "model") for name in ("within", "asked_not_to")))
+    for name in ("asked_not_to", "nothing"):
+        if name == "nothing":
+            fit(tmp_path / name, "--trainer.max_steps=6", "--trainer.limit_val_batches=1.0")
+        assert not [line for line in lines(tmp_path / name) if "val/loss" in line]
+
+
 @pytest.mark.parametrize(
-    "limit",
+    ("limit", "n"),
     [
-        ["--trainer.max_steps=9"],
-        pytest.param(["--trainer.max_steps=-1", "--trainer.max_epochs=1"], marks=pytest.mark.slow),
+        (["--trainer.max_steps=9"], 9),
+        (["--trainer.max_steps=6"], 6),
+        pytest.param(["--trainer.max_steps=-1", "--trainer.max_epochs=1"], 9, marks=pytest.mark.slow),
     ],
 )
-def test_what_fails_at_the_end_costs_no_step(limit: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fails_at_the_end_costs_no_step(
+    limit: list[str], n: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The disk is full when the model is written; validation and measurement of the end are made again."""
     fit(tmp_path / "straight", *limit, *VALIDATED)
 
@@ -84,12 +109,12 @@ def test_what_fails_at_the_end_costs_no_step(limit: list[str], tmp_path: Path, m
 
     with monkeypatch.context() as patch:
         patch.setattr(run_model, "save_model", full)
-        holds = r"all 9 steps are done and .*step-00000009\.ckpt holds the end; .*--run\.name run --ckpt_path auto"
+        holds = rf"all {n} steps are done and .*step-0000000{n}\.ckpt holds the end; .*--run\.name run --ckpt_path auto"
         with pytest.warns(UserWarning, match=holds), pytest.raises(OSError, match="No space left"):
             fit(tmp_path / "broken", *limit, *VALIDATED)
     assert RunFolder(tmp_path / "broken" / "run").read_record()["status"] == "failed"
     cli = fit(tmp_path / "broken", *limit, *VALIDATED, AUTO)
-    assert cli.trainer.global_step == 9
+    assert cli.trainer.global_step == n
     assert RunFolder(tmp_path / "broken" / "run").read_record()["resumed_from"]
     same(tmp_path, "straight", "broken")
 

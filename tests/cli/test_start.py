@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -120,4 +121,57 @@ def test_torchmetrics_imports_nothing_that_is_not_used() -> None:
     code += "from lightning_utilities.core.imports import RequirementCache, package_available\n"
     code += "assert package_available('scipy') and RequirementCache('scipy')\n"  # afterwards all is as it was
     code += "assert torchmetrics.MeanMetric()(1.0) == 1\n"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+WITH_TRANSFORMERS = """
+import sys, lit_consistency.cli, torchmetrics
+assert not [name for name in ("transformers", "matplotlib") if name in sys.modules]
+mean = torchmetrics.MeanMetric()
+mean.update([1.0, 2.0])
+figure, axes = mean.plot()
+assert type(figure).__module__.startswith("matplotlib") and axes.lines[0].get_ydata()[0] == 1.5
+assert "transformers" not in sys.modules
+from torchmetrics.text import BERTScore
+from torchmetrics.functional.text import bert_score
+from torchmetrics.functional import infolm
+from transformers import BertConfig, BertModel, BertTokenizer
+folder = sys.argv[1]
+BertTokenizer(f"{folder}/vocab.txt").save_pretrained(folder)
+sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+BertModel(BertConfig(vocab_size=8, **sizes)).save_pretrained(folder)
+score = BERTScore(model_name_or_path=folder, num_layers=1, max_length=8)
+score.update(["a cat", "a cat"], ["a cat", "the dog"])
+same, other = score.compute()["f1"].tolist()
+assert abs(same - 1) < 1e-5 and other < 0.999, (same, other)
+alone = bert_score(["a cat"], ["the dog"], model_name_or_path=folder, num_layers=1, max_length=8)["f1"]
+assert abs(float(alone) - other) < 1e-5
+try:
+    torchmetrics.text.NoSuchScore
+except AttributeError as error:
+    assert "NoSuchScore" in str(error)
+"""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_metric_that_needs_what_was_left_out_has_it(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    pytest.importorskip("matplotlib")
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\na\ncat\nthe\ndog\n", "utf-8")
+    call = [sys.executable, "-c", WITH_TRANSFORMERS, str(tmp_path)]
+    result = subprocess.run(call, env={**os.environ, "MPLBACKEND": "agg"}, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr
+
+
+def test_imports_leave_the_collector_as_it_was_and_nothing_to_look_through() -> None:
+    code = "import gc\nfrom lit_consistency.cli.lean_imports import import_at_once\n"
+    code += "made = import_at_once('json')\n"
+    code += "assert made.loads('[1]') == [1] and gc.isenabled() and gc.get_freeze_count() > 1000\n"
+    code += "gc.disable()\nimport_at_once('json')\nassert not gc.isenabled()\n"
+    code += "try: import_at_once('no_such_module')\nexcept ImportError: assert not gc.isenabled()\n"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_run_on_one_device_waits_for_no_library_of_sharded_checkpoints() -> None:
+    code = "import sys, lit_consistency.cli.fit\nassert 'torch.distributed.checkpoint' not in sys.modules\n"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -171,3 +171,12 @@ def test_another_vocabulary_and_no_positions() -> None:
         compared(base, tiny_model("pythia-14m", vocab_size=128, padded_vocab_size=128), items)
     empty = compared(base, base, answers([0]))
     assert [len(part) for part in (*empty, *empty.by_item())] == [0] * 6
+
+
+def test_the_base_is_no_distance_from_itself_with_and_without_a_forward() -> None:
+    base, _ = two_models("Gemma-2-2b")
+    kl = KLToBase(answers([3, 1, 0, 7]), n_vocab=96, batch_tokens=40, device=CPU)
+    known = kl.terms_of_base()
+    kl.read_base(base)
+    assert all(torch.equal(one, other) for one, other in zip(known, kl.terms(base), strict=True))
+    assert (known.forward.tolist(), known.reverse.tolist()) == ([0.0] * 11, [0.0] * 11)

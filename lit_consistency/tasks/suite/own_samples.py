@@ -27,7 +27,7 @@ from lit_consistency.data.tokens.pairs import opening_token
 from lit_consistency.data.tokens.tokenizer import Tokenizer
 from lit_consistency.inference.generate import generate
 from lit_consistency.inference.items import Candidate, Item
-from lit_consistency.inference.kl import MEMORY, KLToBase
+from lit_consistency.inference.kl import MEMORY, KLTerms, KLToBase
 from lit_consistency.inference.sampling import GenerationOptions
 from lit_consistency.records.fingerprints import fingerprint_of
 from lit_consistency.stats.intervals import ratio
@@ -56,6 +56,7 @@ class Samples(Source):
         self.texts = [list(text) for text in texts]
         self.tokenizer = tokenizer
         self.kl: KLToBase | None = None
+        self._has_read = False
 
     def documents(self) -> Iterator[str]:
         """Yields the texts, special tokens and all."""
@@ -66,12 +67,22 @@ class Samples(Source):
         """Says in JSON what the texts are."""
         return {"kind": "Samples", "tokens": fingerprint_of(self.texts)}
 
-    def read_base(self, model: nn.Module, *, n_vocab: int, batch_tokens: int, device: torch.device) -> None:
-        """Keep what the base predicts along its texts; the caller has put it into evaluation mode."""
+    def prepare(self, *, n_vocab: int, batch_tokens: int, device: torch.device) -> None:
+        """Choose the positions at which is compared; until ``read_base`` the model that is asked is the base."""
         tokens = [np.asarray(text, dtype=np.int64) for text in self.texts]
         items = [Item([Candidate(ids, np.arange(len(ids)) > 0, 0)], gold=0) for ids in tokens]
         self.kl = KLToBase(items, n_vocab=n_vocab, memory=MEMORY // 2, batch_tokens=batch_tokens, device=device)
+
+    def read_base(self, model: nn.Module) -> None:
+        """Keep what the base predicts along its texts; the caller has put it into evaluation mode."""
+        assert self.kl is not None, "prepare comes first"
         self.kl.read_base(model)
+        self._has_read = True
+
+    def terms(self, model: nn.Module) -> KLTerms:
+        """The divergence of a model in evaluation mode from the base; see ``prepare``."""
+        assert self.kl is not None, "prepare comes first"
+        return self.kl.terms(model) if self._has_read else self.kl.terms_of_base()
 
 
 def draw_texts(
@@ -139,9 +150,7 @@ class OwnSamplesTask(Task):
 
     def measure(self, encoded: EncodedTask, engine: Engine) -> Measured:
         """Compare the model with the base."""
-        kl = self.samples.kl
-        assert kl is not None, "read_base comes first"
-        terms = kl.terms(engine.model)
+        terms = self.samples.terms(engine.model)
         sums, counts = np.zeros(len(encoded.questions)), np.zeros(len(encoded.questions))
         np.add.at(sums, terms.items.numpy(), terms.forward.numpy())
         np.add.at(counts, terms.items.numpy(), 1.0)
