@@ -1,3 +1,3 @@
 """Pretrain and finetune LitGPT models with any optimizer, and see what was learned and what was forgotten."""
 
-__version__ = "0.8.0"
+__version__ = "0.9.0"
