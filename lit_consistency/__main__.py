@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from lit_consistency.cli.commands import FILES, TRAINING
 from lit_consistency.cli.kept_help import asks_for_help, print_help
@@ -43,6 +45,7 @@ commands:
 def main(args: Sequence[str] | None = None) -> None:
     """Run one command; exit status 2 for a mistake in the call."""
     outlive_readers()
+    _find_own_modules()
     args = list(sys.argv[1:] if args is None else args)
     die_with_parent()
     command = args[0] if args else "--help"
@@ -61,6 +64,18 @@ def main(args: Sequence[str] | None = None) -> None:
     else:
         print(f"error: command {command!r}: expected one of {', '.join(FILES)}; see --help", file=sys.stderr)
         sys.exit(2)
+
+
+def _find_own_modules() -> None:
+    """Let a class that stands in the working directory be named, also where the command is ``lit-consistency``.
+
+    ``python -m`` looks there first. Here it comes last, so that a file of the user shadows no package.
+    """
+    if getattr(sys.flags, "safe_path", False):  # python -P asks for the opposite
+        return
+    with suppress(OSError):  # the folder may be gone
+        if (here := os.getcwd()) not in sys.path and "" not in sys.path:
+            sys.path.append(here)
 
 
 def _run(args: list[str]) -> None:

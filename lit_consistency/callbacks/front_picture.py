@@ -40,6 +40,7 @@ class FrontPicture(Callback, MeasurementListener):
         self._metrics: dict[str, dict[str, str]] = {}
         self._budget = TimeBudget(SHARE)
         self._drawn_at = -1
+        self._can_draw = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The time of the run begins."""
@@ -63,7 +64,7 @@ class FrontPicture(Callback, MeasurementListener):
 
     def _draw(self, trainer: Trainer) -> None:
         loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardRunLogger)]
-        if not (trainer.is_global_zero and loggers and all(self._metrics.get(kind) for kind in KINDS)):
+        if not (self._can_draw and trainer.is_global_zero and loggers and all(self._metrics.get(k) for k in KINDS)):
             return
         began = time.perf_counter()
         way = way_of(RunFolder(Path(trainer.default_root_dir)).read_metrics())
@@ -72,6 +73,7 @@ class FrontPicture(Callback, MeasurementListener):
             return
         self._drawn_at = last
         if not png.can_draw():
+            self._can_draw = False  # said once a run
             rank_zero_info(f"no picture of {TAG}: matplotlib is absent; pip install 'lit_consistency[study]'")
             return
         picture = front_png(panels_of(way, self._metrics["learn"], self._metrics["retain"]), trainer.default_root_dir)

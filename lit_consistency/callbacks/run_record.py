@@ -126,7 +126,9 @@ class RunRecord(Callback):
         if self.final_dir is not None:
             own = continues and self._has_written(self.final_dir)
             if self.final_dir.exists() and not self.overwrite and not own:
-                raise ValueError(f"final_dir = {self.final_dir}: exists; name another, or set overwrite to replace it")
+                raise ValueError(
+                    f"final_dir = {self.final_dir}: exists; name another, or --run.overwrite true replaces it"
+                )
             check_free(self.final_dir, self.overwrite or own)
         if not continues and not self.folder.is_empty:
             raise ValueError(

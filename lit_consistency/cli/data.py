@@ -156,7 +156,7 @@ def _show(given: dict[str, Any]) -> bool:
         n_rows, n_prompts = held_out.leaked_from(inspected["rows"])
         text = f"leakage: of {held_out.n_rows:,} validation rows, {n_rows:,} are trained on too, "
         console.print(f"{text}{n_prompts:,} have a prompt that is", style="red" if n_prompts else "")
-    return any(part.n_refused or part.unread for part in inspected.values())
+    return any(part.n_refused or part.unread or not any(part.kept) for part in inspected.values())
 
 
 def _data(given: dict[str, Any]) -> SFTData:
@@ -280,6 +280,8 @@ def _show_counts(console: Console, title: str, result: Inspection) -> None:
         console.print(f"  refused for {len(result.refused) - REASONS:,} other reasons, rows: {others:,}", style="red")
     if result.unread:
         console.print(f"  reading stops: {result.unread}", style="red")
+    elif not (any(result.kept) or result.refused):
+        console.print("  nothing to learn: expected a row of which a token is learned", style="red")
 
 
 def _lengths(result: Inspection) -> Table:

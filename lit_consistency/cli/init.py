@@ -149,6 +149,11 @@ def _look(rows: RowFiles, given: Mapping[str, Any], style: str, block_size: int,
             f"rows = {given['rows']}: {looked_at.n_refused:,} of {looked_at.n_rows:,} rows are refused with the prompt "
             f"style {style!r}; the first is {places[0]}: {reason}"
         )
+    if not any(looked_at.learned):
+        raise ValueError(
+            f"rows = {given['rows']}: nothing is learned of {looked_at.n_rows:,} rows; expected an answer that weight "
+            "or train does not leave out"
+        )
     if looked_at.n_dropped == looked_at.n_rows:
         raise ValueError(
             f"rows = {given['rows']}: none of {looked_at.n_rows:,} rows has a token to learn within the model's "

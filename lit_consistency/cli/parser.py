@@ -18,6 +18,11 @@ from jsonargparse import DefaultHelpFormatter, Namespace
 from lit_consistency.cli.class_paths import REFUSED
 from lit_consistency.cli.overlays import OverlayParser
 
+NAMED_BY = (
+    "expected the path of a class, as my_pkg.MyOpt, whose module stands in the working directory (my_pkg.py, or a "
+    "folder my_pkg), in PYTHONPATH or among the installed packages"
+)
+
 
 class ShortErrors(OverlayParser):
     """Ends with exit status 2 and the error in a few lines, not with a hundred lines of usage."""
@@ -38,6 +43,8 @@ class ShortErrors(OverlayParser):
         """Names close to the one that is not known."""
         if match := re.search(r"module '(lit_consistency[\w.]*)' has no attribute '(\w+)'", message):
             return f"expected one of {', '.join(import_module(match[1]).__all__)}\n"
+        if re.search(r"No module named '([\w.]+)'\. Got value: \1\.|Unexpected import path format: ", message):
+            return f"{NAMED_BY}\n"
         match = re.search(r"Unrecognized arguments: --([\w.]+)", message) or re.search(
             r"Key '([\w.]+)' is not", message
         )

@@ -115,7 +115,8 @@ def calls_closure_once(build: Build, model: Model) -> None:
     if calls != [True]:
         raise Broken(
             f"the closure, which computes loss and gradients, was called {len(calls)} times, "
-            f"{sum(calls)} of them with gradients enabled; expected once: a second call sees the last micro-batch alone"
+            f"{sum(calls)} of them with gradients enabled; expected once, with torch.enable_grad(): a second call "
+            "sees the last micro-batch alone"
         )
     if loss is not losses[0]:
         raise Broken(f"step(closure) returns {loss!r:.60}; expected what the closure has returned, as torch's do")

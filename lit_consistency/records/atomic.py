@@ -204,7 +204,9 @@ def check_free(out_dir: Path, overwrite: bool) -> None:
     if not any(out_dir.iterdir()):
         return
     if not overwrite:
-        raise ValueError(f"out_dir = {out_dir}: the folder is not empty; expected a new one, or overwrite: true")
+        raise ValueError(
+            f"out_dir = {out_dir}: the folder is not empty; expected a new one, or --overwrite to replace its model"
+        )
     if not any((out_dir / marker).is_file() for marker in MARKERS):
         raise ValueError(f"out_dir = {out_dir}: expected a model to overwrite, found none of {', '.join(MARKERS)}")
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import yaml
 
 from lit_consistency.callbacks.best_model import BestRule
 from lit_consistency.stats.intervals import Estimate
+from tests.runs import ROOT
 
 
 @pytest.mark.parametrize(
@@ -22,6 +24,16 @@ from lit_consistency.stats.intervals import Estimate
 def test_a_rule_that_chooses_nothing_is_refused(rule: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BestRule(rule).check({"learn/new": ("nats_per_token", "exact")})
+
+
+def test_what_the_configuration_of_a_finetuning_offers_keeps_the_best_and_not_the_worst() -> None:
+    """Rows are judged by their loss, so its comment must ask for the least; a warning would fail the test."""
+    [line] = [line for line in (ROOT / "configs/finetune.yaml").read_text().splitlines() if "# best:" in line]
+    offered = yaml.safe_load(line.strip().removeprefix("# "))["best"]
+    rule = BestRule(offered)
+    rule.check({"learn/validation": ("nats_per_token",), "retain/pairs": ("accuracy",)})
+    kept = {"retain/pairs": Estimate(0.0, 0.01, -0.02, 0.02)}
+    assert rule.value({"learn/validation": 1.0}, kept) > rule.value({"learn/validation": 2.0}, kept)
 
 
 @pytest.mark.filterwarnings("ignore:checkpoint.best. least learn/new .exact. is the model that is worst")

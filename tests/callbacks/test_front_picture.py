@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lit_consistency.callbacks import front_picture
 from lit_consistency.callbacks.front_picture import TAG, front_png, panels_of, way_of
 from lit_consistency.cli.fit import build
 from lit_consistency.drawing.charts.path import Stop
@@ -67,3 +68,14 @@ def test_the_picture_of_a_run_is_in_tensorboard(tmp_path: Path) -> None:
     assert image.step == 4
     assert image.encoded_image_string == drawn
     assert (image.width, image.height) == (int.from_bytes(drawn[16:20], "big"), int.from_bytes(drawn[20:24], "big"))
+
+
+def test_without_matplotlib_a_run_says_so_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(front_picture, "rank_zero_info", said.append)
+    monkeypatch.setattr(front_picture.png, "can_draw", lambda: False)
+    options = [o for o in arguments(tmp_path, *SCRATCH, *SETS) if "progress_bar" not in o]
+    build([*options, "--forgetting.every_n_steps=1", "--forgetting.time_budget=1"]).execute()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(way_of(lines)) > 2  # so there was more than one occasion
+    assert said == [f"no picture of {TAG}: matplotlib is absent; pip install 'lit_consistency[study]'"]

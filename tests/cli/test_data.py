@@ -115,6 +115,20 @@ def test_rows_at_which_training_stops_are_counted_and_named(
 
 
 @pytest.mark.parametrize(
+    "rows_without_answer",
+    [[], [{"messages": [{"role": "user", "content": "the"}, {"role": "assistant", "content": "the", "weight": 0}]}]],
+)
+def test_rows_of_which_nothing_is_learned_are_said(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], rows_without_answer: list[dict[str, object]]
+) -> None:
+    rows = write_jsonl(tmp_path / "rows.jsonl", rows_without_answer)
+    with pytest.raises(SystemExit) as stop:
+        shown(capsys, "--rows", rows, "--model", model)
+    assert stop.value.code == 1  # as for other rows at which training stops
+    assert "nothing to learn: expected a row" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ([], "rows: expected a file of rows"),

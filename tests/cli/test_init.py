@@ -172,6 +172,10 @@ def test_a_mistake_is_named_and_nothing_written(place: Path, capsys: pytest.Capt
     assert "rows = nowhere.jsonl: nothing found" in refused(capsys, "--model", "base", "--rows", "nowhere.jsonl")
     call = ("--model", "base", "--rows", "rows.jsonl")
     assert "rows.jsonl:61: fields 'question'" in refused(capsys, *call)
+    unlearned = turns("a", "b")
+    unlearned["messages"][1]["weight"] = 0
+    write_jsonl(place / "rows.jsonl", [unlearned])
+    assert "nothing is learned of 1 rows; expected an answer that weight" in refused(capsys, *call)
     write_jsonl(place / "rows.jsonl", [{**turns("a", "b"), "tools": [{"name": "f"}]}])
     assert "rows.jsonl:1: prompt_style = 'default': tools" in refused(capsys, *call)
     assert not (place / "finetune.yaml").exists()

@@ -13,7 +13,7 @@ from lit_consistency.__main__ import main
 from lit_consistency.cli.completion import script
 from lit_consistency.cli.fit import build, parsers
 from lit_consistency.cli.mistakes import check_configurations, check_environment, found_configurations, overridden
-from lit_consistency.cli.parser import plain_types
+from lit_consistency.cli.parser import ShortErrors, plain_types
 from lit_consistency.cli.resume import find_checkpoint
 from lit_consistency.cli.suggestions import CLASSES, EQUIVALENTS, class_options, suggestion
 from lit_consistency.methods.base_folder import base_folder
@@ -208,6 +208,17 @@ MEANT = {
 @pytest.mark.parametrize("message", MEANT)
 def test_what_was_probably_meant_is_said(message: str) -> None:
     assert str(suggestion(message)).startswith(MEANT[message]) or MEANT[message] in str(suggestion(message))
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["model.optimizer: No module named 'my'. Got value: my.Opt", "optimizer: Unexpected import path format: my.py"],
+)
+def test_where_the_module_of_a_class_is_looked_for_is_said(message: str) -> None:
+    for command in (ShortErrors(), parsers()["fit"]):
+        assert "expected the path of a class, as my_pkg.MyOpt, whose module stands in" in command.hint(message)
+    for other in ("optimizer: No module named 'missing'. Got value: mine.Opt", "trainer.max_steps: abc: expected"):
+        assert ShortErrors().hint(other) == ""  # a module that mine imports is another matter
 
 
 def test_no_nonsense_is_suggested() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import yaml
 
+from lit_consistency.__main__ import main as command
 from lit_consistency.cli import evaluate, sequence, study
 from lit_consistency.cli.fit import build, main
 from lit_consistency.study.identity import contents
@@ -88,3 +91,17 @@ def test_a_path_that_is_nowhere_is_refused_with_the_places(project: Path, capsys
     error = capsys.readouterr().err
     assert "path = rows.jsonl: nothing found" in error
     assert f"; looked for in the working directory, beside the file that names it, in {project}\n" in error
+
+
+def test_a_class_of_the_working_directory_is_found_by_both_spellings_of_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``lit-consistency`` has its own folder first in ``sys.path``, ``python -m`` the working directory."""
+    (tmp_path / "own_module_of_a_test.py").write_text("number = 3\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["/usr/bin", *sys.path[1:]])
+    before = list(sys.path)
+    for _ in range(2):
+        command(["--version"])
+    assert sys.path == [*before, str(tmp_path)]  # last, so that nothing installed is shadowed
+    assert import_module("own_module_of_a_test").number == 3

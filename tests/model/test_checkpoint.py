@@ -139,7 +139,7 @@ def test_a_failed_save_keeps_the_old_model(
 def test_an_existing_model_is_replaced_only_on_request(tmp_path: Path, tokenizer_dir: Path) -> None:
     model = tiny_checkpoint(tmp_path / "a", "pythia-14m", tokenizer_dir)
     weights = {name: value + 1 for name, value in model.state_dict().items()}
-    with pytest.raises(ValueError, match="overwrite: true"):
+    with pytest.raises(ValueError, match="--overwrite to replace its model"):
         save_model(tmp_path / "a", weights, model.config, None, tiny_provenance())
     save_model(tmp_path / "a", weights, model.config, None, tiny_provenance(), overwrite=True)
     assert torch.equal(load_weights(tmp_path / "a")["lm_head.weight"], weights["lm_head.weight"])

@@ -208,7 +208,7 @@ def test_an_existing_folder_is_refused_unless_overwritten(tmp_path: Path) -> Non
     tiny_checkpoint(tmp_path / "lit", "pythia-14m")
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "config.json").write_text("old")
-    with pytest.raises(ValueError, match="overwrite: true"):
+    with pytest.raises(ValueError, match="--overwrite to replace its model"):
         export_hf(tmp_path / "lit", tmp_path / "hf")
     assert (tmp_path / "hf" / "config.json").read_text() == "old"
     export_hf(tmp_path / "lit", tmp_path / "hf", overwrite=True)

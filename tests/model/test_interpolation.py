@@ -201,7 +201,7 @@ def test_what_stands_there_is_kept_unless_overwritten(tmp_path: Path) -> None:
     base, finetuned = pair(tmp_path)
     export_interpolated(base, finetuned, [0.5], tmp_path / "out")
     before = weights_hash(tmp_path / "out")
-    with pytest.raises(ValueError, match="overwrite: true"):
+    with pytest.raises(ValueError, match="--overwrite to replace its model"):
         export_interpolated(base, finetuned, [0.7], tmp_path / "out")
     assert weights_hash(tmp_path / "out") == before
     export_interpolated(base, finetuned, [0.7], tmp_path / "out", overwrite=True)

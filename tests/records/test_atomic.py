@@ -97,7 +97,7 @@ def test_what_may_not_be_replaced_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other" / "thesis.tex").write_text("years")
     (tmp_path / "file").write_text("")
     cases = [
-        ("model", False, "the folder is not empty; expected a new one, or overwrite: true"),
+        ("model", False, "the folder is not empty; expected a new one, or --overwrite to replace its model"),
         ("other", True, "expected a model to overwrite, found none of"),
         ("file", True, "expected a folder, found a file"),
     ]

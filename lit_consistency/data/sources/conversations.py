@@ -13,7 +13,7 @@ and learned, as in https://github.com/hiyouga/LLaMA-Factory/blob/main/data/READM
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lit_consistency.data.sources.files import take_text
@@ -107,7 +107,7 @@ def conversation_of(row: Any, place: str, columns: Mapping[str, str] | None = No
         _check_mapped(columns, row, place)
         names = {name: column for name, column in columns.items() if column in fields}
         fields = {name: fields[column] for name, column in names.items()}
-    reader = _RowReader(fields, place)
+    reader = _RowReader(fields, place, [name for name, value in row.items() if value is None])
     messages = [turn for turn in reader.messages() if turn["role"] != "system" or turn["content"].strip()]
     _check_turns(messages, place)
     used = {names[name] for name in reader.used}
@@ -182,9 +182,10 @@ def say_counts(fields: Mapping[str, int]) -> str:
 class _RowReader:
     """Reads a row's fields, and keeps which: ``format``, ``used``, ``unused`` (fields of its turns), ``tools``."""
 
-    def __init__(self, fields: dict[str, Any], place: str) -> None:
+    def __init__(self, fields: dict[str, Any], place: str, null: Sequence[str] = ()) -> None:
         self.fields = fields
         self.place = place
+        self.null = null
         self.format = ""
         self.used: set[str] = set()
         self.unused: set[str] = set()
@@ -204,8 +205,10 @@ class _RowReader:
             return [{"role": "assistant", "content": self._text("text")}]
         else:
             names = ", ".join(map(repr, self.fields)) or "none"
+            null = f" (null: {', '.join(map(repr, self.null))})" if self.null else ""
             raise ValueError(
-                f"{self.place}: fields {names}; expected those of {'; '.join(FORMATS)}, or `columns` that name yours"
+                f"{self.place}: fields {names}{null}; expected those of {'; '.join(FORMATS)}, "
+                "or `columns` that name yours"
             )
         if "tools" in self.fields:
             self.tools = read_tools(self.fields["tools"], self.place)

@@ -47,6 +47,41 @@ def test_tables_and_packed_files_give_the_same_rows(tmp_path: Path) -> None:
     assert len(list(RowFiles(str(tmp_path)).rows())) == 120
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.jsonl", '{"prompt": "a", "prompt": "b", "completion": "c"}', r"a\.jsonl:1: key 'prompt' occurs twice"),
+        ("a.jsonl", '{"messages": [{"role": "user", "role": "x"}]}', r"a\.jsonl:1: key 'role' occurs twice"),
+        ("a.json", '{"text": "a"}\n\n{"text": "b"}\n', r"a\.json: a JSON value on each line; .* the ending \.jsonl"),
+        ("a.json", '[{"text": "a"}]x', r"a\.json: not JSON"),
+        ("a.jsonl", '{"prompt": null, "completion": "c", "x": null}', r"fields 'completion' \(null: 'prompt', 'x'\);"),
+        ("a.parquet", "PAR1", r"a\.parquet: cannot be read \(.*\); expected a whole Parquet file"),
+    ],
+)
+def test_a_file_that_would_lose_something_is_refused_by_name(
+    tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow")
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        list(RowFiles(str(tmp_path / name)).rows())
+
+
+def test_a_damaged_page_of_parquet_is_refused_by_the_name_of_its_file(tmp_path: Path) -> None:
+    """The end of the file, which is read first, is whole."""
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    file = tmp_path / "a.parquet"
+    parquet.write_table(arrow.Table.from_pylist(ROWS), file, compression="zstd")
+    content = bytearray(file.read_bytes())
+    content[4:200] = bytes(196)
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.parquet: cannot be read"):
+        list(RowFiles(str(file)).rows())
+
+
 def test_cells_of_several_lines_and_of_any_length(tmp_path: Path) -> None:
     long = "y" * 200_000
     (tmp_path / "a.csv").write_text(f'prompt,completion,topic\n"a\nb","say ""{long}""",1\n\nc,d,2\n')
