@@ -32,7 +32,7 @@ from lit_consistency.model.interpolation import Interpolation, config_difference
 from lit_consistency.records.fingerprints import fingerprint_of
 from lit_consistency.records.results import Result, check_items, read_result, write_result
 from lit_consistency.records.run_folder import RunFolder
-from lit_consistency.stats.bounds import Bound, Verdict, bound_names, parse_bounds
+from lit_consistency.stats.bounds import Bound, Verdict, bound_names, one_of, parse_bounds
 from lit_consistency.stats.intervals import Estimate, turned
 from lit_consistency.tasks.formats import load_format
 from lit_consistency.tasks.rows import fingerprint
@@ -179,9 +179,7 @@ class Budget:
             for bound in bounds:
                 if not bound.of(names):
                     what = "at most so much worse: a retained" if sign == "<=" else "at least so much better: a learned"
-                    raise ValueError(
-                        f"budget: {bound}: {what} set is bounded; expected one of {', '.join(names) or 'no set at all'}"
-                    )
+                    raise ValueError(f"budget: {bound}: {what} set is bounded; {one_of(names)}")
             self.of_name |= bound_names(bounds, names)
 
     def judge(self, changes: Mapping[str, Estimate]) -> dict[str, list[tuple[Bound, Verdict]]]:

@@ -85,6 +85,11 @@ def parse_bounds(text: str | Sequence[str], key: str = "budget") -> list[Bound]:
     return bounds
 
 
+def one_of(names: Sequence[str]) -> str:
+    """What an error says was expected of the sets that are measured."""
+    return f"expected one of {', '.join(names)}" if names else "none is measured"
+
+
 def bound_names(bounds: Sequence[Bound], names: Sequence[str], key: str = "budget") -> dict[str, list[Bound]]:
     """Every name of which a bound speaks, with its bounds; one by name goes before a pattern of the same sign.
 
@@ -98,7 +103,7 @@ def bound_names(bounds: Sequence[Bound], names: Sequence[str], key: str = "budge
     """
     for bound in bounds:
         if not bound.of(names):
-            raise ValueError(f"{key}: {bound}: no such set; expected one of {', '.join(names) or 'no set at all'}")
+            raise ValueError(f"{key}: {bound}: no such set; {one_of(names)}")
     of_name: dict[str, list[Bound]] = {}
     for name in names:
         matching = [bound for bound in bounds if bound.of([name])]

@@ -60,3 +60,5 @@ def test_a_name_goes_before_a_pattern_and_an_unknown_name_is_refused() -> None:
     assert len(bound_names(bounds, ["blimp", "text_law"])["text_law"]) == 2
     with pytest.raises(ValueError, match=r"text\*<=0.2: no such set; expected one of blimp"):
         bound_names(bounds, ["blimp"])
+    with pytest.raises(ValueError, match=r"no such set; none is measured"):
+        bound_names(bounds, [])
