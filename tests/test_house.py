@@ -167,6 +167,7 @@ def test_no_path_of_a_machine_in_the_project() -> None:
 
 
 ELSEWHERE = {
+    "my_pkg.py",  # of a user
     "huggingface.py",
     "model.py",
     "pretrain.py",
