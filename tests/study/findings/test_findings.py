@@ -102,7 +102,7 @@ def averaged(rows: list[Row], claim: dict[str, Any], content: dict[str, Any], me
 
 
 def verdicts(name: str) -> dict[str, tuple[float, float, float, str]]:
-    """Claim -> value, interval at Holm's level, verdict; those that less than three seeds can be read of are left out."""
+    """Claim -> value, interval at Holm's level, verdict; none of a claim that less than three seeds can be read of."""
     content = study(name)
     effects, p_values = {}, {}
     for key, claim in content["claims"].items():
