@@ -256,7 +256,8 @@ def _begun(cli: ConsistencyCLI) -> bool:
 def _quiet() -> None:
     """Keep advertisements and warnings about Lightning's own insides out of the terminal."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
-    warnings.filterwarnings("ignore", message=".*(LeafSpec|does not have many workers).*")
+    # the words of the call are not those of sys.argv where a configuration was found in the package
+    warnings.filterwarnings("ignore", message=".*(LeafSpec|does not have many workers|args parameter is intended).*")
 
 
 class _Made(Exception):
